@@ -1,0 +1,24 @@
+"""The two ONNX operators: names, attributes, types and shape inference. The contract is stated in docs/operator.md."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import AttributeProto, defs, helper
+
+DOMAIN = "na_deploy"
+VERSION = 1
+SEPARATE_OPERATOR = "NeighborhoodAttention"
+PACKED_OPERATOR = "NeighborhoodAttentionQKV"
+OPERATORS = (SEPARATE_OPERATOR, PACKED_OPERATOR)
+
+PLUGIN_ATTRIBUTES = {"plugin_version": "1", "plugin_namespace": DOMAIN}
+"""What TensorRT's parser needs on a node to prefer a registered plugin to the node's function body."""
+
+
+def attribute_defaults() -> tuple[list[str], list[AttributeProto]]:
+    """Return the names of attributes a node must carry, and the others with their defaults."""
+    required = ["kernel_size"]
+    defaults = [helper.make_attribute(name, [value]) for name, value in (("dilation", 1), ("stride", 1), ("is_causal", 0))]
+    defaults.append(helper.make_attribute("scale", 0.0))
+    defaults += [helper.make_attribute(name, value) for name, value in PLUGIN_ATTRIBUTES.items()]
+    return required, defaults

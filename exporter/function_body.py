@@ -1,0 +1,379 @@
+"""The two operators as ONNX model-local functions over standard operators.
+
+A runtime without our kernels runs these. The arithmetic is that of ``attention/tiling.py``, stated on tensors so that
+one body serves every rank, size and attribute, static or dynamic: with static sizes a runtime folds all of it into
+constants and is left with three gathers, two matrix products, an addition, a softmax and a gather back.
+
+The data path never transposes. ``query``, ``key`` and ``value`` are seen as rows of ``head_dim`` numbers; one Gather with
+a table of row numbers, laid out (tiles, heads, rows of a tile), cuts tiles, separates dilation groups, repeats
+grouped-query heads and moves heads in front at once, in contiguous copies of ``head_dim`` numbers.
+
+A lower rank is padded in front to three axes of length 1 with a window of 1, which costs nothing on this path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR, VERSION
+from na_deploy.attention.tiling import TILE_LIMIT, TILE_MINIMUM
+from na_deploy.attention.windows import MAX_RANK
+from na_deploy.exporter.graph_builder import FunctionBuilder
+
+MASKED = -1e30
+"""Added to the score of a pair outside the window; ``exp`` of it is exactly 0 in float32."""
+
+INT_ATTRIBUTES = ("kernel_size", "dilation", "stride", "is_causal")
+
+
+@dataclass(frozen=True)
+class BodyFeatures:
+    """What the nodes of a model use; a function cannot test for the presence of an optional input.
+
+    Attributes:
+        rel_pos_bias: every node carries ``rel_pos_bias``.
+        additional: every node carries ``additional_key`` and ``additional_value``.
+        lse: some node reads the second output.
+    """
+
+    rel_pos_bias: bool = False
+    additional: bool = False
+    lse: bool = False
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Names of one axis's tables. c = dilation groups x tiles, t = queries per tile, w = keys per tile, n = length."""
+
+    query: str  # (c, t) positions
+    key: str  # (c, w) positions
+    pair: str  # (c, t, w) index into the bias axis, or into the one after it when masked
+    home: str  # (n,) which c holds the position
+    place: str  # (n,) where in that tile it stands
+    length: str  # []
+    combos: str  # [] c
+    tile: str  # [] t
+    span: str  # [] w
+
+
+def packed_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:
+    """Return the body of ``NeighborhoodAttentionQKV`` for ONNX ``opset``."""
+    inputs = ["qkv"] + (["rel_pos_bias"] if features.rel_pos_bias else [])
+    body = FunctionBuilder(PACKED_OPERATOR, inputs)
+    empty = _without_batch(body, "qkv")
+    head_count = body.dimension(empty, -2)
+    head_dim = body.dimension(empty, -1)
+    lengths = _padded_lengths(body, body.op("Shape", empty, start=1, end=-3))
+    axes = _plan(body, lengths, features.rel_pos_bias)
+    rows = _rows(body, "qkv", head_dim)
+
+    # Row ((position * 3) + part) * heads + head.
+    head = _head_axis(body, body.range(head_count))
+    three = body.int(3)
+    tokens_per_position = body.op("Mul", three, head_count)
+
+    def table(positions: str, part: int) -> str:  # (c0, c1, c2, 1, a0, a1, a2) -> (NT, H, a)
+        first = body.op("Add", head, body.op("Mul", body.int(part), head_count))
+        return _flatten_table(body, body.op("Add", body.op("Mul", positions, tokens_per_position), first), head_count)
+
+    keys = _grid(body, axes, [axis.key for axis in axes])
+    query = body.op("Gather", rows, table(_grid(body, axes, [axis.query for axis in axes]), 0), axis=1)
+    key = body.op("Gather", rows, table(keys, 1), axis=1)
+    value = body.op("Gather", rows, table(keys, 2), axis=1)
+    bias = _bias_table(body, axes, head_count, features.rel_pos_bias)
+    outputs = _attend(body, query, key, value, bias, head_dim, features.lse)
+    shape = body.op("Concat", body.op("Shape", empty, start=1, end=-3), body.op("Shape", empty, start=-2), axis=0)
+    return _finish(body, axes, outputs, "qkv", head_count, shape, features, opset)
+
+
+def separate_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:
+    """Return the body of ``NeighborhoodAttention`` for ONNX ``opset``."""
+    # Inputs are positional: additional keys stand behind rel_pos_bias whether or not that one is used.
+    inputs = ["query", "key", "value"]
+    if features.rel_pos_bias or features.additional:
+        inputs.append("rel_pos_bias")
+    if features.additional:
+        inputs += ["additional_key", "additional_value"]
+    body = FunctionBuilder(SEPARATE_OPERATOR, inputs)
+    empty_query, empty_key, empty_value = (_without_batch(body, name) for name in ("query", "key", "value"))
+    head_count = body.dimension(empty_query, -2)
+    key_heads = body.dimension(empty_key, -2)
+    head_dim = body.dimension(empty_query, -1)
+    value_dim = body.dimension(empty_value, -1)
+    lengths = _padded_lengths(body, body.op("Shape", empty_query, start=1, end=-2))
+    axes = _plan(body, lengths, features.rel_pos_bias)
+
+    heads = body.range(head_count)
+    query_head = _head_axis(body, heads)
+    key_head = _head_axis(body, body.op("Div", heads, body.op("Div", head_count, key_heads)))  # grouped-query
+
+    def table(positions: str, per_position: str, head: str) -> str:
+        return _flatten_table(body, body.op("Add", body.op("Mul", positions, per_position), head), head_count)
+
+    key_rows, value_rows = _rows(body, "key", head_dim), _rows(body, "value", value_dim)
+    key_table = table(_grid(body, axes, [axis.key for axis in axes]), key_heads, key_head)
+    bias = _bias_table(body, axes, head_count, features.rel_pos_bias)
+    if features.additional:
+        # Additional keys are rows after the map's own; every tile reads all of them, unmasked and unbiased.
+        extra = body.dimension(_without_batch(body, "additional_key"), 1)
+        window_rows = body.product(*[axis.length for axis in axes], key_heads)
+        numbers = body.op("Mul", body.range(extra), key_heads)  # (M,)
+        flat_head = body.op("Unsqueeze", body.op("Div", heads, body.op("Div", head_count, key_heads)), body.ints(1))
+        extra_table = body.op("Add", body.op("Add", flat_head, numbers), window_rows)  # (H, M)
+        tiles = body.product(*[axis.combos for axis in axes])
+        extra_table = body.op("Expand", extra_table, body.vector(tiles, head_count, extra))
+        key_table = body.op("Concat", key_table, extra_table, axis=-1)
+        key_rows = body.op("Concat", key_rows, _rows(body, "additional_key", head_dim), axis=1)
+        value_rows = body.op("Concat", value_rows, _rows(body, "additional_value", value_dim), axis=1)
+        margin = body.op("Concat", body.ints(0, 0, 0, 0, 0, 0, 0), body.op("Unsqueeze", extra, body.ints(0)), axis=0)
+        bias = body.op("Pad", bias, margin, body.float(0.0), mode="constant")
+    query_table = table(_grid(body, axes, [axis.query for axis in axes]), head_count, query_head)
+    query = body.op("Gather", _rows(body, "query", head_dim), query_table, axis=1)
+    key = body.op("Gather", key_rows, key_table, axis=1)
+    value = body.op("Gather", value_rows, key_table, axis=1)
+    outputs = _attend(body, query, key, value, bias, head_dim, features.lse)
+    shape = body.op("Concat", body.op("Shape", empty_query, start=1, end=-1), body.op("Shape", empty_value, start=-1), axis=0)
+    return _finish(body, axes, outputs, "query", head_count, shape, features, opset)
+
+
+# --------------------------------------------------------------------------- planning (folds away with static sizes)
+
+
+def _without_batch(body: FunctionBuilder, tensor: str) -> str:
+    """Return ``tensor`` with no batch entries, to read its other dimensions from.
+
+    ONNX Runtime folds Shape only where every dimension is known; a symbolic batch would keep all planning alive. It
+    copies nothing and any batch has it, 0 included.
+    """
+    return body.op("Gather", tensor, body.constant(np.zeros(0, np.int64)), axis=0)
+
+
+def _padded_lengths(body: FunctionBuilder, lengths: str) -> str:
+    return body.op("Concat", _front(body, lengths, 1), lengths, axis=0)
+
+
+def _front(body: FunctionBuilder, per_axis: str, value: int) -> str:
+    """Return the values that pad a one-per-axis vector in front to three axes."""
+    missing = body.op("Sub", body.ints(MAX_RANK), body.op("Shape", per_axis))
+    return body.op("ConstantOfShape", missing, value=helper.make_tensor("value", TensorProto.INT64, [1], [value]))
+
+
+def _plan(body: FunctionBuilder, lengths: str, biased: bool) -> list[_Axis]:
+    """Return the three axes' tables; see ``attention.tiling.plan_axis`` for the arithmetic."""
+    rank = body.op("Shape", body.attribute_ints("kernel_size"))
+    given = {name: body.op("Expand", body.attribute_ints(name), rank) for name in INT_ATTRIBUTES}
+    kernel, dilation, stride = (
+        body.op("Concat", _front(body, given[name], 1), given[name], axis=0)
+        for name in ("kernel_size", "dilation", "stride")
+    )
+    causal = body.op("Concat", _front(body, given["is_causal"], 0), given["is_causal"], axis=0)
+
+    one = body.ints(1)
+    limit = body.op("Gather", body.ints(*(TILE_LIMIT[r] for r in (1, 2, 3))), body.op("Sub", rank, one))
+    aim = body.op("Min", body.op("Max", body.op("Add", kernel, one), body.ints(TILE_MINIMUM)), limit)
+    longest = body.ceil_div(lengths, dilation)
+    balanced = body.ceil_div(longest, body.ceil_div(longest, aim))
+    tile = body.op("Mul", body.ceil_div(balanced, stride), stride)
+    tiles = body.ceil_div(longest, tile)
+    span = body.op("Min", body.op("Sub", body.op("Add", kernel, tile), stride), longest)
+    is_causal = body.op("Greater", causal, body.ints(0))
+    ahead = body.op("Where", is_causal, body.op("Sub", stride, one), body.op("Div", stride, body.ints(2)))
+    left = body.op("Where", is_causal, body.op("Sub", kernel, one), body.op("Div", kernel, body.ints(2)))
+    combos = body.op("Mul", dilation, tiles)
+    names = ("kernel", "dilation", "stride", "causal", "length", "tile", "tiles", "span", "ahead", "left", "combos", "longest")
+    vectors = (kernel, dilation, stride, is_causal, lengths, tile, tiles, span, ahead, left, combos, longest)
+    return [
+        _plan_axis(body, {name: body.item(v, axis) for name, v in zip(names, vectors, strict=True)}, biased)
+        for axis in range(MAX_RANK)
+    ]
+
+
+def _plan_axis(body: FunctionBuilder, at: dict[str, str], biased: bool) -> _Axis:
+    op, one = body.op, body.int(1)
+    last, first = body.ints(-1), body.ints(1)
+    combo = body.range(at["combos"])
+    group = op("Div", combo, at["tiles"])
+    tile_number = op("Sub", combo, op("Mul", group, at["tiles"]))
+    group_size = body.ceil_div(op("Sub", at["length"], group), at["dilation"])  # (c,)
+    group, group_size = op("Unsqueeze", group, last), op("Unsqueeze", group_size, last)  # (c, 1)
+    final = op("Sub", group_size, one)
+
+    element = op("Add", op("Unsqueeze", op("Mul", tile_number, at["tile"]), last), body.range(at["tile"]))
+    element = op("Min", element, final)  # (c, t)
+    leader = op("Mul", op("Div", element, at["stride"]), at["stride"])
+    leader = op("Min", op("Add", leader, at["ahead"]), final)
+    start = op("Min", op("Sub", leader, at["left"]), op("Sub", group_size, at["kernel"]))
+    start = op("Max", start, body.int(0))  # (c, t)
+    end = op("Where", at["causal"], op("Add", element, one), op("Add", start, at["kernel"]))
+
+    first_start = op("Slice", start, body.ints(0), body.ints(1), body.ints(1))
+    key_start = op("Min", first_start, op("Sub", at["longest"], at["span"]))
+    key = op("Add", key_start, body.range(at["span"]))  # (c, w)
+    key_pair, start, end = op("Unsqueeze", key, first), op("Unsqueeze", start, last), op("Unsqueeze", end, last)
+    visible = op("And", op("GreaterOrEqual", key_pair, start), op("Less", key_pair, end))  # (c, t, w)
+    if biased:
+        reach = op("Sub", at["kernel"], one)
+        pair = op("Add", op("Sub", key_pair, op("Unsqueeze", element, last)), reach)
+        pair = op("Where", visible, pair, op("Add", op("Add", reach, reach), one))
+    else:
+        pair = op("Where", visible, body.int(0), one)
+
+    position = body.range(at["length"])
+    of_group = op("Div", position, at["dilation"])
+    own_group = op("Sub", position, op("Mul", of_group, at["dilation"]))
+    of_tile = op("Div", of_group, at["tile"])
+    return _Axis(
+        query=op("Add", op("Mul", element, at["dilation"]), group),
+        key=op("Min", op("Add", op("Mul", key, at["dilation"]), group), op("Sub", at["length"], one)),
+        pair=pair,
+        home=op("Add", op("Mul", own_group, at["tiles"]), of_tile),
+        place=op("Sub", of_group, op("Mul", of_tile, at["tile"])),
+        length=at["length"],
+        combos=at["combos"],
+        tile=at["tile"],
+        span=at["span"],
+    )
+
+
+# --------------------------------------------------------------------------- row tables
+
+
+def _rows(body: FunctionBuilder, tensor: str, width: str) -> str:
+    """Return ``tensor`` (B, …, width) as float32 rows (B, N, width)."""
+    middle = body.product_of(body.op("Shape", _without_batch(body, tensor), start=1, end=-1))
+    shape = body.op("Concat", body.ints(0), middle, body.op("Unsqueeze", width, body.ints(0)), axis=0)
+    return body.op("Cast", body.op("Reshape", tensor, shape), to=TensorProto.FLOAT)
+
+
+def _head_axis(body: FunctionBuilder, heads: str) -> str:
+    return body.op("Reshape", heads, body.ints(1, 1, 1, -1, 1, 1, 1))
+
+
+def _grid(body: FunctionBuilder, axes: list[_Axis], tables: list[str]) -> str:
+    """Combine per-axis positions (c, a) into flat positions (c0, c1, c2, 1, a0, a1, a2)."""
+    total = ""
+    for axis, table in enumerate(tables):
+        unit = [position for position in range(7) if position not in (axis, axis + 4)]
+        spread = body.op("Unsqueeze", table, body.ints(*unit))
+        total = spread if not total else body.op("Add", body.op("Mul", total, axes[axis].length), spread)
+    return total
+
+
+def _flatten_table(body: FunctionBuilder, table: str, heads: str) -> str:
+    """Return (c0, c1, c2, H, a0, a1, a2) as (tiles, H, rows of a tile)."""
+    shape = body.op("Shape", table)
+    tiles = body.product_of(body.op("Slice", shape, body.ints(0), body.ints(3)))
+    inner = body.product_of(body.op("Slice", shape, body.ints(4), body.ints(7)))
+    return body.op("Reshape", table, body.op("Concat", tiles, body.op("Unsqueeze", heads, body.ints(0)), inner, axis=0))
+
+
+def _bias_table(body: FunctionBuilder, axes: list[_Axis], heads: str, biased: bool) -> str:
+    """Return what is added to the scores: (tiles, H or 1, queries of a tile, keys of a tile) in float32.
+
+    The bias gets one more, masked, entry per axis, so that looking a pair up masks it too. The last axis is looked up
+    number by number, which is a small table; the other two then copy whole rows of it.
+    """
+    if biased:
+        edge = body.op("Shape", "rel_pos_bias", start=1)
+        padded_edge = body.op("Concat", _front(body, edge, 1), edge, axis=0)
+        shape = body.op("Concat", body.op("Shape", "rel_pos_bias", start=0, end=1), padded_edge, axis=0)
+        bias = body.op("Cast", body.op("Reshape", "rel_pos_bias", shape), to=TensorProto.FLOAT)
+    else:
+        bias = body.constant(np.zeros((1, 1, 1, 1), np.float32))
+    bias = body.op("Pad", bias, body.ints(0, 0, 0, 0, 0, 1, 1, 1), body.float(MASKED), mode="constant")
+    bias_heads = heads if biased else body.int(1)
+    row, column = (body.dimension(bias, axis) for axis in (1, 2))
+
+    z, y, x = axes
+    rows = body.op("Gather", bias, x.pair, axis=3)  # (H, r0, r1, c2, t2, w2)
+    row_shape = body.op("Concat", body.ints(-1), body.op("Unsqueeze", x.span, body.ints(0)), axis=0)
+    rows = body.op("Reshape", rows, row_shape)
+
+    upper = body.op("Unsqueeze", z.pair, body.ints(1, 3, 5))  # (c0, 1, t0, 1, w0, 1)
+    lower = body.op("Unsqueeze", y.pair, body.ints(0, 2, 4))  # (1, c1, 1, t1, 1, w1)
+    pair = body.op("Add", body.op("Mul", upper, column), lower)
+    merged = [body.product(getattr(z, name), getattr(y, name)) for name in ("combos", "tile", "span")]
+    pair = body.op("Reshape", pair, body.vector(*merged))  # (c01, t01, w01)
+    pair = body.op("Unsqueeze", pair, body.ints(1, 2, 4))  # (c01, 1, 1, t01, 1, w01)
+
+    head = body.op("Reshape", body.range(bias_heads), body.ints(1, 1, -1, 1, 1, 1))
+    number = body.op("Add", body.op("Mul", head, body.product(row, column)), pair)
+    combo = body.op("Reshape", body.range(x.combos), body.ints(1, -1, 1, 1, 1, 1))
+    number = body.op("Add", body.op("Mul", number, x.combos), combo)
+    query = body.op("Reshape", body.range(x.tile), body.ints(1, 1, 1, 1, -1, 1))
+    number = body.op("Add", body.op("Mul", number, x.tile), query)  # (c01, c2, H, t01, t2, w01)
+
+    table = body.op("Gather", rows, number, axis=0)  # (c01, c2, H, t01, t2, w01, w2)
+    tiles, queries, keys = (
+        body.product(*[getattr(axis, name) for axis in axes]) for name in ("combos", "tile", "span")
+    )
+    return body.op("Reshape", table, body.vector(tiles, bias_heads, queries, keys))
+
+
+# --------------------------------------------------------------------------- attention itself
+
+
+def _attend(
+    body: FunctionBuilder, query: str, key: str, value: str, bias: str, head_dim: str, with_lse: bool
+) -> tuple[str, str | None]:
+    """Return (B, tiles, H, queries, Dv) and, if asked for, (B, tiles, H, queries, 1): plain attention on the tiles."""
+    given = body.attribute_float("scale")
+    standard = body.op("Pow", body.op("Cast", head_dim, to=TensorProto.FLOAT), body.float(-0.5))
+    scale = body.op("Where", body.op("Equal", given, body.float(0.0)), standard, given)
+    scores = body.op("MatMul", body.op("Mul", query, scale), body.op("Transpose", key, perm=[0, 1, 2, 4, 3]))
+    scores = body.op("Add", scores, bias)
+    lse = None
+    if with_lse:
+        last = body.ints(-1)
+        peak = body.op("ReduceMax", scores, last, keepdims=1)
+        total = body.op("ReduceSum", body.op("Exp", body.op("Sub", scores, peak)), last, keepdims=1)
+        lse = body.op("Add", peak, body.op("Log", total))
+    return body.op("MatMul", body.op("Softmax", scores, axis=-1), value), lse
+
+
+def _finish(
+    body: FunctionBuilder,
+    axes: list[_Axis],
+    attended: tuple[str, str | None],
+    like: str,
+    heads: str,
+    shape: str,  # of the output, less the batch
+    features: BodyFeatures,
+    opset: int,
+) -> onnx.FunctionProto:
+    """Put tiles back in place, give the result the input's type, and close the function."""
+    z, y, x = axes
+    queries = body.product(z.tile, y.tile, x.tile)
+    row = ""  # ((home * heads) + head) * queries + place, (n0, n1, n2, H)
+    home = place = ""
+    for axis, unit in zip(axes, ((1, 2, 3), (0, 2, 3), (0, 1, 3)), strict=True):
+        own_home = body.op("Unsqueeze", axis.home, body.ints(*unit))
+        own_place = body.op("Unsqueeze", axis.place, body.ints(*unit))
+        home = own_home if not home else body.op("Add", body.op("Mul", home, axis.combos), own_home)
+        place = own_place if not place else body.op("Add", body.op("Mul", place, axis.tile), own_place)
+    head = body.op("Reshape", body.range(heads), body.ints(1, 1, 1, -1))
+    row = body.op("Add", body.op("Mul", home, heads), head)
+    row = body.op("Add", body.op("Mul", row, queries), place)
+    row = body.op("Reshape", row, body.ints(-1))
+    total = body.product(z.combos, y.combos, x.combos, heads, queries)
+
+    def restore(tensor: str, shape: str) -> str:  # (B, tiles, H, queries, e) -> (B, *X, H, e)
+        width = body.op("Slice", shape, body.ints(-1), body.ints(2**31 - 1))
+        flat = body.op("Concat", body.ints(0), body.op("Unsqueeze", total, body.ints(0)), width, axis=0)
+        home = body.op("Concat", body.ints(0), shape, axis=0)  # 0 keeps the batch as it is
+        return body.op("Reshape", body.op("Gather", body.op("Reshape", tensor, flat), row, axis=1), home)
+
+    output, lse = attended
+    body.rename(body.op("CastLike", restore(output, shape), like), "output")
+    outputs = ["output"]
+    if features.lse:
+        assert lse is not None
+        one = body.ints(1)
+        lse_shape = body.op("Concat", body.op("Slice", shape, body.ints(0), body.ints(-1)), one, axis=0)
+        body.rename(body.op("Squeeze", restore(lse, lse_shape), body.ints(-1)), "lse")
+        outputs.append("lse")
+    return body.function(DOMAIN, outputs, opset, VERSION)
