@@ -39,8 +39,9 @@ class BuildReport:
     """What a build produced.
 
     Attributes:
-        layers: Layers of the parsed network.
-        engine_bytes: Size of the engine.
+        layers: Layers of the parsed network. engine_bytes: Size of the engine. activation_bytes: Device
+        memory one execution needs besides weights, inputs and outputs, at the largest
+            shapes of the profile; 0 if the builder did not say.
         parse_seconds: Time the ONNX parser took.
         build_seconds: Time the builder took.
         log: Warnings and errors of the library, each "severity: message".
@@ -48,6 +49,7 @@ class BuildReport:
 
     layers: int
     engine_bytes: int
+    activation_bytes: int
     parse_seconds: float
     build_seconds: float
     log: tuple[str, ...]
@@ -108,7 +110,14 @@ def _build(request: dict[str, Any], timeout_s: float) -> BuildReport:
     log = tuple(f"{_SEVERITIES[e['severity']]}: {e['message']}" for e in events if e["event"] == "log")
     if done.returncode == 0:
         parsed, built = found["parsed"], found["built"]
-        return BuildReport(parsed["layers"], built["engine_bytes"], parsed["seconds"], built["seconds"], log)
+        return BuildReport(
+            layers=parsed["layers"],
+            engine_bytes=built["engine_bytes"],
+            activation_bytes=found.get("memory", {}).get("activation_bytes", 0),
+            parse_seconds=parsed["seconds"],
+            build_seconds=built["seconds"],
+            log=log,
+        )
 
     failed = found.get("failed", {})
     if failed.get("kind") == MissingDependencyError.__name__:

@@ -7,7 +7,8 @@ at a time, so that what was known before a crash survives it.
 The request is one JSON object: ``model`` and ``engine`` (paths; ``engine`` may be null), ``profiles``
 (input name to [min, opt, max] shapes), ``threads``. Events carry ``event``: "log" (severity, message),
 "parser_error" (code, description, node, name, operator, functions), "parsed" (layers, seconds), "built"
-(engine_bytes, seconds), "failed" (reason, and kind, the error's class, where it is one of na-deploy's).
+(engine_bytes, seconds), "memory" (activation_bytes, as the builder logs it), "failed" (reason, and kind, the
+error's class, where it is one of na-deploy's).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -24,7 +26,8 @@ from typing import Any, TextIO
 from na_deploy.errors import NaDeployError
 from na_deploy.runtime import tensorrt_rtx_library as rtx
 
-_MOST_VERBOSE_KEPT = 2  # warnings
+_WARNING, _INFORMATION = 2, 3
+_ACTIVATION_MEMORY = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 class Events:
@@ -45,8 +48,10 @@ def run(request: dict[str, Any], events: Events) -> bool:
     """Parse the model, add the optimization profile, build the engine and write it; whether all went well."""
 
     def receive(severity: int, message: str) -> None:
-        if severity <= _MOST_VERBOSE_KEPT:
+        if severity <= _WARNING:
             events.write("log", severity=severity, message=message)
+        elif severity == _INFORMATION and (said := _ACTIVATION_MEMORY.search(message)):
+            events.write("memory", activation_bytes=int(said.group(1)))
 
     library = rtx.load()
     logger = rtx.Logger(receive)
@@ -61,7 +66,7 @@ def run(request: dict[str, Any], events: Events) -> bool:
 
     started = time.perf_counter()
     parser = library.create_parser(network, logger)
-    accepted = rtx.PARSER_PARSE_FROM_FILE(parser, request["model"].encode(), _MOST_VERBOSE_KEPT)
+    accepted = rtx.PARSER_PARSE_FROM_FILE(parser, request["model"].encode(), _WARNING)
     for index in range(rtx.PARSER_GET_NB_ERRORS(parser)):
         events.write("parser_error", **_parser_error(rtx.PARSER_GET_ERROR(parser, index)))
     if not accepted:

@@ -87,8 +87,10 @@ def test_weights_in_an_external_file_are_found(tmp_path: Path) -> None:
 @needs_wheel
 def test_a_dynamic_input_is_built_for_the_shapes_of_its_profile(tmp_path: Path) -> None:
     model = _saved(tmp_path, _model(batch="n"))
-    report = build_engine(model, profiles={"x": ((1, 6, 16), (4, 6, 16), (32, 6, 16))})
-    assert report.engine_bytes > 10_000
+    small = build_engine(model, profiles={"x": ((1, 6, 16), (4, 6, 16), (32, 6, 16))})
+    large = build_engine(model, profiles={"x": ((1, 6, 16), (4, 6, 16), (32_000, 6, 16))})
+    assert small.engine_bytes > 10_000
+    assert large.activation_bytes >= small.activation_bytes + 32_000 * 6 * 16  # the largest shape counts
 
 
 @needs_wheel
