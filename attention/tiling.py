@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from na_deploy.attention.windows import IntArray, NeighborhoodSpec, group_length, group_window
 
-TILE_LIMIT = {1: 64, 2: 8, 3: 4}
-"""Longest tile side per rank: about 64 queries a tile keep the matrix products efficient (see docs/operator.md)."""
+TILE_MINIMUM = {1: 8, 2: 4, 3: 2}
+"""Shortest tile side aimed at, by rank: shorter ones make matrix products too small to be efficient."""
 
-TILE_MINIMUM = 4
-"""Shortest tile side aimed at, so that small kernels do not end up with tiles of two or three queries."""
+TILE_LIMIT = {1: 48, 2: 8, 3: 4}
+"""Longest tile side aimed at, by rank: longer ones compute more masked scores than they save copies of keys."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,33 @@ class AxisPlan:
 def tile_size(group: int, kernel_size: int, stride: int, rank: int) -> int:
     """Return the tile side for a dilation group of ``group`` elements.
 
-    One more than the kernel, within [TILE_MINIMUM, TILE_LIMIT[rank]]; then balanced so that tiles are equally full, and
-    rounded up to the stride so that a tile starts with a stride group.
+    Half the kernel, within [TILE_MINIMUM, TILE_LIMIT] of the rank, was the fastest or within a tenth of it for kernels
+    of 5 to 512 (benchmarks/function_body.py). A group that is hardly longer than the kernel is one tile, since every
+    tile would read all its keys. Tiles are then made equally full, and rounded up to the stride so that each starts
+    with a stride group.
     """
-    aim = min(max(kernel_size + 1, TILE_MINIMUM), TILE_LIMIT[rank])
-    tiles = -(-group // aim)
+    aim = min(max((kernel_size + 1) // 2, TILE_MINIMUM[rank]), TILE_LIMIT[rank])
+    whole = min(kernel_size + 1, 2 * aim)
+    tiles = -(-group // (whole if group <= whole else aim))
     balanced = -(-group // tiles)
     return -(-balanced // stride) * stride
 
 
 def plan_axis(
-    length: int, kernel_size: int, dilation: int = 1, stride: int = 1, is_causal: bool = False, rank: int = 2
+    length: int,
+    kernel_size: int,
+    dilation: int = 1,
+    stride: int = 1,
+    is_causal: bool = False,
+    rank: int = 2,
+    tile: int | None = None,
 ) -> AxisPlan:
-    """Plan one axis of ``length`` positions of a problem with ``rank`` spatial axes."""
+    """Plan one axis of ``length`` positions of a problem with ``rank`` spatial axes.
+
+    ``tile``, a multiple of ``stride``, overrules :func:`tile_size`; benchmarks use it to try others.
+    """
     longest = -(-length // dilation)
-    tile = tile_size(longest, kernel_size, stride, rank)
+    tile = tile or tile_size(longest, kernel_size, stride, rank)
     tiles = -(-longest // tile)
     span = min(kernel_size + tile - stride, longest)
 

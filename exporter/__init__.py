@@ -1,1 +1,26 @@
+"""PyTorch to ONNX: tracing, translation of our operators, function bodies, graph passes and verification.
 
+``export`` is imported on first use: the function bodies and graph helpers need no PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from na_deploy.exporter.options import ExportOptions
+    from na_deploy.exporter.pipeline import ExportReport, export
+
+__all__ = ["ExportOptions", "ExportReport", "export"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("export", "ExportReport"):
+        from na_deploy.exporter import pipeline
+
+        return getattr(pipeline, name)
+    if name == "ExportOptions":
+        from na_deploy.exporter.options import ExportOptions
+
+        return ExportOptions
+    raise AttributeError(f"module 'na_deploy.exporter' has no attribute {name!r}")

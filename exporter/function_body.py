@@ -92,7 +92,7 @@ def packed_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:
 
 def separate_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:
     """Return the body of ``NeighborhoodAttention`` for ONNX ``opset``."""
-    # Inputs are positional: additional keys stand behind rel_pos_bias whether or not that one is used.
+    # Inputs are positional: additional keys stand behind rel_pos_bias whether or not the body reads that one.
     inputs = ["query", "key", "value"]
     if features.rel_pos_bias or features.additional:
         inputs.append("rel_pos_bias")
@@ -173,12 +173,8 @@ def _plan(body: FunctionBuilder, lengths: str, biased: bool) -> list[_Axis]:
     causal = body.op("Concat", _front(body, given["is_causal"], 0), given["is_causal"], axis=0)
 
     one = body.ints(1)
-    limit = body.op("Gather", body.ints(*(TILE_LIMIT[r] for r in (1, 2, 3))), body.op("Sub", rank, one))
-    aim = body.op("Min", body.op("Max", body.op("Add", kernel, one), body.ints(TILE_MINIMUM)), limit)
     longest = body.ceil_div(lengths, dilation)
-    balanced = body.ceil_div(longest, body.ceil_div(longest, aim))
-    tile = body.op("Mul", body.ceil_div(balanced, stride), stride)
-    tiles = body.ceil_div(longest, tile)
+    tile, tiles = _tile(body, longest, kernel, stride, rank)
     span = body.op("Min", body.op("Sub", body.op("Add", kernel, tile), stride), longest)
     is_causal = body.op("Greater", causal, body.ints(0))
     ahead = body.op("Where", is_causal, body.op("Sub", stride, one), body.op("Div", stride, body.ints(2)))
@@ -190,6 +186,29 @@ def _plan(body: FunctionBuilder, lengths: str, biased: bool) -> list[_Axis]:
         _plan_axis(body, {name: body.item(v, axis) for name, v in zip(names, vectors, strict=True)}, biased)
         for axis in range(MAX_RANK)
     ]
+
+
+def _tile(body: FunctionBuilder, longest: str, kernel: str, stride: str, rank: str) -> tuple[str, str]:
+    """Return tile side and count on each axis; see ``attention.tiling.tile_size``.
+
+    The two last Min change no value. They tell TensorRT, which plans memory for free sizes by interval arithmetic, that
+    neither can be larger than before balancing; without them it reserves a hundred times the memory.
+    """
+    one, two = body.ints(1), body.ints(2)
+    least, limit = (
+        body.op("Gather", body.ints(*(table[r] for r in (1, 2, 3))), body.op("Sub", rank, one))
+        for table in (TILE_MINIMUM, TILE_LIMIT)
+    )
+    aim = body.op("Min", body.op("Max", body.op("Div", body.op("Add", kernel, one), two), least), limit)
+    whole = body.op("Min", body.op("Add", kernel, one), body.op("Mul", aim, two))
+    side = body.op("Where", body.op("LessOrEqual", longest, whole), whole, aim)
+    balanced = body.ceil_div(longest, body.ceil_div(longest, side))
+
+    def up(size: str) -> str:
+        return body.op("Mul", body.ceil_div(size, stride), stride)
+
+    tile = body.op("Min", up(balanced), up(whole))
+    return tile, body.op("Min", body.ceil_div(longest, tile), body.ceil_div(longest, aim))
 
 
 def _plan_axis(body: FunctionBuilder, at: dict[str, str], biased: bool) -> _Axis:

@@ -1,0 +1,60 @@
+"""What every benchmark prints first, and how every benchmark times: interleaved, medians."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def describe_machine(threads: int) -> str:
+    """Return processor, cores used and library versions in one line."""
+    import numpy
+    import onnxruntime
+
+    versions = [f"Python {platform.python_version()}", f"NumPy {numpy.__version__}", f"ONNX Runtime {onnxruntime.__version__}"]
+    try:
+        import torch
+
+        versions.append(f"PyTorch {torch.__version__}")
+    except ImportError:
+        pass
+    return f"{_processor()}, {threads} of {os.cpu_count()} threads; {', '.join(versions)}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return model + (" with AVX-512" if "avx512f" in flags else "")
+
+
+def time_interleaved(
+    candidates: Mapping[str, Callable[[], object]], rounds: int = 15, warmup: int = 2, budget: float = 60.0
+) -> dict[str, float]:
+    """Return each candidate's median milliseconds, all of them timed in turn so that noise hits them alike.
+
+    A candidate that alone would overrun ``budget`` seconds is run fewer times, at least three.
+    """
+    allowed: dict[str, int] = {}
+    for name, run in candidates.items():
+        started = time.perf_counter()
+        run()
+        once = time.perf_counter() - started
+        for _ in range(warmup - 1 if once < 1 else 0):
+            run()
+        allowed[name] = max(3, min(rounds, int(budget / max(once, 1e-6))))
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds):
+        for name, run in candidates.items():
+            if turn < allowed[name]:
+                started = time.perf_counter()
+                run()
+                times[name].append(1e3 * (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in times.items()}

@@ -1,0 +1,117 @@
+"""``na-deploy export``: a checkpoint to one verified ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from na_deploy.cli.output import console, print_json, size_text, table
+from na_deploy.cli.progress import progress_line
+
+if TYPE_CHECKING:
+    from na_deploy.exporter import ExportReport
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="ONNX file to write; by default CHECKPOINT's name.")
+@click.option("--arch", help="Architecture (see `na-deploy models`), where the weights alone do not settle it.")
+@click.option("--dilations", help="Dilations: a preset of `na-deploy models --dilations`, or text as 1,8,1/1,4,1,4/…")
+@click.option("--out-indices", help="Levels whose feature maps a backbone returns, as 0,1,2,3.")
+@click.option("--input", "shape", help="Example input, as 1x3x224x224; by default the architecture's own size.")
+@click.option("--dynamic", multiple=True, help="Leave 'batch', 'spatial' (height and width) or both free.")
+@click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16 or bf16; inputs and outputs stay fp32.")
+@click.option("--opset", type=int, help="ONNX operator set, 20 to 23; 22 by default.")
+@click.option("--external-data", is_flag=True, help="Write weights to a file beside the model (always done above 2 GB).")
+@click.option("--tolerance", type=float, help="Largest accepted relative difference to PyTorch float32.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    checkpoint: Path,
+    output: Path | None,
+    arch: str | None,
+    dilations: str | None,
+    out_indices: str | None,
+    shape: str | None,
+    dynamic: tuple[str, ...],
+    dtype: str,
+    opset: int | None,
+    external_data: bool,
+    tolerance: float | None,
+    as_json: bool,
+) -> None:
+    """Export CHECKPOINT to one ONNX file that runs on any ONNX runtime.
+
+    CHECKPOINT is a .pth, .pt, .bin or .safetensors file, or a Hugging Face folder. The file is run in ONNX Runtime and
+    compared with PyTorch before it is kept.
+    """
+    with progress_line("starting") as progress:
+        # After the first word: importing PyTorch takes seconds.
+        from na_deploy.cli.arguments import parse_indices
+        from na_deploy.exporter import export
+
+        report = export(
+            checkpoint,
+            output,
+            arch=arch,
+            dilations=dilations,
+            out_indices=parse_indices(out_indices),
+            input=shape,
+            dynamic=dynamic,
+            dtype=dtype,
+            opset=opset,
+            external_data=external_data,
+            tolerance=tolerance,
+            progress=progress,
+        )
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        print_json(_as_json(report))
+        return
+    _print(report)
+
+
+def _print(report: ExportReport) -> None:
+    out = console()
+    options = report.options
+    free = f", free: {' and '.join(options.dynamic)}" if options.dynamic else ""
+    out.print(
+        f"[bold]{report.path}[/bold]  {report.architecture}, {options.dtype}, opset {options.opset}, "
+        f"{size_text(report.size)}{free}"
+    )
+    for path in report.files[1:]:
+        out.print(f"weights in {path}; keep both files together")
+    out.print(f"{report.nodes} operators, {report.attention_layers} of them neighborhood attention")
+    rows = table("input", "output", "largest difference", "relative", right=("largest difference", "relative"))
+    for case in report.cases:
+        for difference in case.differences:
+            rows.add_row(
+                "×".join(map(str, case.input_shape)),
+                f"{difference.name} {'×'.join(map(str, difference.shape))}",
+                f"{difference.largest:.1e}",
+                f"{difference.relative:.1e}",
+            )
+    rows.title = f"ONNX Runtime against PyTorch float32 (tolerance {options.accepted_difference:.0e})"
+    out.print(rows)
+    out.print("  ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
+
+
+def _as_json(report: ExportReport) -> dict[str, object]:
+    return {
+        "path": str(report.path),
+        "files": [str(path) for path in report.files],
+        "bytes": report.size,
+        "architecture": report.architecture,
+        "dtype": report.options.dtype,
+        "opset": report.options.opset,
+        "input": list(report.options.shape or ()),
+        "dynamic": list(report.options.dynamic),
+        "operators": report.nodes,
+        "attention_layers": report.attention_layers,
+        "tolerance": report.options.accepted_difference,
+        "relative_difference": report.difference,
+        "seconds": report.seconds,
+        "warnings": list(report.warnings),
+    }

@@ -1,0 +1,86 @@
+"""What a user can ask of an export, checked before any work is done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from na_deploy.errors import UsageError
+
+DTYPES = ("fp32", "fp16", "bf16")
+DYNAMIC = ("batch", "spatial")
+DEFAULT_OPSET = 22
+"""Opset 22 is the first whose Conv takes bfloat16; ONNX Runtime 1.20 and later and TensorRT 10.9 and later read it."""
+OPSETS = range(20, 24)
+"""From 20 on Gelu is one operator; up to 23 is checked."""
+
+EXTERNAL_DATA_BYTES = 2_000_000_000
+"""A protobuf file cannot pass 2 GiB; larger weights go to a file beside the model."""
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+"""Largest accepted ``max |onnx - pytorch| / max |pytorch|`` of any output, PyTorch running in float32."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The form of the exported file.
+
+    Attributes:
+        shape: batch, channels, height, width of the example image; ``None`` takes 1 x 3 x the model's own size.
+        dynamic: which of "batch" and "spatial" (height and width) stay free in the file.
+        dtype: precision of weights and computation, typed in the file; inputs and outputs stay float32.
+        opset: ONNX operator set.
+        external_data: write weights beside the model even if they would fit into it.
+        tolerance: largest accepted relative difference to PyTorch float32; ``None`` takes :data:`TOLERANCE`.
+    """
+
+    shape: tuple[int, int, int, int] | None = None
+    dynamic: tuple[str, ...] = ()
+    dtype: str = "fp32"
+    opset: int = DEFAULT_OPSET
+    external_data: bool = False
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UsageError(f"unknown dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        for name in self.dynamic:
+            if name not in DYNAMIC:
+                raise UsageError(f"unknown dynamic dimension {name!r}; choose batch, spatial or both")
+        if self.opset not in OPSETS:
+            raise UsageError(f"opset {self.opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
+        if self.dtype == "bf16" and self.opset < DEFAULT_OPSET:
+            raise UsageError(f"bf16 needs opset {DEFAULT_OPSET} or later (Conv takes bfloat16 from there on), got {self.opset}")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise UsageError(f"tolerance must be above 0, got {self.tolerance}")
+
+    @property
+    def accepted_difference(self) -> float:
+        """The tolerance in force."""
+        return TOLERANCE[self.dtype] if self.tolerance is None else self.tolerance
+
+
+def parse_shape(text: str) -> tuple[int, int, int, int]:
+    """Parse ``1x3x224x224``.
+
+    Raises:
+        UsageError: it is not four positive numbers, or the image does not have three channels.
+    """
+    if not re.fullmatch(r"\d+(x\d+){3}", text):
+        raise UsageError(f"cannot read the input shape {text!r}; write batch x channels x height x width, as 1x3x224x224")
+    batch, channels, height, width = (int(part) for part in text.split("x"))
+    if min(batch, height, width) < 1:
+        raise UsageError(f"the input shape {text} has a zero; every size must be at least 1")
+    if channels != 3:
+        raise UsageError(f"the input shape {text} has {channels} channels; these models take 3 (RGB)")
+    return batch, channels, height, width
+
+
+def parse_dynamic(values: Sequence[str]) -> tuple[str, ...]:
+    """Parse repeated or comma-separated ``--dynamic`` values, in a fixed order without repeats."""
+    given = [part.strip() for value in values for part in value.split(",") if part.strip()]
+    unknown = [part for part in given if part not in DYNAMIC]
+    if unknown:
+        raise UsageError(f"unknown dynamic dimension {unknown[0]!r}; choose batch, spatial or both")
+    return tuple(name for name in DYNAMIC if name in given)

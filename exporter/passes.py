@@ -1,0 +1,137 @@
+"""What is done to a traced graph before it is written; each pass is small and can be read alone."""
+
+from __future__ import annotations
+
+import ast
+
+import numpy as np
+import onnx_ir as ir
+
+from na_deploy.attention.schema import DOMAIN, OPERATORS, PACKED_OPERATOR, SEPARATE_OPERATOR, VERSION
+from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
+
+OPTIONAL_INPUT = {PACKED_OPERATOR: 1, SEPARATE_OPERATOR: 3}
+"""Position of rel_pos_bias among the inputs."""
+
+
+def attention_nodes(model: ir.Model) -> list[ir.Node]:
+    """Return the neighborhood attention nodes, in order of execution."""
+    return [node for node in model.graph if node.domain == DOMAIN and node.op_type in OPERATORS]
+
+
+def tidy_attention_nodes(model: ir.Model) -> None:
+    """Name each node after its module and drop the outputs nobody reads.
+
+    ONNX Runtime refuses a node with more outputs than its function has, so an unread ``lse`` must go.
+    """
+    for number, node in enumerate(attention_nodes(model)):
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        module = next((scope for scope in reversed(scopes[:-1]) if scope), f"attention_{number}")
+        node.name = module.removeprefix("model.")
+        node.outputs[0].name = f"{node.name}.output"
+        outputs = node.outputs
+        if len(outputs) > 1 and not outputs[1].uses() and not outputs[1].is_graph_output():
+            node.resize_outputs(1)
+
+
+def simplify_attention_reshapes(model: ir.Model) -> None:
+    """Give the reshapes around packed nodes constant shapes that copy the leading dimensions.
+
+    With free sizes the tracer computes these shapes at run time, one small graph for each block.
+    """
+    for node in attention_nodes(model):
+        if node.op_type != PACKED_OPERATOR:
+            continue
+        packed, output = node.inputs[0], node.outputs[0]
+        if packed is None or packed.shape is None:
+            continue
+        leading = packed.shape.rank() - 3
+        heads, head_dim = packed.shape[-2], packed.shape[-1]
+        split = packed.producer()
+        if split is not None and split.op_type == "Reshape" and _rank(split.inputs[0]) == leading + 1:
+            _set_reshape(model, split, [0] * leading + [3, heads, head_dim])
+        for use in output.uses():
+            merge = use.node
+            if merge.op_type == "Reshape" and use.idx == 0 and _rank(merge.outputs[0]) == leading + 1:
+                _set_reshape(model, merge, [0] * leading + [int(heads) * int(head_dim)])
+
+
+def _rank(value: ir.Value | None) -> int | None:
+    return None if value is None or value.shape is None else value.shape.rank()
+
+
+def _set_reshape(model: ir.Model, node: ir.Node, shape: list[int | ir.SymbolicDim]) -> None:
+    if not all(isinstance(size, int) for size in shape):
+        return
+    name = "shape_" + "_".join(str(size) for size in shape)
+    constant = model.graph.initializers.get(name)
+    if constant is None:
+        tensor = ir.tensor(np.array(shape, np.int64), name=name)
+        constant = ir.Value(name=name, const_value=tensor, shape=ir.Shape([len(shape)]), type=ir.TensorType(ir.DataType.INT64))
+        model.graph.register_initializer(constant)
+    node.replace_input_with(1, constant)
+    node.attributes.pop("allowzero", None)
+
+
+def strip_traces(model: ir.Model) -> None:
+    """Remove the tracer's notes: source lines and paths of the exporting machine have no place in the file."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    for node in model.graph:
+        for output in node.outputs:
+            output.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.doc_string = None
+    model.doc_string = None
+
+
+def embed_function_bodies(model: ir.Model, opset: int) -> None:
+    """Add the portable body of each operator the model uses, and make its nodes fit it.
+
+    A body cannot ask whether an optional input or output is there, so nodes of a kind are made alike: where some carry
+    ``rel_pos_bias``, the others get one of zeros (TensorRT refuses an empty name before additional keys, so there too);
+    where some give ``lse``, the others name it as well.
+    """
+    model.graph.opset_imports[DOMAIN] = VERSION
+    for operator, build in ((PACKED_OPERATOR, packed_function), (SEPARATE_OPERATOR, separate_function)):
+        nodes = [node for node in attention_nodes(model) if node.op_type == operator]
+        if not nodes:
+            continue
+        at = OPTIONAL_INPUT[operator]
+        features = BodyFeatures(
+            rel_pos_bias=any(_has_input(node, at) for node in nodes),
+            additional=any(_has_input(node, at + 1) for node in nodes),
+            lse=any(len(node.outputs) > 1 for node in nodes),
+        )
+        function = ir.from_proto(build(features, opset))
+        assert isinstance(function, ir.Function)
+        model.functions[function.identifier()] = function
+        for node in nodes:
+            if (features.rel_pos_bias or features.additional) and not _has_input(node, at):
+                _add_zero_bias(model, node, at)
+            if features.lse and len(node.outputs) == 1:
+                node.resize_outputs(2)
+                node.outputs[1].name = f"{node.name}.lse"
+
+
+def _has_input(node: ir.Node, index: int) -> bool:
+    return len(node.inputs) > index and node.inputs[index] is not None
+
+
+def _add_zero_bias(model: ir.Model, node: ir.Node, at: int) -> None:
+    query = node.inputs[0]
+    assert query is not None and query.shape is not None and query.dtype is not None
+    heads = int(query.shape[-2])
+    kernel = [int(size) for size in node.attributes["kernel_size"].as_ints()]
+    shape = (heads, *(2 * size - 1 for size in kernel))
+    name = f"{node.name}.no_bias"
+    tensor = ir.tensor(np.zeros(shape, query.dtype.numpy()), dtype=query.dtype, name=name)
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(shape), type=ir.TensorType(query.dtype))
+    model.graph.register_initializer(value)
+    if len(node.inputs) <= at:
+        node.resize_inputs(at + 1)
+    node.replace_input_with(at, value)

@@ -1,0 +1,218 @@
+"""Checkpoint to verified ONNX file: the steps of ``na-deploy export``, in order."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import CheckerPass, RemoveUnusedNodesPass
+from torch import nn
+
+from na_deploy.errors import UsageError, VerificationError
+from na_deploy.exporter import passes
+from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
+from na_deploy.exporter.saving import save
+from na_deploy.exporter.tracing import trace
+from na_deploy.exporter.verify import VerificationCase, verify_outputs
+from na_deploy.files import staged_output
+from na_deploy.models import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    from na_deploy.models.metadata import ModelMetadata
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how well it reproduces the PyTorch model.
+
+    Attributes:
+        path: the ONNX file.
+        files: every file written, the ONNX file first.
+        architecture: the model's name.
+        options: what was asked for, with the shape filled in.
+        nodes: operators in the graph, function bodies not counted.
+        attention_layers: neighborhood attention nodes among them.
+        cases: verification results, one for each input shape tried.
+        warnings: remarks of the checkpoint loader.
+        seconds: time taken by each step.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    architecture: str
+    options: ExportOptions
+    nodes: int
+    attention_layers: int
+    cases: tuple[VerificationCase, ...]
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        return sum(path.stat().st_size for path in self.files)
+
+    @property
+    def difference(self) -> float:
+        """The largest relative difference to PyTorch float32."""
+        return max(case.worst for case in self.cases)
+
+
+def export(
+    source: str | os.PathLike[str] | LoadedModel,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    arch: str | None = None,
+    dilations: str | Sequence[Sequence[int]] | None = None,
+    out_indices: Sequence[int] | None = None,
+    input: str | Sequence[int] | None = None,
+    dynamic: str | Sequence[str] = (),
+    dtype: str = "fp32",
+    opset: int | None = None,
+    external_data: bool = False,
+    tolerance: float | None = None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Turn a NAT or DiNAT checkpoint into one ONNX file, verified in ONNX Runtime before it is kept.
+
+    Args:
+        source: a checkpoint (``.pth``, ``.safetensors``, a Hugging Face folder), or an already loaded model.
+        output: the file to write; by default the source's name with ``.onnx``, in the current folder.
+        arch: architecture name (``na-deploy models``); needed where the weights alone do not settle it.
+        dilations: dilations by preset name or text, where they differ from the architecture's own.
+        out_indices: levels whose feature maps a backbone returns.
+        input: example size, as "1x3x224x224" or four numbers; by default the architecture's own.
+        dynamic: "batch", "spatial" or both: dimensions left free.
+        dtype: "fp32", "fp16" or "bf16".
+        opset: ONNX operator set.
+        external_data: write weights to a file beside the model whatever their size.
+        tolerance: largest accepted relative difference to PyTorch float32.
+        progress: called with a few words at each step.
+
+    Returns:
+        What was written and measured.
+
+    Raises:
+        UsageError: a request that cannot be met.
+        CheckpointError: the checkpoint cannot be read or is not such a model.
+        VerificationError: the file differs from PyTorch beyond the tolerance; it is not kept.
+    """
+    given = {} if opset is None else {"opset": opset}
+    options = ExportOptions(
+        shape=None if input is None else parse_shape(input if isinstance(input, str) else "x".join(map(str, input))),
+        dynamic=parse_dynamic([dynamic] if isinstance(dynamic, str) else dynamic),
+        dtype=dtype,
+        external_data=external_data,
+        tolerance=tolerance,
+        **given,
+    )
+    report = progress or (lambda _: None)
+    clock = _Clock()
+    if isinstance(source, LoadedModel):
+        loaded = source
+    else:
+        report("reading the checkpoint")
+        loaded = load_model(Path(source), arch=arch, dilations=dilations, out_indices=out_indices)
+    clock.lap("read")
+    if output is None:
+        name = loaded.metadata.source_name or loaded.architecture
+        output = Path(name).with_suffix(".onnx").name
+    target = Path(output)
+    shape = options.shape or (1, 3, *loaded.input_size)
+    options = replace(options, shape=shape)
+    check_size(loaded, shape, options)
+
+    with staged_output(target) as staged:
+        report("tracing")
+        names = _output_names(loaded)
+        model = trace(loaded.module, shape, names, options)
+        clock.lap("trace")
+        report("writing")
+        finish_graph(model, loaded.metadata, options)
+        files = save(model, staged, external_data=options.external_data)
+        nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
+        del model
+        clock.lap("write")
+        report("verifying in ONNX Runtime")
+        cases = verify_outputs(loaded.module, staged, verification_shapes(shape, options))
+        clock.lap("verify")
+        worst = max(case.worst for case in cases)
+        if not worst <= options.accepted_difference:
+            raise VerificationError(
+                f"{target.name} differs from PyTorch by {worst:.1e} (relative), above the tolerance of "
+                f"{options.accepted_difference:.0e} for {options.dtype}; the file was not kept"
+            )
+    return ExportReport(
+        path=target,
+        files=tuple(target.with_name(path.name) for path in files),
+        architecture=loaded.architecture,
+        options=options,
+        nodes=nodes,
+        attention_layers=layers,
+        cases=tuple(cases),
+        warnings=tuple(loaded.warnings),
+        seconds=clock.laps,
+    )
+
+
+def finish_graph(model: ir.Model, metadata: ModelMetadata, options: ExportOptions) -> None:
+    """Run the passes that make a traced graph a file of ours, and check it."""
+    passes.tidy_attention_nodes(model)
+    passes.simplify_attention_reshapes(model)
+    RemoveUnusedNodesPass()(model)
+    passes.strip_traces(model)
+    passes.embed_function_bodies(model, options.opset)
+    model.graph.name = metadata.architecture
+    model.producer_name = "na-deploy"
+    model.producer_version = metadata.tool_version
+    model.metadata_props.update(replace(metadata, dtype=options.dtype).to_props())
+
+
+def check_size(loaded: LoadedModel, shape: tuple[int, int, int, int], options: ExportOptions) -> None:
+    """Refuse images smaller than one step of the network's last level.
+
+    Raises:
+        UsageError: names the smallest size.
+    """
+    least = loaded.config.total_stride
+    if min(shape[2:]) < least:
+        raise UsageError(
+            f"an input of {shape[2]}x{shape[3]} is too small for {loaded.architecture}, which reduces images {least} "
+            f"times; use at least {least}x{least}"
+        )
+
+
+def verification_shapes(shape: tuple[int, int, int, int], options: ExportOptions) -> list[tuple[int, int, int, int]]:
+    """Return the shapes to verify: the example's, and one that differs in every free dimension."""
+    batch, channels, height, width = shape
+    other_batch = batch + 1 if "batch" in options.dynamic else batch
+    grow = 40 if "spatial" in options.dynamic else 0
+    other = (other_batch, channels, height + grow, width + 2 * grow)
+    return [shape] if other == shape else [shape, other]
+
+
+def _output_names(loaded: LoadedModel) -> list[str]:
+    if loaded.metadata.task == "backbone":
+        return [f"stage{index + 1}" for index in loaded.config.out_indices]
+    return ["logits"]
+
+
+class _Clock:
+    """Seconds since the last lap, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now

@@ -1,0 +1,138 @@
+"""An exported file against its checkpoint, some time after the export: what ``na-deploy verify`` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.exporter.options import TOLERANCE, parse_shape
+from na_deploy.exporter.pipeline import Progress
+from na_deploy.exporter.verify import Difference, verify_layers, verify_outputs
+from na_deploy.models import load_model
+from na_deploy.models.metadata import ModelMetadata
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The comparison of a file with its checkpoint.
+
+    Attributes:
+        architecture: the model's name.
+        dtype: the file's precision.
+        input_shape: the input tried.
+        tolerance: largest accepted relative difference.
+        outputs: the file's outputs.
+        layers: the neighborhood attention layers, in order of execution.
+        warnings: remarks, such as a checkpoint other than the one the file was made from.
+    """
+
+    architecture: str
+    dtype: str
+    input_shape: tuple[int, ...]
+    tolerance: float
+    outputs: tuple[Difference, ...]
+    layers: tuple[Difference, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def worst(self) -> Difference:
+        """The largest relative difference of all outputs and layers."""
+        return max((*self.outputs, *self.layers), key=lambda difference: difference.relative)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output and layer is within tolerance."""
+        return self.worst.relative <= self.tolerance
+
+
+def recheck(
+    checkpoint: str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    dilations: str | Sequence[Sequence[int]] | None = None,
+    input: str | None = None,
+    tolerance: float | None = None,
+    progress: Progress | None = None,
+) -> VerificationReport:
+    """Compare every output and attention layer of ``model`` with ``checkpoint`` run in PyTorch float32.
+
+    Args:
+        checkpoint: what the file was exported from.
+        model: the ONNX file.
+        arch: architecture of the checkpoint; by default what the file's metadata says.
+        dilations: dilations of the checkpoint; by default what the file's metadata says.
+        input: input shape, as "1x3x224x224"; needed only where the file leaves sizes free and another is wanted.
+        tolerance: largest accepted relative difference; by default that of the file's dtype.
+        progress: called with a few words at each step.
+
+    Raises:
+        NaDeployError: a file cannot be read, or the two are not the same model.
+        UsageError: the input does not fit the file.
+    """
+    report = progress or (lambda _: None)
+    path = Path(model)
+    proto = read_model(path)
+    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in proto.metadata_props})
+    if metadata is None:
+        raise NaDeployError(f"{path.name} has no na-deploy metadata; export it with `na-deploy export` first")
+    report("reading the checkpoint")
+    loaded = load_model(
+        Path(checkpoint),
+        arch=arch or (None if dilations else metadata.architecture),
+        dilations=dilations or (metadata.dilations or None),
+        out_indices=metadata.config.out_indices or None if metadata.config else None,
+    )
+    warnings = list(loaded.warnings)
+    if loaded.metadata.source_sha256 != metadata.source_sha256:
+        warnings.append(f"{path.name} was exported from another file than {Path(checkpoint).name} (hashes differ)")
+    shape = _input_shape(proto, metadata, input)
+    report("running both")
+    outputs = verify_outputs(loaded.module, path, [shape])[0].differences
+    layers = verify_layers(loaded.module, path, shape)
+    return VerificationReport(
+        architecture=metadata.architecture,
+        dtype=metadata.dtype,
+        input_shape=shape,
+        tolerance=TOLERANCE[metadata.dtype] if tolerance is None else tolerance,
+        outputs=outputs,
+        layers=tuple(layers),
+        warnings=tuple(warnings),
+    )
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file's graph, leaving external weights where they are.
+
+    Raises:
+        NaDeployError: no such file, or not an ONNX file.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise NaDeployError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception:
+        raise NaDeployError(f"{path} is not an ONNX file, or it is damaged; export it again") from None
+    if not proto.graph.node:
+        raise NaDeployError(f"{path} holds no graph; export it again")
+    return proto
+
+
+def _input_shape(proto: onnx.ModelProto, metadata: ModelMetadata, given: str | None) -> tuple[int, int, int, int]:
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    own = (1, 3, *metadata.preprocessing.size)
+    fixed = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+    if given is None:
+        batch, channels, height, width = (own[axis] if size is None else size for axis, size in enumerate(fixed))
+        return batch, channels, height, width
+    shape = parse_shape(given)
+    for size, wanted in zip(fixed, shape, strict=True):
+        if size not in (None, wanted):
+            expected = "x".join("any" if size is None else str(size) for size in fixed)
+            raise UsageError(f"the file takes inputs of {expected}, got {given}")
+    return shape

@@ -1,0 +1,34 @@
+"""Writing a graph to disk, with large weights in a file of their own."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import onnx_ir as ir
+
+from na_deploy.exporter.options import EXTERNAL_DATA_BYTES
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the size of all weights."""
+    return sum(
+        math.ceil(value.const_value.nbytes) for value in model.graph.initializers.values() if value.const_value is not None
+    )
+
+
+def save(model: ir.Model, path: Path, *, external_data: bool = False, limit: int = EXTERNAL_DATA_BYTES) -> list[Path]:
+    """Write ``model`` to ``path`` and return the files written.
+
+    Args:
+        model: the graph.
+        path: the ``.onnx`` file; weights go to ``path`` + ".data" when they are large.
+        external_data: put weights beside the model whatever their size.
+        limit: weights above this many bytes go beside the model.
+    """
+    if external_data or weight_bytes(model) > limit:
+        beside = f"{path.name}.data"
+        ir.save(model, path, external_data=beside)
+        return [path, path.with_name(beside)]
+    ir.save(model, path)
+    return [path]

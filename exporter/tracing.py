@@ -1,0 +1,105 @@
+"""PyTorch module to ONNX graph: the call of ``torch.onnx.export`` and what surrounds it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from na_deploy.attention.schema import register_schemas
+from na_deploy.errors import NaDeployError
+from na_deploy.exporter.options import ExportOptions
+from na_deploy.exporter.translation import translation_table
+
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LARGEST_SIDE = 8192
+"""Upper bound given to the tracer for a free height or width; it is not checked at run time."""
+
+
+class TypedModel(nn.Module):
+    """A copy of a model in another precision whose inputs and outputs stay float32.
+
+    Images and results keep one type whatever the file's precision, so that callers, NumPy (which has no bfloat16) and
+    servers treat every file alike.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).to(dtype)
+        self.dtype = dtype
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run the model on a float32 image."""
+        outputs = self.model(image.to(self.dtype))
+        if isinstance(outputs, Tensor):
+            return outputs.float()
+        return tuple(output.float() for output in outputs)
+
+
+def trace(
+    model: nn.Module, shape: tuple[int, int, int, int], output_names: list[str], options: ExportOptions
+) -> ir.Model:
+    """Return the model's graph with one neighborhood attention node per attention, without function bodies.
+
+    Args:
+        model: a float32 module in eval mode that takes one image (B, 3, H, W).
+        shape: example size; free dimensions are traced with at least 2, since a size of 1 would be fixed.
+        output_names: names for the outputs, in order.
+        options: precision, free dimensions and opset.
+
+    Raises:
+        NaDeployError: the model cannot be traced.
+    """
+    batch, channels, height, width = shape
+    sizes: dict[int, torch.export.Dim] = {}
+    if "batch" in options.dynamic:
+        batch = max(batch, 2)
+        sizes[0] = torch.export.Dim("batch", min=1)
+    if "spatial" in options.dynamic:
+        sizes[2] = torch.export.Dim("height", min=1, max=LARGEST_SIDE)
+        sizes[3] = torch.export.Dim("width", min=1, max=LARGEST_SIDE)
+        height += 0 if height != width else 1  # equal sizes would be taken for one dimension
+    typed = model if options.dtype == "fp32" else TypedModel(model, TORCH_DTYPES[options.dtype])
+    register_schemas()
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                typed.eval(),
+                (torch.zeros(batch, channels, height, width),),
+                dynamo=True,
+                opset_version=options.opset,
+                dynamic_shapes=(sizes,) if sizes else None,
+                custom_translation_table=translation_table(),
+                input_names=["image"],
+                output_names=output_names,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise NaDeployError(
+            f"the model could not be traced with an input of {batch}x{channels}x{height}x{width}: "
+            f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}"
+        ) from error
+    assert program is not None
+    return program.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tracer's remarks about libraries we do not use off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,169 @@
+"""Does an ONNX file compute what the PyTorch model computes? Runs the file itself in stock ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto
+from torch import Tensor, nn
+
+from na_deploy.attention import torch_ops
+from na_deploy.attention.schema import DOMAIN, OPERATORS
+from na_deploy.errors import NaDeployError
+from na_deploy.exporter.widening import holds_bfloat16, widen_bfloat16
+
+FloatArray = NDArray[np.float32]
+
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+SEED = 20221
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one tensor of the file is from PyTorch's.
+
+    Attributes:
+        name: output or layer.
+        shape: of the compared tensor.
+        largest: largest absolute difference.
+        relative: ``largest`` over the largest magnitude of PyTorch's tensor; infinite if anything is not finite.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    largest: float
+    relative: float
+
+    @classmethod
+    def between(cls, name: str, found: NDArray[np.floating], expected: NDArray[np.floating]) -> Difference:
+        """Compare two arrays of one shape."""
+        if found.shape != expected.shape:
+            raise NaDeployError(f"{name} has shape {found.shape} in the file and {expected.shape} in PyTorch")
+        if not found.size:
+            return cls(name, found.shape, 0.0, 0.0)
+        if not np.isfinite(found).all() or not np.isfinite(expected).all():
+            return cls(name, found.shape, float("inf"), float("inf"))
+        largest = float(np.abs(found.astype(np.float64) - expected).max())
+        magnitude = float(np.abs(expected).max())
+        return cls(name, found.shape, largest, largest / magnitude if magnitude else float(largest > 0))
+
+
+@dataclass(frozen=True)
+class VerificationCase:
+    """The differences for one input shape."""
+
+    input_shape: tuple[int, ...]
+    differences: tuple[Difference, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest relative difference."""
+        return max(difference.relative for difference in self.differences)
+
+
+def random_image(shape: Sequence[int], seed: int = SEED) -> Tensor:
+    """Return a seeded standard-normal image batch, what normalised photographs look like to a model."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def verify_outputs(model: nn.Module, path: Path, shapes: Sequence[tuple[int, ...]]) -> list[VerificationCase]:
+    """Compare every output for random images of each of ``shapes`` (B, 3, H, W).
+
+    Args:
+        model: the float32 module in eval mode.
+        path: the ONNX file. bfloat16 files run widened (:mod:`widening`): ONNX Runtime has no bfloat16 kernels on CPUs.
+        shapes: input shapes the file accepts.
+
+    Raises:
+        NaDeployError: ONNX Runtime refuses the file.
+    """
+    session = _session(path)
+    names = [output.name for output in session.get_outputs()]
+    cases = []
+    for shape in shapes:
+        image = random_image(shape)
+        expected = _as_tuple(_run_torch(model, image))
+        found = session.run(names, {session.get_inputs()[0].name: image.numpy()})
+        differences = (
+            Difference.between(name, ours, theirs.numpy())
+            for name, ours, theirs in zip(names, found, expected, strict=True)
+        )
+        cases.append(VerificationCase(tuple(shape), tuple(differences)))
+    return cases
+
+
+def verify_layers(model: nn.Module, path: Path, shape: tuple[int, ...]) -> list[Difference]:
+    """Compare the output of every neighborhood attention layer, in order of execution."""
+    proto = onnx.load(path, load_external_data=False)
+    layers = [node for node in proto.graph.node if node.domain == DOMAIN and node.op_type in OPERATORS]
+    known = {value.name: value for value in proto.graph.value_info}
+    for node in layers:
+        proto.graph.output.append(known.get(node.output[0]) or onnx.ValueInfoProto(name=node.output[0]))
+    session = _session(path, proto)
+    image = random_image(shape)
+    with _recorded_attention() as expected:
+        _run_torch(model, image)
+    if len(expected) != len(layers):
+        raise NaDeployError(
+            f"{path.name} has {len(layers)} neighborhood attention layers and the PyTorch model {len(expected)}; "
+            "these are not the same model"
+        )
+    found = session.run([node.output[0] for node in layers], {session.get_inputs()[0].name: image.numpy()})
+    return [
+        Difference.between(node.name, ours.astype(np.float32), theirs)
+        for node, ours, theirs in zip(layers, found, expected, strict=True)
+    ]
+
+
+@contextmanager
+def _recorded_attention() -> Iterator[list[FloatArray]]:
+    """Collect the outputs of attention layers run inside the block."""
+    outputs: list[FloatArray] = []
+
+    def recording(*arguments: object) -> tuple[Tensor, Tensor]:
+        output, lse = torch_ops.tiled(*arguments)  # type: ignore[arg-type]
+        outputs.append(output.numpy().copy())
+        return output, lse
+
+    with torch_ops.use_implementation(recording):
+        yield outputs
+
+
+def _run_torch(model: nn.Module, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+    with torch.inference_mode():
+        return model(image)  # type: ignore[no-any-return]
+
+
+def _as_tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def _session(path: Path, proto: onnx.ModelProto | None = None) -> ort.InferenceSession:
+    """Open a file, or an edited copy of its graph, in ONNX Runtime on the CPU with nothing of ours registered."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if proto is None:
+        proto = onnx.load(path, load_external_data=False)
+    external = any(tensor.data_location == TensorProto.EXTERNAL for tensor in proto.graph.initializer)
+    if external:
+        options.add_session_config_entry(FOLDER_KEY, str(path.resolve().parent))
+    if holds_bfloat16(proto):
+        if external:
+            onnx.load_external_data_for_model(proto, str(path.resolve().parent))
+        proto = widen_bfloat16(proto)
+    try:
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise NaDeployError(f"ONNX Runtime {ort.__version__} refuses {path.name}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
