@@ -1,1 +1,1 @@
-
+"""The `na-deploy` command, one file per subcommand."""

@@ -1,0 +1,138 @@
+"""``na-deploy inspect``: the neighborhood attention layers of a model: table, JSON or picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from na_deploy.cli.output import console, print_json, size_text, table
+from na_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from na_deploy.runtime.inspection import ModelSummary
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--input", "input_size", metavar="1x3x224x224", help="Input size, for a model with dynamic axes."
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Draw windows, tiles and work into this .png, .svg or .pdf.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: Path, input_size: str | None, plot: Path | None, as_json: bool) -> None:
+    """Show the neighborhood attention layers of MODEL: shapes, windows, tiles, work.
+
+    Work is counted in multiply-adds, which papers call FLOPs.
+    """
+    from na_deploy.runtime.inspection import inspect_model
+
+    summary = inspect_model(model, parse_size(input_size) if input_size else None)
+    if as_json:
+        print_json(as_dict(summary))
+    else:
+        _print(summary)
+    if plot is not None:
+        from na_deploy.files import staged_output
+        from na_deploy.runtime.plot import plot_model
+
+        with staged_output(plot) as staged:
+            left_out = plot_model(summary, staged, _title(summary))
+        if not as_json:
+            note = f" ({left_out} further configurations are not drawn)" if left_out else ""
+            click.echo(f"Drawn into {plot}{note}")
+
+
+def parse_size(text: str) -> tuple[int, ...]:
+    """Read ``1x3x224x224``.
+
+    Raises:
+        UsageError: it is not positive numbers joined by ``x``.
+    """
+    parts = text.lower().replace("×", "x").split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(
+            f"cannot read the size {text!r}; write positive numbers joined by x, such as 1x3x224x224"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def as_dict(summary: ModelSummary) -> dict[str, Any]:
+    """Return the summary as JSON types."""
+    content = asdict(summary)
+    content["path"] = str(summary.path)
+    content["metadata"] = summary.metadata.to_props() if summary.metadata is not None else None
+    content["attention_multiply_adds"] = summary.attention_multiply_adds
+    content["attention_share"] = summary.attention_share
+    return content
+
+
+def _title(summary: ModelSummary) -> str:
+    return summary.metadata.architecture if summary.metadata is not None else summary.path.name
+
+
+def _print(summary: ModelSummary) -> None:
+    from na_deploy.runtime.inspection import group_layers
+
+    out = console()
+    facts = table("", "")
+    facts.show_header = False
+    if summary.metadata is not None:
+        facts.add_row("architecture", summary.metadata.architecture)
+    facts.add_row("inputs", "; ".join(map(str, summary.inputs)))
+    facts.add_row("outputs", "; ".join(map(str, summary.outputs)))
+    facts.add_row("parameters", size_text(summary.parameters, ""))
+    facts.add_row("size", size_text(summary.file_bytes))
+    facts.add_row("graph", f"opset {summary.opset}, {summary.nodes} nodes")
+    facts.add_row(
+        "function bodies", ", ".join(summary.functions) or "none: needs our kernels or plugin to run"
+    )
+    facts.add_row("attention", _work(summary))
+    out.print(facts)
+    if not summary.layers:
+        out.print("No neighborhood attention layers.")
+        return
+    listing = table(
+        "layers", "map", "heads", "window", "dilation", "stride", "bias", "tile / keys",
+        "multiply-adds", "memory", "share",
+        right=("multiply-adds", "memory", "share"),
+    )  # fmt: skip
+    for group in group_layers(summary.layers):
+        layer = group.layers[0]
+        window = _times(layer.kernel_size) + (" causal" if any(layer.is_causal) else "")
+        listing.add_row(
+            group.label,
+            _times(layer.lengths),
+            f"{layer.heads}×{layer.head_dim}",
+            window,
+            _times(layer.dilation),
+            _times(layer.stride),
+            "yes" if layer.has_bias else "no",
+            f"{_times(layer.tile)} / {_times(layer.span)}",
+            size_text(sum(each.multiply_adds for each in group.layers), ""),
+            size_text(sum(each.memory_bytes for each in group.layers)),
+            f"{group.share:.1%}",
+        )
+    out.print(listing)
+
+
+def _work(summary: ModelSummary) -> str:
+    sizes = ", ".join(_times(size) for size in summary.input_sizes.values())
+    total = summary.attention_multiply_adds + summary.other_multiply_adds
+    text = (
+        f"{len(summary.layers)} layers, {size_text(summary.attention_multiply_adds, '')} of {size_text(total, '')} "
+        f"multiply-adds ({summary.attention_share:.1%}) at input {sizes}"
+    )
+    if summary.uncounted:
+        text += f"; {summary.uncounted} matrix products of unknown shape are not counted"
+    return text
+
+
+def _times(values: tuple[int, ...]) -> str:
+    return "×".join(map(str, values))

@@ -1,0 +1,129 @@
+"""The ``na-deploy`` command: finds the subcommand, turns every failure into one sentence and an exit code.
+
+Subcommands live in one file each and are imported when used, so that ``na-deploy --help`` answers at once.
+Nothing of what they do belongs here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from na_deploy import __version__
+from na_deploy.errors import NaDeployError
+
+COMMANDS = {
+    "export": "Turn a checkpoint into one portable, verified ONNX file.",
+    "run": "Run an exported model on images or arrays.",
+    "verify": "Compare an exported model with its checkpoint, layer by layer.",
+    "inspect": "Show an exported model's neighborhood attention layers.",
+    "models": "List the architectures na-deploy knows.",
+    "doctor": "Show what is installed, what runs here and what to install.",
+}
+"""Name and one-line help; the command is ``command`` in ``na_deploy.cli.<name>``."""
+
+INTERRUPTED = 130
+
+
+@dataclass
+class _State:
+    debug: bool = False
+
+
+class _Commands(click.Group):
+    """A group that knows its commands by name and imports the one that is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = import_module(f"na_deploy.cli.{cmd_name}").command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+@click.version_option(__version__, prog_name="na-deploy")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Neighborhood attention models (NAT, DiNAT), from a PyTorch checkpoint to production inference.
+
+    \b
+      na-deploy export dinat_tiny_in1k_224.pth -o dinat_tiny.onnx
+      na-deploy run dinat_tiny.onnx photo.jpg
+    """  # noqa: D301
+    context.obj.debug = debug
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave the process.
+
+    Exit codes: 0 done; 1 the work failed; 2 the request cannot be carried out as given; 130 interrupted.
+    """
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. Failures are printed to stderr."""
+    state = _State()
+    try:
+        code = cli.main(args=arguments, prog_name="na-deploy", standalone_mode=False, obj=state)
+        sys.stdout.flush()  # here rather than at exit, where a closed pipe could not be handled
+        return code if isinstance(code, int) else 0
+    except click.Abort:  # click's name for Ctrl-C
+        _say("interrupted")
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, `head` for instance, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if state.debug:
+            traceback.print_exc()
+        code, sentence = _explain(error)
+        _say(f"error: {sentence}")
+        return code
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    if isinstance(error, NaDeployError):
+        return error.exit_code, str(error)
+    if isinstance(error, click.ClickException):
+        sentence = error.format_message().rstrip(".")
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            sentence += f"; see '{error.ctx.command_path} --help'"
+        return error.exit_code, sentence
+    if isinstance(error, MemoryError):
+        return 1, "there is not enough memory; close other programs or use a smaller input"
+    if isinstance(error, OSError) and error.filename is not None:
+        return 1, f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split())
+    return (
+        1,
+        f"{type(error).__name__}: {text[:500]} (this is a defect; run with `na-deploy --debug` to see where)",
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

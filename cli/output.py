@@ -1,0 +1,49 @@
+"""How commands print: tables for people, JSON for programs, numbers with units."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PIPE_WIDTH = 200
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as indented JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def console() -> Console:
+    """Return a console on stdout; in a pipe or a file lines are as long as they need to be."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
+    """Return an empty table; columns in ``right`` are aligned right, as numbers are. The first is never cut."""
+    from rich import box
+    from rich.table import Table
+
+    result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for index, name in enumerate(columns):
+        result.add_column(
+            name, justify="right" if name in right else "left", overflow="fold", no_wrap=index == 0
+        )
+    return result
+
+
+def size_text(count: float, unit: str = "B") -> str:
+    """Return a count with a decimal prefix: ``27.9 MB``, ``4.31 G``."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(count) < 999.5 or prefix == "T":
+            break
+        count /= 1000
+    return f"{count:.3g} {prefix}{unit}".rstrip()

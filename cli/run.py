@@ -1,0 +1,196 @@
+"""``na-deploy run``: an exported model on images or arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from na_deploy.cli.output import console, print_json, table
+from na_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from na_deploy.runtime.classify import Prediction
+    from na_deploy.runtime.session import Session
+    from na_deploy.runtime.tensors import Array
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--top", default=5, show_default=True, type=click.IntRange(min=1), help="How many classes to show."
+)
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="Class names: one per line, or a JSON list or object."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write the outputs to this .npy or .npz file."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads per operator; the runtime decides by default."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: Path,
+    inputs: tuple[Path, ...],
+    top: int,
+    labels: Path | None,
+    output: Path | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Run MODEL on INPUTS: images, or one .npy array that is passed as it is.
+
+    Images are prepared as the model was trained, which its file records.
+    """
+    from na_deploy.runtime.batches import read_inputs, run_in_batches
+    from na_deploy.runtime.classify import read_labels
+    from na_deploy.runtime.session import load
+
+    if output is not None and output.suffix not in (".npy", ".npz"):
+        raise UsageError(f"cannot write outputs to {output}; end the name in .npy (one output) or .npz")
+    started = perf_counter()
+    with load(model, threads=threads) as session:
+        if output is not None and output.suffix == ".npy" and len(session.outputs) > 1:
+            raise UsageError(f"{model.name} has {len(session.outputs)} outputs; write them to a .npz file")
+        logits = _logits(session)
+        if labels is not None and logits is None:
+            raise UsageError(f"{model.name} returns feature maps, not classes; leave --labels away")
+        names = read_labels(labels, _class_count(session, logits)) if labels is not None else None
+        loaded = perf_counter()
+        batch = read_inputs(session, inputs)
+        prepared = perf_counter()
+        results = run_in_batches(session, batch)
+        finished = perf_counter()
+    if output is not None:
+        _write(output, results)
+
+    from na_deploy.runtime.classify import top_classes
+
+    if names is None and session.metadata is not None and session.metadata.labels:
+        names = dict(session.metadata.labels)
+    ranked = top_classes(results[logits], top, names) if logits is not None else None
+    times = {
+        "load_ms": (loaded - started) * 1e3,
+        "prepare_ms": (prepared - loaded) * 1e3,
+        "run_ms": (finished - prepared) * 1e3,
+    }
+    if as_json:
+        print_json(_as_dict(model, session, inputs, results, ranked, times))
+    else:
+        _print(model, session, inputs, results, ranked, times, output)
+
+
+def _logits(session: Session) -> str | None:
+    """Return the name of the output that holds one number per class, if the model is a classifier."""
+    if len(session.outputs) == 1 and len(session.outputs[0].shape) == 2:
+        return session.outputs[0].name
+    return None
+
+
+def _class_count(session: Session, logits: str | None) -> int | None:
+    for spec in session.outputs:
+        if spec.name == logits and isinstance(spec.shape[1], int):
+            return spec.shape[1]
+    return None
+
+
+def _write(target: Path, results: dict[str, Array]) -> None:
+    import numpy as np
+
+    from na_deploy.files import staged_output
+
+    with staged_output(target) as staged:
+        if target.suffix == ".npy":
+            (array,) = results.values()
+            np.save(staged, array)
+        else:
+            np.savez(staged, **results)  # type: ignore[arg-type]  # the stub takes the names for its own options
+
+
+def _rows(inputs: tuple[Path, ...], ranked: list[list[Prediction]]) -> list[str]:
+    """Name each classified item: its file, with a number where one array held several."""
+    if len(ranked) == len(inputs):
+        return [path.name for path in inputs]
+    return [f"{inputs[0].name}[{index}]" for index in range(len(ranked))]
+
+
+def _as_dict(
+    model: Path,
+    session: Session,
+    inputs: tuple[Path, ...],
+    results: dict[str, Array],
+    ranked: list[list[Prediction]] | None,
+    times: dict[str, float],
+) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "model": str(model),
+        "backend": session.backend,
+        "device": session.device,
+        "inputs": [str(path) for path in inputs],
+        "outputs": {
+            name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in results.items()
+        },
+        **{name: round(value, 3) for name, value in times.items()},
+    }
+    if ranked is not None:
+        content["predictions"] = [
+            {
+                "input": name,
+                "top": [
+                    {"class": p.index, "label": p.label, "probability": p.probability} for p in predictions
+                ],
+            }
+            for name, predictions in zip(_rows(inputs, ranked), ranked, strict=True)
+        ]
+    return content
+
+
+def _print(
+    model: Path,
+    session: Session,
+    inputs: tuple[Path, ...],
+    results: dict[str, Array],
+    ranked: list[list[Prediction]] | None,
+    times: dict[str, float],
+    output: Path | None,
+) -> None:
+    from rich.markup import escape
+
+    out = console()
+    if ranked is not None:
+        for name, predictions in zip(_rows(inputs, ranked), ranked, strict=True):
+            listing = table(
+                "class", "label", "probability", "", right=("class", "probability"), title=escape(name)
+            )
+            for prediction in predictions:
+                bar = "█" * round(20 * prediction.probability)
+                listing.add_row(
+                    str(prediction.index),
+                    escape(prediction.label),
+                    f"{prediction.probability:.2%}",
+                    f"[blue]{bar}[/]",
+                )
+            out.print(listing)
+    else:
+        import numpy as np
+
+        listing = table(
+            "output", "shape", "type", "mean", "std", "min", "max", right=("mean", "std", "min", "max")
+        )
+        for name, array in results.items():
+            values = array.astype(np.float64)
+            figures = (
+                f"{figure:.4g}" for figure in (values.mean(), values.std(), values.min(), values.max())
+            )
+            listing.add_row(escape(name), "×".join(map(str, array.shape)), array.dtype.name, *figures)
+        out.print(listing)
+    out.print(
+        f"{escape(model.name)} on {session.device}: run {times['run_ms']:.1f} ms, "
+        f"images {times['prepare_ms']:.1f} ms, load {times['load_ms']:.0f} ms"
+    )
+    if output is not None:
+        out.print(f"Outputs written to {escape(str(output))}")

@@ -1,0 +1,80 @@
+"""Whether neighborhood attention runs here: a small model in ONNX Runtime against the float64 reference."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from na_deploy.attention.reference import reference_attention_qkv
+from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, VERSION
+from na_deploy.attention.windows import NeighborhoodSpec
+from na_deploy.exporter.function_body import BodyFeatures, packed_function
+from na_deploy.runtime.environment import Finding
+from na_deploy.runtime.session import load
+
+OPSET = 20
+TOLERANCE = 1e-5
+
+
+def check_attention() -> Finding:
+    """Return whether an exported model's embedded function body runs here and is right."""
+    name, needed_for = "embedded function body", "neighborhood attention in any ONNX runtime"
+    remedy = "install onnxruntime 1.20 or later; if it is installed, report this"
+    try:
+        difference = attention_difference()
+    except Exception as error:
+        return Finding(name, needed_for, "broken", str(error).splitlines()[0], remedy, core=True)
+    detail = f"runs on this CPU; largest relative difference to float64: {difference:.1e}"
+    if not difference < TOLERANCE:
+        return Finding(name, needed_for, "broken", detail, remedy, core=True)
+    return Finding(name, needed_for, "works", detail, core=True)
+
+
+def attention_difference() -> float:
+    """Run a small neighborhood attention in ONNX Runtime; return its largest relative difference to float64.
+
+    Raises:
+        NaDeployError: the model cannot be loaded or run.
+    """
+    random = np.random.default_rng(0)
+    qkv = random.normal(size=(1, 11, 13, 3, 2, 8)).astype(np.float32)
+    bias = random.normal(size=(2, 5, 5)).astype(np.float32)
+    scale = 8**-0.5
+    node = helper.make_node(
+        PACKED_OPERATOR,
+        ["qkv", "rel_pos_bias"],
+        ["output"],
+        domain=DOMAIN,
+        kernel_size=[3, 3],
+        dilation=[1, 2],
+        stride=[1, 1],
+        is_causal=[0, 0],
+        scale=scale,
+    )
+    graph = helper.make_graph(
+        [node],
+        "check",
+        [
+            helper.make_tensor_value_info("qkv", TensorProto.FLOAT, qkv.shape),
+            helper.make_tensor_value_info("rel_pos_bias", TensorProto.FLOAT, bias.shape),
+        ],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, (*qkv.shape[:-3], *qkv.shape[-2:]))],
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
+        functions=[packed_function(BodyFeatures(rel_pos_bias=True), OPSET)],
+        ir_version=10,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "check.onnx"
+        onnx.save(model, path)
+        with load(path, custom_operators=False, threads=1, providers=["CPUExecutionProvider"]) as session:
+            found = session.run({"qkv": qkv, "rel_pos_bias": bias})["output"]
+    spec = NeighborhoodSpec.create(2, (3, 3), (1, 2))
+    expected = reference_attention_qkv(qkv, spec, scale=scale, rel_pos_bias=bias).output
+    return float(np.abs(found - expected).max() / np.abs(expected).max())

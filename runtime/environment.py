@@ -1,0 +1,151 @@
+"""What this machine has for exporting and running models, found without importing more than is needed.
+
+Looks only; whether neighborhood attention really runs is checked by ``cli/self_check.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+
+from na_deploy import __version__
+from na_deploy.errors import NaDeployError
+from na_deploy.runtime.native import onnxruntime_library
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that na-deploy can use.
+
+    Attributes:
+        name: what it is.
+        needed_for: what works with it.
+        status: ``"works"``, ``"missing"`` or ``"broken"``.
+        detail: its version or what was found; for something broken, what is wrong.
+        remedy: what to do to have it, empty where it works.
+        core: running exported models does not work without it.
+    """
+
+    name: str
+    needed_for: str
+    status: str
+    detail: str
+    remedy: str = ""
+    core: bool = False
+
+
+def examine() -> list[Finding]:
+    """Return everything na-deploy can use, what of it is here, and what to do about the rest."""
+    return [
+        Finding(
+            "na-deploy",
+            "",
+            "works",
+            f"{__version__}, Python {platform.python_version()}, {_machine()}",
+            core=True,
+        ),
+        _package("onnx", "reading models", "pip install onnx", core=True),
+        _onnxruntime(),
+        _native_library(),
+        _package("torch", "export, verify", "pip install 'na-deploy[export]'", minimum=(2, 9)),
+        _package("onnxscript", "export", "pip install 'na-deploy[export]'"),
+        _package("safetensors", ".safetensors checkpoints", "pip install 'na-deploy[export]'"),
+        _package("matplotlib", "inspect --plot", "pip install 'na-deploy[plot]'"),
+        _package("natten", "comparison with NATTEN in tests and benchmarks", "pip install natten==0.21.7"),
+        _gpu(),
+        _package("tensorrt", "TensorRT engines", "pip install tensorrt (Linux with an NVIDIA GPU)"),
+        _tensorrt_rtx(),
+    ]
+
+
+def core_works(findings: list[Finding]) -> bool:
+    """Return whether exported models can be run here."""
+    return all(finding.status == "works" for finding in findings if finding.core)
+
+
+def _machine() -> str:
+    return f"{platform.system()} {platform.machine()}"
+
+
+def _package(
+    name: str, needed_for: str, remedy: str, core: bool = False, minimum: tuple[int, ...] = ()
+) -> Finding:
+    """Look a package up by its metadata, without importing it."""
+    if importlib.util.find_spec(name) is None:
+        return Finding(name, needed_for, "missing", "not installed", remedy, core)
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        version = "version unknown"
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdecimal())
+    if minimum and numbers < minimum:
+        wanted = ".".join(map(str, minimum))
+        return Finding(name, needed_for, "broken", f"{version}, {wanted} or later is needed", remedy, core)
+    return Finding(name, needed_for, "works", version, core=core)
+
+
+def _onnxruntime() -> Finding:
+    name, needed_for, remedy = "onnxruntime", "running models", "pip install onnxruntime"
+    if importlib.util.find_spec(name) is None:
+        return Finding(name, needed_for, "missing", "not installed", remedy, core=True)
+    try:
+        runtime = importlib.import_module(name)
+        providers = [
+            provider.removesuffix("ExecutionProvider") for provider in runtime.get_available_providers()
+        ]
+    except Exception as error:
+        return Finding(name, needed_for, "broken", f"cannot be imported: {error}", remedy, core=True)
+    return Finding(
+        name, needed_for, "works", f"{runtime.__version__}, providers: {', '.join(providers)}", core=True
+    )
+
+
+def _native_library() -> Finding:
+    name, needed_for = "native CPU kernels", "faster neighborhood attention in ONNX Runtime"
+    remedy = "not needed, models run on their embedded function body"
+    try:
+        library = onnxruntime_library()
+    except NaDeployError as error:
+        return Finding(name, needed_for, "broken", str(error), "correct or unset the variable")
+    if library is None:
+        return Finding(name, needed_for, "missing", "not part of this installation", remedy)
+    return Finding(name, needed_for, "works", str(library))
+
+
+def _gpu() -> Finding:
+    name, needed_for = "NVIDIA GPU", "CUDA and TensorRT"
+    tool = shutil.which("nvidia-smi")
+    remedy = "needs a machine with an NVIDIA GPU and its driver; models run on the CPU without"
+    if tool is None:
+        return Finding(name, needed_for, "missing", "no driver (nvidia-smi) found", remedy)
+    query = [tool, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding(
+            name, needed_for, "broken", f"nvidia-smi fails: {error}", "reinstall the NVIDIA driver"
+        )
+    devices = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    if not devices:
+        return Finding(name, needed_for, "missing", "the driver reports no GPU", remedy)
+    return Finding(name, needed_for, "works", "; ".join(devices))
+
+
+def _tensorrt_rtx() -> Finding:
+    from na_deploy.runtime.tensorrt_rtx_library import find_libraries
+
+    name, needed_for = "TensorRT-RTX", "building TensorRT-RTX engines, also without a GPU"
+    try:
+        library, _ = find_libraries()
+    except NaDeployError:
+        return Finding(name, needed_for, "missing", "not installed", "pip install 'na-deploy[tensorrt-rtx]'")
+    try:
+        version = metadata.version("onnxruntime-ep-nv-tensorrt-rtx-cu13")
+    except metadata.PackageNotFoundError:
+        version = str(library)
+    return Finding(name, needed_for, "works", version)

@@ -1,0 +1,123 @@
+"""From photographs to the array a model takes: decoding, resizing, cropping, normalising.
+
+What to do is data (``models/preprocessing.py``, recorded in every exported file); this file does it with
+Pillow.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.models.preprocessing import Preprocessing
+
+FloatArray = NDArray[np.float32]
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode an image file upright (by its EXIF orientation) and in RGB.
+
+    Transparent pixels are laid over white, 16-bit greyscale is scaled to 8 bits, CMYK is converted; of an
+    animation the first frame is taken.
+
+    Raises:
+        UsageError: the file does not exist or cannot be read.
+        NaDeployError: it is not an image, is truncated, or is too large to be meant.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        raise NaDeployError(
+            f"{path} is not an image that can be read; give a JPEG, PNG, WebP, BMP or TIFF file"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise NaDeployError(f"{path} has more than {limit} million pixels; scale it down first") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"cannot read the image {path}: {error.strerror}") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise
+        raise NaDeployError(f"{path} is a damaged or truncated image ({error})") from None
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
+    """Return an RGB image as the model's input.
+
+    Args:
+        image: from :func:`read_image`, or any Pillow image.
+        preprocessing: the model's own.
+
+    Returns:
+        (1, 3, H, W) float32.
+    """
+    image = _to_rgb(image)
+    height, width = preprocessing.size
+    resample = _RESAMPLING[preprocessing.interpolation]
+    match preprocessing.mode:
+        case "square":
+            image = image.resize((width, height), resample)
+        case "resize-then-crop":
+            shortest = preprocessing.resize or min(height, width)
+            image = _centre_crop(image.resize(_shortest_side(image.size, shortest), resample), height, width)
+        case "fit":
+            ratio = min(height / image.height, width / image.width)
+            fitted = (max(round(image.width * ratio), 1), max(round(image.height * ratio), 1))
+            image = image.resize(fitted, resample)
+    pixels: FloatArray = np.asarray(image, np.float32)
+    if preprocessing.channel_order == "BGR":
+        pixels = pixels[..., ::-1]
+    pixels = pixels * np.float32(preprocessing.scale)
+    pixels = (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
+    below, beside = height - pixels.shape[0], width - pixels.shape[1]
+    # Only "fit" leaves room below or beside; it is zero after normalising.
+    padded: FloatArray = np.pad(pixels, ((0, below), (0, beside), (0, 0)))
+    return np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
+
+
+def prepare_files(paths: Sequence[Path], preprocessing: Preprocessing) -> FloatArray:
+    """Read and prepare several images into one batch (N, 3, H, W). Errors as in :func:`read_image`."""
+    return np.concatenate([prepare(read_image(path), preprocessing) for path in paths])
+
+
+_RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+"""Pillow's filters antialias when they shrink."""
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16 or 32 bits; Pillow's own conversion clips to 255
+        values = np.asarray(image, np.float64)
+        return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _shortest_side(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Scale ``size`` (width, height) so that the shorter side is ``side``, as torchvision rounds (down)."""
+    width, height = size
+    if width <= height:
+        return side, max(int(side * height / width), 1)
+    return max(int(side * width / height), 1), side
+
+
+def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Crop the middle, as torchvision rounds; what lies outside a smaller image is black."""
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))

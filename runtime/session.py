@@ -1,0 +1,142 @@
+"""The session: one interface over every backend that runs an exported model.
+
+A backend is a module with a function ``open_session(path, options) -> Session``; it is imported when asked
+for. This file knows names of backends, not how they work.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from na_deploy.errors import UsageError
+from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.tensors import Array, TensorSpec, check_inputs
+
+BACKENDS = {"onnxruntime": "na_deploy.runtime.onnxruntime_backend"}
+"""Module of each backend."""
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What :func:`load` was asked for, as backends receive it.
+
+    Attributes:
+        threads: threads inside one operator; ``None`` leaves the runtime's own default.
+        providers: ONNX Runtime execution providers in order of preference; ``None`` takes the installed ones.
+        custom_operators: use our operator library where it is installed.
+    """
+
+    threads: int | None = None
+    providers: tuple[str, ...] | None = None
+    custom_operators: bool = True
+
+
+class Session(ABC):
+    """A loaded model. Use :func:`load`; close it or use it as a context manager.
+
+    ``run`` may be called from several threads at once.
+
+    Attributes:
+        path: the file the model was read from.
+        inputs: what ``run`` takes.
+        outputs: what ``run`` returns.
+        metadata: what the exporter recorded in the file, ``None`` for a model from elsewhere.
+        backend: the backend's name.
+        device: what it runs on, in words.
+    """
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: ModelMetadata | None
+    backend: str
+    device: str
+
+    def run(self, inputs: Mapping[str, Any] | Any, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run the model once.
+
+        Args:
+            inputs: arrays by input name, or one array when the model has a single input. Types and shapes
+                must be those of :attr:`inputs`; nothing is converted silently.
+            outputs: names of the outputs to return; all of them by default.
+
+        Returns:
+            Arrays by output name.
+
+        Raises:
+            UsageError: an input or output does not fit the model, or the session is closed.
+            NaDeployError: the runtime failed.
+        """
+        known = [spec.name for spec in self.outputs]
+        names = known if outputs is None else list(outputs)
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{self.path.name} has no output named {name}; it has {', '.join(known)}")
+        return self._run(check_inputs(self.inputs, inputs), names)
+
+    @abstractmethod
+    def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
+        """Run with checked inputs."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the model; calls in progress finish, later ones are refused. Closing twice does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(str(spec) for spec in self.inputs)
+        return f"<{type(self).__name__} {self.path} on {self.device} ({inputs})>"
+
+
+def load(
+    path: str | Path,
+    backend: str | None = None,
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+    custom_operators: bool = True,
+) -> Session:
+    """Load an exported model.
+
+    Args:
+        path: an ONNX file.
+        backend: ``"onnxruntime"``, which is also the default.
+        threads: threads inside one operator; by default the runtime decides.
+        providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
+            Runtime has it, then the CPU.
+        custom_operators: register our operator library when it is installed; without it, or when false, the
+            function bodies embedded in the model run.
+
+    Raises:
+        UsageError: the file does not exist, or an option is not one of the possible values.
+        NaDeployError: the file is damaged, is not an ONNX model, or the runtime refuses it.
+        MissingDependencyError: the backend's library is not installed.
+    """
+    name = backend or "onnxruntime"
+    if name not in BACKENDS:
+        raise UsageError(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, got {threads}")
+    if isinstance(providers, str):
+        raise UsageError(f"providers is a list of names, got the text {providers!r}; write [{providers!r}]")
+    location = Path(path)
+    if location.is_dir():
+        raise UsageError(f"{location} is a folder; give the .onnx file inside it")
+    if not location.is_file():
+        raise UsageError(f"{location} does not exist; give the path of an exported .onnx file")
+    options = SessionOptions(threads, None if providers is None else tuple(providers), custom_operators)
+    session: Session = import_module(BACKENDS[name]).open_session(location, options)
+    return session

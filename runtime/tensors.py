@@ -1,0 +1,92 @@
+"""Names, types and shapes of a model's inputs and outputs, and the check of what a caller passes.
+
+Knows no runtime: every backend describes its model with :class:`TensorSpec` and calls :func:`check_inputs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from na_deploy.errors import UsageError
+
+Array = NDArray[Any]
+Dimension = int | str
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    Attributes:
+        name: its name in the model.
+        dtype: element type by NumPy's name, such as ``float32``; ``bfloat16`` means ml_dtypes' type.
+        shape: one entry per axis; an integer is fixed, a string names a dimension chosen at run time.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dimension, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype} {format_shape(self.shape)}"
+
+
+def format_shape(shape: Sequence[Dimension]) -> str:
+    """Return a shape as people write it: ``1×3×224×224``, ``batch×1000``; ``scalar`` for no axes."""
+    return "×".join(str(dimension) for dimension in shape) or "scalar"
+
+
+def check_inputs(specs: Sequence[TensorSpec], given: Mapping[str, Any] | Any) -> dict[str, Array]:
+    """Return the inputs as arrays by name, after comparing them with what the model expects.
+
+    Args:
+        specs: the model's inputs.
+        given: arrays by input name, or one array when the model has one input. Anything ``numpy.asarray``
+            accepts.
+
+    Raises:
+        UsageError: a name, type, rank or dimension differs; the message states given and expected.
+    """
+    if not isinstance(given, Mapping):
+        if len(specs) != 1:
+            raise UsageError(
+                f"the model has {len(specs)} inputs ({_names(specs)}); pass a dict of arrays by name"
+            )
+        given = {specs[0].name: given}
+    unknown = [str(name) for name in given if name not in {spec.name for spec in specs}]
+    missing = [spec for spec in specs if spec.name not in given]
+    if unknown:
+        raise UsageError(f"the model has no input named {', '.join(unknown)}; it expects {_names(specs)}")
+    if missing:
+        raise UsageError(f"input {_names(missing)} is missing; the model expects {_names(specs)}")
+
+    chosen: dict[str, tuple[int, str]] = {}  # symbolic dimension -> its size and the input that set it
+    return {spec.name: _check(spec, np.asarray(given[spec.name]), chosen) for spec in specs}
+
+
+def _check(spec: TensorSpec, array: Array, chosen: dict[str, tuple[int, str]]) -> Array:
+    given = f"input {spec.name} has shape {format_shape(array.shape)}"
+    expected = f"expected {spec.dtype} of shape {format_shape(spec.shape)}"
+    if array.dtype.name != spec.dtype:
+        raise UsageError(f"input {spec.name} has type {array.dtype.name}, {expected}; convert it first")
+    if array.ndim != len(spec.shape):
+        raise UsageError(
+            f"input {spec.name} has {array.ndim} axes (shape {format_shape(array.shape)}), {expected}"
+        )
+    for axis, (size, wanted) in enumerate(zip(array.shape, spec.shape, strict=True)):
+        if isinstance(wanted, int):
+            if size != wanted:
+                raise UsageError(f"{given}, {expected}: axis {axis} is {size}, not {wanted}")
+        elif chosen.setdefault(wanted, (size, spec.name))[0] != size:
+            other, source = chosen[wanted]
+            raise UsageError(f"{given}, {expected}: {wanted} is {size} here and {other} in {source}")
+    return array
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(str(spec) for spec in specs)
