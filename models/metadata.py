@@ -1,0 +1,114 @@
+"""What an exported file says about its model, as ONNX metadata properties. Read without PyTorch and without ONNX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from na_deploy import __version__
+from na_deploy.errors import UsageError
+from na_deploy.models.config import Dilations, ModelConfig
+from na_deploy.models.preprocessing import Preprocessing
+
+PREFIX = "na_deploy."
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """Where a model comes from and how to use it.
+
+    Attributes:
+        architecture: name in the registry, or the family for other sizes.
+        task: "classification" (class scores; pooled features if ``num_classes`` is 0) or "backbone" (feature maps).
+        num_classes: classes of the head, 0 if there is none.
+        dilations: per level, one per block.
+        source_name: file or folder the weights came from, without its path.
+        source_sha256: SHA-256 of that file, in hexadecimal.
+        dtype: "fp32", "fp16" or "bf16".
+        preprocessing: how images become inputs.
+        tool_version: version of na-deploy that wrote this.
+        labels: class names by class number, empty if unknown.
+        config: the network's full description, ``None`` if the file does not say.
+    """
+
+    architecture: str
+    task: str = "classification"
+    num_classes: int = 0
+    dilations: Dilations = ()
+    source_name: str = ""
+    source_sha256: str = ""
+    dtype: str = "fp32"
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    tool_version: str = __version__
+    labels: Mapping[int, str] = field(default_factory=dict)
+    config: ModelConfig | None = None
+
+    @property
+    def input_size(self) -> tuple[int, int, int, int]:
+        """One image's input shape (1, 3, H, W)."""
+        channels = 3 if self.config is None else self.config.in_channels
+        return (1, channels, *self.preprocessing.size)
+
+    def to_props(self) -> dict[str, str]:
+        """Return text properties, each key prefixed with ``na_deploy.``."""
+        values = {
+            "architecture": self.architecture,
+            "task": self.task,
+            "num_classes": str(self.num_classes),
+            "dilations": "/".join(",".join(map(str, level)) for level in self.dilations),
+            "source_name": self.source_name,
+            "source_sha256": self.source_sha256,
+            "dtype": self.dtype,
+            "preprocessing": self.preprocessing.to_json(),
+            "tool_version": self.tool_version,
+        }
+        if self.labels:
+            values["labels"] = json.dumps(
+                {str(index): name for index, name in self.labels.items()}, ensure_ascii=False
+            )
+        if self.config is not None:
+            values["config"] = self.config.to_json()
+        return {PREFIX + key: value for key, value in values.items()}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str]) -> ModelMetadata | None:
+        """Read what :meth:`to_props` wrote; missing or unreadable entries take their defaults.
+
+        Returns:
+            ``None`` if the properties name no architecture: the file is not one of ours.
+        """
+        values = {key.removeprefix(PREFIX): value for key, value in props.items() if key.startswith(PREFIX)}
+        if "architecture" not in values:
+            return None
+        known: dict[str, Any] = {
+            key: values[key]
+            for key in ("architecture", "task", "source_name", "source_sha256", "dtype", "tool_version")
+            if key in values
+        }
+        readers = {
+            "num_classes": int,
+            "dilations": _read_dilations,
+            "preprocessing": Preprocessing.from_json,
+            "labels": _read_labels,
+            "config": ModelConfig.from_json,
+        }
+        for key, read in readers.items():
+            if key in values:
+                try:
+                    known[key] = read(values[key])
+                except (ValueError, TypeError, AttributeError, UsageError):
+                    continue
+        known.setdefault("tool_version", "unknown")
+        return cls(**known)
+
+
+def _read_dilations(text: str) -> Dilations:
+    return (
+        tuple(tuple(int(number) for number in level.split(",")) for level in text.split("/")) if text else ()
+    )
+
+
+def _read_labels(text: str) -> dict[int, str]:
+    return {int(index): str(name) for index, name in json.loads(text).items()}

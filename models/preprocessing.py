@@ -1,0 +1,148 @@
+"""What happens to an image before the network: sizes, crop, scale, normalisation. Recorded here, carried out elsewhere.
+
+The official repository and Hugging Face's processors prepare images differently for the same weights, and a wrong choice
+costs accuracy without any error; so the choice is a value that travels with the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from na_deploy.errors import UsageError
+
+Mode = Literal["resize-then-crop", "square", "fit"]
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN_255 = (123.675, 116.28, 103.53)
+IMAGENET_STD_255 = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels become the network's input: ``(pixel * scale - mean) / std``, channels first.
+
+    Attributes:
+        size: (H, W) the network gets.
+        mode: "resize-then-crop" scales the shorter side to ``resize`` and cuts ``size`` from the centre; "square"
+            scales straight to ``size``, whatever the proportions; "fit" keeps the proportions, scales to fit inside
+            ``size`` and pads with zeros right and bottom after normalisation.
+        resize: the shorter side before the crop, in pixels; only for "resize-then-crop".
+        mean: per channel, in the unit after ``scale``.
+        std: likewise.
+        scale: factor on pixels of 0…255: 1/255, or 1 where mean and std are in pixels.
+        interpolation: filter used for scaling.
+        channel_order: order of the channels.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mode: Mode = "resize-then-crop"
+    resize: int | None = 256
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    scale: float = 1 / 255
+    interpolation: Interpolation = "bicubic"
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+
+    @property
+    def crop_pct(self) -> float:
+        """Share of the resized shorter side that the crop keeps, as timm counts it; 1.0 without a crop."""
+        return 1.0 if self.resize is None else min(self.size) / self.resize
+
+    def with_size(self, size: tuple[int, int]) -> Preprocessing:
+        """Return the same for another (H, W), the crop keeping its share."""
+        resize = None if self.resize is None else round(min(size) / self.crop_pct)
+        return replace(self, size=size, resize=resize)
+
+    def to_json(self) -> str:
+        """Return a compact JSON object."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Preprocessing:
+        """Read what :meth:`to_json` wrote; missing keys take the official classification values.
+
+        Raises:
+            UsageError: not such an object.
+        """
+        try:
+            content: Any = json.loads(text)
+            known = {field.name for field in fields(cls)}
+            values = {name: value for name, value in content.items() if name in known}
+        except (ValueError, AttributeError) as error:
+            raise UsageError(f"not a description of image preprocessing: {error}") from None
+        return cls(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        )
+
+
+def official_classification(size: int = 224) -> Preprocessing:
+    """Return the official repository's: crop_pct 0.875 at 224 (resize 256), 1.0 at 384 (its timm configurations)."""
+    return Preprocessing(size=(size, size), resize=256 if size == 224 else size)
+
+
+def hugging_face_classification(size: int = 224) -> Preprocessing:
+    """Return what the published Hugging Face processors do: straight to a square, no crop."""
+    return Preprocessing(size=(size, size), mode="square", resize=None)
+
+
+def dense_prediction(size: tuple[int, int]) -> Preprocessing:
+    """Return detection's and segmentation's: RGB 0…255, proportions kept, zero padding."""
+    return Preprocessing(
+        size=size,
+        mode="fit",
+        resize=None,
+        mean=IMAGENET_MEAN_255,
+        std=IMAGENET_STD_255,
+        scale=1.0,
+        interpolation="bilinear",
+    )
+
+
+_PIL_FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def from_hugging_face(content: Mapping[str, Any]) -> Preprocessing:
+    """Read a Hugging Face ``preprocessor_config.json``.
+
+    Args:
+        content: the parsed file; keys of ViTImageProcessor and its relatives.
+
+    Raises:
+        UsageError: a size or a filter in a form this does not know.
+    """
+    filter_number = content.get("resample", 3)
+    if filter_number not in _PIL_FILTERS:
+        raise UsageError(
+            f"preprocessor_config.json asks for the filter {filter_number}, which is not supported"
+        )
+    scale = float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 1.0
+    normalize = content.get("do_normalize", True)
+    mean = tuple(content.get("image_mean", IMAGENET_MEAN)) if normalize else (0.0, 0.0, 0.0)
+    std = tuple(content.get("image_std", IMAGENET_STD)) if normalize else (1.0, 1.0, 1.0)
+    shortest, size = _sizes(content.get("size", 224))
+    crops = content.get("do_center_crop", False)
+    if crops:
+        _, crop = _sizes(content.get("crop_size", size))
+        return Preprocessing(
+            crop, "resize-then-crop", shortest or min(size), mean, std, scale, _PIL_FILTERS[filter_number]
+        )
+    return Preprocessing(size, "square", None, mean, std, scale, _PIL_FILTERS[filter_number])
+
+
+def _sizes(value: Any) -> tuple[int | None, tuple[int, int]]:
+    """Return the shorter side, if that is what the value says, and (H, W)."""
+    if isinstance(value, int):
+        return None, (value, value)
+    if isinstance(value, Mapping) and "height" in value and "width" in value:
+        return None, (int(value["height"]), int(value["width"]))
+    if isinstance(value, Mapping) and "shortest_edge" in value:
+        side = int(value["shortest_edge"])
+        return side, (side, side)
+    raise UsageError(
+        f"preprocessor_config.json gives the size {value!r}, expected height and width or shortest_edge"
+    )
