@@ -8,7 +8,8 @@ The data path never transposes. ``query``, ``key`` and ``value`` are seen as row
 a table of row numbers, laid out (tiles, heads, rows of a tile), cuts tiles, separates dilation groups, repeats
 grouped-query heads and moves heads in front at once, in contiguous copies of ``head_dim`` numbers.
 
-A lower rank is padded in front to three axes of length 1 with a window of 1, which costs nothing on this path.
+A body is written for one rank. Where a model mixes ranks, it is written for the highest, and lower ones are padded in
+front with axes of length 1 and a window of 1, which costs nothing on this path.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from na_deploy.exporter.graph_builder import FunctionBuilder
 MASKED = -1e30
 """Added to the score of a pair outside the window; ``exp`` of it is exactly 0 in float32."""
 
-INT_ATTRIBUTES = ("kernel_size", "dilation", "stride", "is_causal")
+NEUTRAL = {"kernel_size": 1, "dilation": 1, "stride": 1, "is_causal": 0}
+"""The attributes that hold one value per axis, with their values on an axis of length 1."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,15 @@ class BodyFeatures:
     """What the nodes of a model use; a function cannot test for the presence of an optional input.
 
     Attributes:
+        rank: spatial axes of the body: the highest rank among the nodes.
+        mixed_ranks: some node has fewer.
         rel_pos_bias: every node carries ``rel_pos_bias``.
         additional: every node carries ``additional_key`` and ``additional_value``.
         lse: some node reads the second output.
     """
 
+    rank: int = MAX_RANK
+    mixed_ranks: bool = True
     rel_pos_bias: bool = False
     additional: bool = False
     lse: bool = False
@@ -67,24 +73,24 @@ def packed_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:
     empty = _without_batch(body, "qkv")
     head_count = body.dimension(empty, -2)
     head_dim = body.dimension(empty, -1)
-    lengths = _padded_lengths(body, body.op("Shape", empty, start=1, end=-3))
-    axes = _plan(body, lengths, features.rel_pos_bias)
+    axes = _plan(body, body.op("Shape", empty, start=1, end=-3), features)
     rows = _rows(body, "qkv", head_dim)
 
     # Row ((position * 3) + part) * heads + head.
-    head = _head_axis(body, body.range(head_count))
+    head = _head_axis(body, body.range(head_count), features.rank)
     three = body.int(3)
     tokens_per_position = body.op("Mul", three, head_count)
 
-    def table(positions: str, part: int) -> str:  # (c0, c1, c2, 1, a0, a1, a2) -> (NT, H, a)
+    def table(positions: str, part: int) -> str:  # (c0, …, 1, a0, …) -> (NT, H, a)
         first = body.op("Add", head, body.op("Mul", body.int(part), head_count))
-        return _flatten_table(body, body.op("Add", body.op("Mul", positions, tokens_per_position), first), head_count)
+        rows = body.op("Add", body.op("Mul", positions, tokens_per_position), first)
+        return _flatten_table(body, rows, axes, "tile" if part == 0 else "span", head_count)
 
     keys = _grid(body, axes, [axis.key for axis in axes])
     query = body.op("Gather", rows, table(_grid(body, axes, [axis.query for axis in axes]), 0), axis=1)
     key = body.op("Gather", rows, table(keys, 1), axis=1)
     value = body.op("Gather", rows, table(keys, 2), axis=1)
-    bias = _bias_table(body, axes, head_count, features.rel_pos_bias)
+    bias = _bias_table(body, axes, head_count, features)
     outputs = _attend(body, query, key, value, bias, head_dim, features.lse)
     shape = body.op("Concat", body.op("Shape", empty, start=1, end=-3), body.op("Shape", empty, start=-2), axis=0)
     return _finish(body, axes, outputs, "qkv", head_count, shape, features, opset)
@@ -104,19 +110,20 @@ def separate_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:
     key_heads = body.dimension(empty_key, -2)
     head_dim = body.dimension(empty_query, -1)
     value_dim = body.dimension(empty_value, -1)
-    lengths = _padded_lengths(body, body.op("Shape", empty_query, start=1, end=-2))
-    axes = _plan(body, lengths, features.rel_pos_bias)
+    axes = _plan(body, body.op("Shape", empty_query, start=1, end=-2), features)
 
     heads = body.range(head_count)
-    query_head = _head_axis(body, heads)
-    key_head = _head_axis(body, body.op("Div", heads, body.op("Div", head_count, key_heads)))  # grouped-query
+    query_head = _head_axis(body, heads, features.rank)
+    key_head = body.op("Div", heads, body.op("Div", head_count, key_heads))  # grouped-query
+    key_head = _head_axis(body, key_head, features.rank)
 
-    def table(positions: str, per_position: str, head: str) -> str:
-        return _flatten_table(body, body.op("Add", body.op("Mul", positions, per_position), head), head_count)
+    def table(positions: str, per_position: str, head: str, inner: str) -> str:
+        rows = body.op("Add", body.op("Mul", positions, per_position), head)
+        return _flatten_table(body, rows, axes, inner, head_count)
 
     key_rows, value_rows = _rows(body, "key", head_dim), _rows(body, "value", value_dim)
-    key_table = table(_grid(body, axes, [axis.key for axis in axes]), key_heads, key_head)
-    bias = _bias_table(body, axes, head_count, features.rel_pos_bias)
+    key_table = table(_grid(body, axes, [axis.key for axis in axes]), key_heads, key_head, "span")
+    bias = _bias_table(body, axes, head_count, features)
     if features.additional:
         # Additional keys are rows after the map's own; every tile reads all of them, unmasked and unbiased.
         extra = body.dimension(_without_batch(body, "additional_key"), 1)
@@ -131,7 +138,7 @@ def separate_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:
         value_rows = body.op("Concat", value_rows, _rows(body, "additional_value", value_dim), axis=1)
         margin = body.op("Concat", body.ints(0, 0, 0, 0, 0, 0, 0), body.op("Unsqueeze", extra, body.ints(0)), axis=0)
         bias = body.op("Pad", bias, margin, body.float(0.0), mode="constant")
-    query_table = table(_grid(body, axes, [axis.query for axis in axes]), head_count, query_head)
+    query_table = table(_grid(body, axes, [axis.query for axis in axes]), head_count, query_head, "tile")
     query = body.op("Gather", _rows(body, "query", head_dim), query_table, axis=1)
     key = body.op("Gather", key_rows, key_table, axis=1)
     value = body.op("Gather", value_rows, key_table, axis=1)
@@ -152,27 +159,24 @@ def _without_batch(body: FunctionBuilder, tensor: str) -> str:
     return body.op("Gather", tensor, body.constant(np.zeros(0, np.int64)), axis=0)
 
 
-def _padded_lengths(body: FunctionBuilder, lengths: str) -> str:
-    return body.op("Concat", _front(body, lengths, 1), lengths, axis=0)
+def _pad_front(body: FunctionBuilder, per_axis: str, value: int, features: BodyFeatures) -> str:
+    """Pad a one-per-axis vector in front to the body's rank."""
+    if not features.mixed_ranks:
+        return per_axis
+    missing = body.op("Sub", body.ints(features.rank), body.op("Shape", per_axis))
+    fill = helper.make_tensor("value", TensorProto.INT64, [1], [value])
+    return body.op("Concat", body.op("ConstantOfShape", missing, value=fill), per_axis, axis=0)
 
 
-def _front(body: FunctionBuilder, per_axis: str, value: int) -> str:
-    """Return the values that pad a one-per-axis vector in front to three axes."""
-    missing = body.op("Sub", body.ints(MAX_RANK), body.op("Shape", per_axis))
-    return body.op("ConstantOfShape", missing, value=helper.make_tensor("value", TensorProto.INT64, [1], [value]))
-
-
-def _plan(body: FunctionBuilder, lengths: str, biased: bool) -> list[_Axis]:
-    """Return the three axes' tables; see ``attention.tiling.plan_axis`` for the arithmetic."""
-    rank = body.op("Shape", body.attribute_ints("kernel_size"))
-    given = {name: body.op("Expand", body.attribute_ints(name), rank) for name in INT_ATTRIBUTES}
-    kernel, dilation, stride = (
-        body.op("Concat", _front(body, given[name], 1), given[name], axis=0)
-        for name in ("kernel_size", "dilation", "stride")
-    )
-    causal = body.op("Concat", _front(body, given["is_causal"], 0), given["is_causal"], axis=0)
-
+def _plan(body: FunctionBuilder, lengths: str, features: BodyFeatures) -> list[_Axis]:
+    """Return the axes' tables; see ``attention.tiling.plan_axis`` for the arithmetic."""
     one = body.ints(1)
+    rank = body.op("Shape", body.attribute_ints("kernel_size"))
+    kernel, dilation, stride, causal = (
+        _pad_front(body, body.op("Expand", body.attribute_ints(name), rank), neutral, features)
+        for name, neutral in NEUTRAL.items()
+    )
+    lengths = _pad_front(body, lengths, 1, features)
     longest = body.ceil_div(lengths, dilation)
     tile, tiles = _tile(body, longest, kernel, stride, rank)
     span = body.op("Min", body.op("Sub", body.op("Add", kernel, tile), stride), longest)
@@ -183,8 +187,8 @@ def _plan(body: FunctionBuilder, lengths: str, biased: bool) -> list[_Axis]:
     names = ("kernel", "dilation", "stride", "causal", "length", "tile", "tiles", "span", "ahead", "left", "combos", "longest")
     vectors = (kernel, dilation, stride, is_causal, lengths, tile, tiles, span, ahead, left, combos, longest)
     return [
-        _plan_axis(body, {name: body.item(v, axis) for name, v in zip(names, vectors, strict=True)}, biased)
-        for axis in range(MAX_RANK)
+        _plan_axis(body, {name: body.item(v, axis) for name, v in zip(names, vectors, strict=True)}, features.rel_pos_bias)
+        for axis in range(features.rank)
     ]
 
 
@@ -268,69 +272,74 @@ def _rows(body: FunctionBuilder, tensor: str, width: str) -> str:
     return body.op("Cast", body.op("Reshape", tensor, shape), to=TensorProto.FLOAT)
 
 
-def _head_axis(body: FunctionBuilder, heads: str) -> str:
-    return body.op("Reshape", heads, body.ints(1, 1, 1, -1, 1, 1, 1))
+def _head_axis(body: FunctionBuilder, heads: str, rank: int) -> str:
+    return body.op("Reshape", heads, body.ints(*[1] * rank, -1, *[1] * rank))
 
 
 def _grid(body: FunctionBuilder, axes: list[_Axis], tables: list[str]) -> str:
-    """Combine per-axis positions (c, a) into flat positions (c0, c1, c2, 1, a0, a1, a2)."""
+    """Combine per-axis positions (c, a) into flat positions (c0, …, 1, a0, …)."""
+    rank = len(axes)
     total = ""
-    for axis, table in enumerate(tables):
-        unit = [position for position in range(7) if position not in (axis, axis + 4)]
+    for number, (axis, table) in enumerate(zip(axes, tables, strict=True)):
+        unit = [position for position in range(2 * rank + 1) if position not in (number, number + rank + 1)]
         spread = body.op("Unsqueeze", table, body.ints(*unit))
-        total = spread if not total else body.op("Add", body.op("Mul", total, axes[axis].length), spread)
+        total = spread if not total else body.op("Add", body.op("Mul", total, axis.length), spread)
     return total
 
 
-def _flatten_table(body: FunctionBuilder, table: str, heads: str) -> str:
-    """Return (c0, c1, c2, H, a0, a1, a2) as (tiles, H, rows of a tile)."""
-    shape = body.op("Shape", table)
-    tiles = body.product_of(body.op("Slice", shape, body.ints(0), body.ints(3)))
-    inner = body.product_of(body.op("Slice", shape, body.ints(4), body.ints(7)))
-    return body.op("Reshape", table, body.op("Concat", tiles, body.op("Unsqueeze", heads, body.ints(0)), inner, axis=0))
+def _flatten_table(body: FunctionBuilder, table: str, axes: list[_Axis], inner: str, heads: str) -> str:
+    """Return (c0, …, H, a0, …) as (tiles, H, rows of a tile); ``inner`` is "tile" or "span"."""
+    tiles = body.product(*[axis.combos for axis in axes])
+    return body.op("Reshape", table, body.vector(tiles, heads, body.product(*[getattr(axis, inner) for axis in axes])))
 
 
-def _bias_table(body: FunctionBuilder, axes: list[_Axis], heads: str, biased: bool) -> str:
+def _bias_table(body: FunctionBuilder, axes: list[_Axis], heads: str, features: BodyFeatures) -> str:
     """Return what is added to the scores: (tiles, H or 1, queries of a tile, keys of a tile) in float32.
 
     The bias gets one more, masked, entry per axis, so that looking a pair up masks it too. The last axis is looked up
-    number by number, which is a small table; the other two then copy whole rows of it.
+    number by number, which is a small table; the others then copy whole rows of it.
     """
-    if biased:
-        edge = body.op("Shape", "rel_pos_bias", start=1)
-        padded_edge = body.op("Concat", _front(body, edge, 1), edge, axis=0)
-        shape = body.op("Concat", body.op("Shape", "rel_pos_bias", start=0, end=1), padded_edge, axis=0)
+    rank = features.rank
+    if features.rel_pos_bias:
+        edges = _pad_front(body, body.op("Shape", "rel_pos_bias", start=1), 1, features)
+        shape = body.op("Concat", body.op("Shape", "rel_pos_bias", start=0, end=1), edges, axis=0)
         bias = body.op("Cast", body.op("Reshape", "rel_pos_bias", shape), to=TensorProto.FLOAT)
     else:
-        bias = body.constant(np.zeros((1, 1, 1, 1), np.float32))
-    bias = body.op("Pad", bias, body.ints(0, 0, 0, 0, 0, 1, 1, 1), body.float(MASKED), mode="constant")
-    bias_heads = heads if biased else body.int(1)
-    row, column = (body.dimension(bias, axis) for axis in (1, 2))
+        bias = body.constant(np.zeros([1] * (rank + 1), np.float32))
+        heads = body.int(1)
+    bias = body.op("Pad", bias, body.ints(*[0] * (rank + 2), *[1] * rank), body.float(MASKED), mode="constant")
 
-    z, y, x = axes
-    rows = body.op("Gather", bias, x.pair, axis=3)  # (H, r0, r1, c2, t2, w2)
+    *upper, x = axes
+    rows = body.op("Gather", bias, x.pair, axis=rank)  # (H, r0, …, c, t, w)
     row_shape = body.op("Concat", body.ints(-1), body.op("Unsqueeze", x.span, body.ints(0)), axis=0)
     rows = body.op("Reshape", rows, row_shape)
 
-    upper = body.op("Unsqueeze", z.pair, body.ints(1, 3, 5))  # (c0, 1, t0, 1, w0, 1)
-    lower = body.op("Unsqueeze", y.pair, body.ints(0, 2, 4))  # (1, c1, 1, t1, 1, w1)
-    pair = body.op("Add", body.op("Mul", upper, column), lower)
-    merged = [body.product(getattr(z, name), getattr(y, name)) for name in ("combos", "tile", "span")]
-    pair = body.op("Reshape", pair, body.vector(*merged))  # (c01, t01, w01)
-    pair = body.op("Unsqueeze", pair, body.ints(1, 2, 4))  # (c01, 1, 1, t01, 1, w01)
-
-    head = body.op("Reshape", body.range(bias_heads), body.ints(1, 1, -1, 1, 1, 1))
-    number = body.op("Add", body.op("Mul", head, body.product(row, column)), pair)
+    # The row's number: ((head, bias rows of the upper axes), c, t), laid out (upper c, c, H, upper t, t, upper w).
+    number = body.op("Reshape", body.range(heads), body.ints(1, 1, -1, 1, 1, 1))
+    if upper:
+        edge = body.product(*[body.dimension(bias, axis + 1) for axis in range(len(upper))])
+        pair = body.op("Unsqueeze", _upper_pair(body, bias, upper), body.ints(1, 2, 4))
+        number = body.op("Add", body.op("Mul", number, edge), pair)
     combo = body.op("Reshape", body.range(x.combos), body.ints(1, -1, 1, 1, 1, 1))
-    number = body.op("Add", body.op("Mul", number, x.combos), combo)
     query = body.op("Reshape", body.range(x.tile), body.ints(1, 1, 1, 1, -1, 1))
-    number = body.op("Add", body.op("Mul", number, x.tile), query)  # (c01, c2, H, t01, t2, w01)
+    number = body.op("Add", body.op("Mul", number, x.combos), combo)
+    number = body.op("Add", body.op("Mul", number, x.tile), query)
 
-    table = body.op("Gather", rows, number, axis=0)  # (c01, c2, H, t01, t2, w01, w2)
-    tiles, queries, keys = (
-        body.product(*[getattr(axis, name) for axis in axes]) for name in ("combos", "tile", "span")
-    )
-    return body.op("Reshape", table, body.vector(tiles, bias_heads, queries, keys))
+    table = body.op("Gather", rows, number, axis=0)
+    tiles, queries, keys = (body.product(*[getattr(axis, name) for axis in axes]) for name in ("combos", "tile", "span"))
+    return body.op("Reshape", table, body.vector(tiles, heads, queries, keys))
+
+
+def _upper_pair(body: FunctionBuilder, bias: str, upper: list[_Axis]) -> str:
+    """Return (c, t, w) bias rows of all axes but the last, combined."""
+    if len(upper) == 1:
+        return upper[0].pair
+    z, y = upper
+    first = body.op("Unsqueeze", z.pair, body.ints(1, 3, 5))  # (c0, 1, t0, 1, w0, 1)
+    second = body.op("Unsqueeze", y.pair, body.ints(0, 2, 4))  # (1, c1, 1, t1, 1, w1)
+    pair = body.op("Add", body.op("Mul", first, body.dimension(bias, 2)), second)
+    merged = [body.product(getattr(z, name), getattr(y, name)) for name in ("combos", "tile", "span")]
+    return body.op("Reshape", pair, body.vector(*merged))
 
 
 # --------------------------------------------------------------------------- attention itself
@@ -365,20 +374,19 @@ def _finish(
     opset: int,
 ) -> onnx.FunctionProto:
     """Put tiles back in place, give the result the input's type, and close the function."""
-    z, y, x = axes
-    queries = body.product(z.tile, y.tile, x.tile)
-    row = ""  # ((home * heads) + head) * queries + place, (n0, n1, n2, H)
-    home = place = ""
-    for axis, unit in zip(axes, ((1, 2, 3), (0, 2, 3), (0, 1, 3)), strict=True):
-        own_home = body.op("Unsqueeze", axis.home, body.ints(*unit))
-        own_place = body.op("Unsqueeze", axis.place, body.ints(*unit))
+    rank = len(axes)
+    queries = body.product(*[axis.tile for axis in axes])
+    home = place = ""  # (n0, …, 1)
+    for number, axis in enumerate(axes):
+        unit = body.ints(*[other for other in range(rank + 1) if other != number])
+        own_home, own_place = body.op("Unsqueeze", axis.home, unit), body.op("Unsqueeze", axis.place, unit)
         home = own_home if not home else body.op("Add", body.op("Mul", home, axis.combos), own_home)
         place = own_place if not place else body.op("Add", body.op("Mul", place, axis.tile), own_place)
-    head = body.op("Reshape", body.range(heads), body.ints(1, 1, 1, -1))
+    head = body.op("Reshape", body.range(heads), body.ints(*[1] * rank, -1))
     row = body.op("Add", body.op("Mul", home, heads), head)
     row = body.op("Add", body.op("Mul", row, queries), place)
     row = body.op("Reshape", row, body.ints(-1))
-    total = body.product(z.combos, y.combos, x.combos, heads, queries)
+    total = body.product(*[axis.combos for axis in axes], heads, queries)
 
     def restore(tensor: str, shape: str) -> str:  # (B, tiles, H, queries, e) -> (B, *X, H, e)
         width = body.op("Slice", shape, body.ints(-1), body.ints(2**31 - 1))

@@ -102,7 +102,10 @@ def embed_function_bodies(model: ir.Model, opset: int) -> None:
         if not nodes:
             continue
         at = OPTIONAL_INPUT[operator]
+        ranks = [len(node.attributes["kernel_size"].as_ints()) for node in nodes]
         features = BodyFeatures(
+            rank=max(ranks),
+            mixed_ranks=min(ranks) < max(ranks),
             rel_pos_bias=any(_has_input(node, at) for node in nodes),
             additional=any(_has_input(node, at + 1) for node in nodes),
             lse=any(len(node.outputs) > 1 for node in nodes),

@@ -202,7 +202,7 @@ def verification_shapes(shape: tuple[int, int, int, int], options: ExportOptions
 def _output_names(loaded: LoadedModel) -> list[str]:
     if loaded.metadata.task == "backbone":
         return [f"stage{index + 1}" for index in loaded.config.out_indices]
-    return ["logits"]
+    return ["logits" if loaded.config.num_classes else "features"]
 
 
 class _Clock:

@@ -1,0 +1,46 @@
+# Sourced by demo.sh and test.sh: a virtual environment with na-deploy in it, made once and brought up to date after.
+#
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch's small CPU build instead of the default one with CUDA.
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.11 python3.12 python3.13 python3; do
+    if [ -n "$candidate" ] && command -v "$candidate" >/dev/null &&
+      "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or later was found; install it (Debian, Ubuntu: apt install python3 python3-venv)" >&2
+  return 1
+}
+
+# make_environment FOLDER: creates the virtual environment and activates it.
+make_environment() {
+  local python
+  python=$(find_python) || return 1
+  if [ ! -x "$1/bin/pip" ]; then
+    rm -rf "$1"
+    if ! "$python" -m venv "$1" 2>/dev/null; then
+      rm -rf "$1"
+      echo "error: $python cannot make virtual environments; install venv (Debian, Ubuntu: apt install python3-venv)" >&2
+      return 1
+    fi
+  fi
+  # shellcheck source=/dev/null
+  . "$1/bin/activate"
+  export PIP_DISABLE_PIP_VERSION_CHECK=1
+}
+
+# install_packages ARGUMENTS…: pip install, quiet, with the pinned versions.
+install_packages() {
+  pip install --quiet --progress-bar off -c constraints.txt "$@"
+}
+
+install_torch() {
+  if [ -n "${TORCH_INDEX:-}" ]; then
+    install_packages --index-url "$TORCH_INDEX" torch==2.13.0
+  else
+    install_packages torch==2.13.0
+  fi
+}

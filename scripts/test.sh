@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Sets everything up in .venv-test and checks everything: style, types, tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+
+echo "== Setting up .venv-test (a few minutes the first time)"
+make_environment .venv-test
+install_torch
+# NATTEN, the oracle of the tests, builds against the PyTorch that is installed, so not in pip's isolated environment.
+install_packages setuptools build
+install_packages --no-build-isolation natten==0.21.7
+install_packages ".[test]"
+# The package itself anew, so that the tests see this working tree.
+pip install --quiet --no-deps --force-reinstall .
+
+echo "== ruff"
+ruff check .
+ruff format --check .
+echo "== mypy"
+mypy -p na_deploy
+echo "== pytest"
+pytest "$@"
