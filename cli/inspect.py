@@ -126,7 +126,8 @@ def _work(summary: ModelSummary) -> str:
     sizes = ", ".join(_times(size) for size in summary.input_sizes.values())
     total = summary.attention_multiply_adds + summary.other_multiply_adds
     text = (
-        f"{len(summary.layers)} layers, {size_text(summary.attention_multiply_adds, '')} of {size_text(total, '')} "
+        f"{len(summary.layers)} layers, "
+        f"{size_text(summary.attention_multiply_adds, '')} of {size_text(total, '')} "
         f"multiply-adds ({summary.attention_share:.1%}) at input {sizes}"
     )
     if summary.uncounted:

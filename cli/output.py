@@ -28,7 +28,7 @@ def console() -> Console:
 
 
 def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
-    """Return an empty table; columns in ``right`` are aligned right, as numbers are. The first is never cut."""
+    """Return an empty table; columns in ``right`` are aligned right. The first column is never cut."""
     from rich import box
     from rich.table import Table
 

@@ -72,11 +72,12 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
             ratio = min(height / image.height, width / image.width)
             fitted = (max(round(image.width * ratio), 1), max(round(image.height * ratio), 1))
             image = image.resize(fitted, resample)
-    pixels: FloatArray = np.asarray(image, np.float32)
+    pixels = np.asarray(image, np.float32)
     if preprocessing.channel_order == "BGR":
         pixels = pixels[..., ::-1]
     pixels = pixels * np.float32(preprocessing.scale)
-    pixels = (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
+    mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
+    pixels = (pixels - mean) / std
     below, beside = height - pixels.shape[0], width - pixels.shape[1]
     # Only "fit" leaves room below or beside; it is zero after normalising.
     padded: FloatArray = np.pad(pixels, ((0, below), (0, beside), (0, 0)))

@@ -222,6 +222,45 @@ def _input_sizes(
     return sizes
 
 
+def _with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose neighborhood attention nodes are standard operators of the same output shape.
+
+    It computes something else: it is for shape inference, which knows standard operators only.
+    """
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    del plain.graph.node[:], plain.functions[:]
+    for name, constant in (("query_part", 0), ("last_axis", [-1]), ("head_axis", [-2])):
+        plain.graph.initializer.append(
+            numpy_helper.from_array(np.array(constant, np.int64), _STAND_IN + name)
+        )
+    for node in model.graph.node:
+        if node.domain != schema.DOMAIN:
+            plain.graph.node.append(node)
+        elif node.op_type == schema.PACKED_OPERATOR:
+            part = _STAND_IN + "query_part"
+            plain.graph.node.append(
+                helper.make_node("Gather", [node.input[0], part], node.output[:1], axis=-3)
+            )
+        else:
+            query, value = (f"{_STAND_IN}{node.output[0]}.{side}" for side in ("query", "value"))
+            plain.graph.node.extend(  # (B, *X, H, 1) * (B, *X, 1, Dv) has the shape (B, *X, H, Dv)
+                [
+                    helper.make_node(
+                        "ReduceSum", [node.input[0], _STAND_IN + "last_axis"], [query], keepdims=1
+                    ),
+                    helper.make_node(
+                        "ReduceSum", [node.input[2], _STAND_IN + "head_axis"], [value], keepdims=1
+                    ),
+                    helper.make_node("Mul", [query, value], node.output[:1]),
+                ]
+            )
+    return plain
+
+
+_STAND_IN = "na_deploy.stand_in."
+
+
 def _layer(
     path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[str, str]
 ) -> NeighborhoodLayer:

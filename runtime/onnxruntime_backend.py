@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ def first_line(error: BaseException) -> str:
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]
+    text = re.sub(r"^Load model from .*? failed:", "", text)
     return text.strip().rstrip(".")
 
 

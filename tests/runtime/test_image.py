@@ -1,0 +1,152 @@
+"""Images become the arrays that the original code would have made of them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.models.preprocessing import (
+    Preprocessing,
+    dense_prediction,
+    hugging_face_classification,
+    official_classification,
+)
+from na_deploy.runtime.image import prepare, prepare_files, read_image
+
+
+def photo(width: int = 300, height: int = 200, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def by_hand(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    values = pixels.astype(np.float64) * preprocessing.scale
+    values = (values - np.array(preprocessing.mean)) / np.array(preprocessing.std)
+    return values.transpose(2, 0, 1)[None]
+
+
+def test_official_preprocessing_scales_the_shorter_side_and_crops_the_centre():
+    image, preprocessing = photo(300, 200), official_classification()
+    found = prepare(image, preprocessing)
+    resized = image.resize((384, 256), Image.Resampling.BICUBIC)
+    expected = by_hand(np.asarray(resized)[16:240, 80:304], preprocessing)
+    assert found.shape == (1, 3, 224, 224)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_portraits_are_cropped_from_the_middle_too():
+    image, preprocessing = photo(200, 301), official_classification()
+    resized = image.resize((256, 385), Image.Resampling.BICUBIC)
+    top = round((385 - 224) / 2)
+    expected = by_hand(np.asarray(resized)[top : top + 224, 16:240], preprocessing)
+    np.testing.assert_allclose(prepare(image, preprocessing), expected, atol=1e-5)
+
+
+def test_hugging_face_preprocessing_ignores_proportions():
+    image, preprocessing = photo(300, 200), hugging_face_classification()
+    expected = by_hand(np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC)), preprocessing)
+    np.testing.assert_allclose(prepare(image, preprocessing), expected, atol=1e-5)
+
+
+def test_dense_preprocessing_keeps_proportions_and_pads_with_zeros():
+    image, preprocessing = photo(300, 200), dense_prediction((120, 150))
+    found = prepare(image, preprocessing)
+    expected = by_hand(np.asarray(image.resize((150, 100), Image.Resampling.BILINEAR)), preprocessing)
+    np.testing.assert_allclose(found[..., :100, :], expected, atol=1e-4)
+    assert np.all(found[..., 100:, :] == 0)
+
+
+def test_channels_can_be_asked_for_in_reverse():
+    image = photo()
+    plain = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    reverse = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), channel_order="BGR")
+    assert np.array_equal(prepare(image, plain)[:, ::-1], prepare(image, reverse))
+
+
+def test_the_camera_orientation_is_applied(tmp_path: Path):
+    upright = photo(64, 48)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side: show it rotated by 270 degrees
+    upright.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "turned.png")), np.asarray(upright))
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("L", "png"), ("1", "png"), ("P", "png"), ("CMYK", "jpg"), ("LA", "png"), ("RGBA", "webp")],
+)
+def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str, suffix: str):
+    image = photo(mode=mode)
+    path = tmp_path / f"image.{suffix}"
+    image.save(path, **({"quality": 95} if suffix != "png" else {}))
+    found = read_image(path)
+    assert found.mode == "RGB"
+    difference = np.abs(np.asarray(found, np.float64) - np.asarray(image.convert("RGB"), np.float64))
+    assert difference.mean() < 6
+
+
+def test_transparency_is_laid_over_white(tmp_path: Path):
+    image = photo(mode="RGBA")
+    image.putalpha(0)
+    image.save(tmp_path / "clear.png")
+    assert np.all(np.asarray(read_image(tmp_path / "clear.png")) == 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path):
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    found = np.asarray(read_image(tmp_path / "deep.png"), np.float64)[..., 0]
+    assert np.abs(found - values / 257).max() <= 0.5
+
+
+def test_several_files_become_one_batch_in_order(tmp_path: Path):
+    paths = []
+    for seed in range(3):
+        paths.append(tmp_path / f"{seed}.png")
+        photo(seed=seed).save(paths[-1])
+    batch = prepare_files(paths, official_classification())
+    assert batch.shape == (3, 3, 224, 224)
+    assert np.array_equal(batch[2:], prepare(photo(seed=2), official_classification()))
+
+
+def jpeg() -> bytes:
+    stream = io.BytesIO()
+    photo(600, 500).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an image"),
+        (b"GIF? no, text", "not an image"),
+        (jpeg()[:3000], "damaged or truncated"),
+        (jpeg()[:30], "damaged|not an"),
+    ],
+)
+def test_a_file_that_is_no_image_is_refused_in_a_sentence(tmp_path: Path, content: bytes, message: str):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    with pytest.raises(NaDeployError, match=message) as error:
+        read_image(path)
+    assert "photo.jpg" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_enormous_image_is_refused_before_it_is_decoded(tmp_path: Path):
+    Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
+    with pytest.raises(NaDeployError, match="million pixels"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_a_missing_image_is_a_wrong_request(tmp_path: Path):
+    with pytest.raises(UsageError, match="No such file"):
+        read_image(tmp_path / "absent.jpg")
+    with pytest.raises(UsageError, match="directory"):
+        read_image(tmp_path)
