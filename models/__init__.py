@@ -1,7 +1,7 @@
 """NAT, DiNAT, DiNAT_s and isotropic models: descriptions, networks, checkpoints.
 
-Nothing here imports PyTorch until a network is asked for; ``registry``, ``metadata``, ``preprocessing``, ``config``,
-``cost`` and ``dilations`` never do.
+Nothing here imports PyTorch until a network is asked for; ``registry``, ``metadata``, ``preprocessing``,
+``config``, ``cost`` and ``dilations`` never do.
 """
 
 from __future__ import annotations

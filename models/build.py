@@ -45,8 +45,9 @@ def random_checkpoint(
 ) -> dict[str, Tensor]:
     """Return random weights in the official key layout, for tests, demonstrations and benchmarks.
 
-    Every entry is random, biases and layer scales too, so that leaving one out changes the outputs. Activations stay of
-    order 1, and windows attend unevenly: scores and biases have a standard deviation near 1.
+    Every entry is random, biases and layer scales too, so that leaving one out changes the outputs.
+    Activations stay of order 1, and windows attend unevenly: scores and biases have a standard deviation near
+    1.
 
     Args:
         config: a description, or a published model's name.

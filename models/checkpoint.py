@@ -1,7 +1,7 @@
-"""From a file or folder to one flat state_dict in the official key layout, with whatever the file says about its model.
+"""From a file or folder to one flat state_dict in the official key layout, with what the file says about it.
 
-Wrappers and prefixes are undone, Hugging Face keys converted, and weights checked to be finite. What the weights are is
-decided in ``detect.py``.
+Wrappers and prefixes are undone, Hugging Face keys converted, and weights checked to be finite. What the
+weights are is decided in ``detect.py``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from na_deploy.models.checkpoint_files import finite, read_file, read_json, sha2
 from na_deploy.models.preprocessing import Preprocessing, from_hugging_face
 
 WRAPPERS = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "module",
-    "teacher", "net", "weights", "student",
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher",
+    "state_dict", "model", "model_state_dict", "module", "net", "weights", "student",
 )  # fmt: skip
 """Entries that hold the weights, averaged ones first, as timm prefers them."""
 
@@ -102,7 +102,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if is_mapping:
         evidence += _embedded_evidence(content)
     tensors = _unwrap(path, content, warnings)
-    tensors, prefix, converted = _strip_prefix(path, tensors, warnings)
+    tensors, converted = _strip_prefix(path, tensors, warnings)
     if converted or path.is_dir():
         beside = folder / "config.json"
         if beside.is_file():
@@ -154,8 +154,8 @@ def _unwrap(path: Path, content: Any, warnings: list[str]) -> dict[str, Tensor]:
         if not inner or len(trail) > 4:
             names = ", ".join(map(str, list(content)[:5])) or "nothing"
             raise CheckpointError(
-                f"{path} holds {names}{' inside ' + '.'.join(trail) if trail else ''} and no weights; expected a "
-                f"state_dict, or one under {', '.join(WRAPPERS[4:7])}"
+                f"{path} holds {names}{' inside ' + '.'.join(trail) if trail else ''} and no weights; "
+                f"expected a state_dict, or one under 'state_dict' or 'model'"
             )
         if len(inner) > 1:
             warnings.append(
@@ -168,8 +168,8 @@ def _unwrap(path: Path, content: Any, warnings: list[str]) -> dict[str, Tensor]:
 
 def _strip_prefix(
     path: Path, tensors: dict[str, Tensor], warnings: list[str]
-) -> tuple[dict[str, Tensor], str, bool]:
-    """Find the network inside a larger model by the names of its first layer; say whether the names are Hugging Face's."""
+) -> tuple[dict[str, Tensor], bool]:
+    """Find the network inside a larger model by its first layer; say whether names are Hugging Face's."""
     found = {
         name.removesuffix(anchor): anchor
         for anchor in ANCHORS
@@ -202,7 +202,7 @@ def _strip_prefix(
         warnings.append(
             f"only the part '{prefix.rstrip('.')}' of {path.name} is the network; left aside: {shown}"
         )
-    return inside, prefix, converted
+    return inside, converted
 
 
 def _what_else(tensors: Mapping[str, Tensor]) -> str:
@@ -210,7 +210,7 @@ def _what_else(tensors: Mapping[str, Tensor]) -> str:
     if any("relative_position_bias_table" in name for name in names):
         return "these look like the weights of a Swin Transformer; expected attn.rpb and patch_embed.proj"
     shown = ", ".join(names[:3])
-    return f"its first weights are {shown}; expected names such as patch_embed.proj.0.weight and levels.0.blocks.0.attn.rpb"
+    return f"its first weights are {shown or 'none'}; expected names such as levels.0.blocks.0.attn.rpb"
 
 
 def _in_float32(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -> dict[str, Tensor]:
@@ -221,7 +221,8 @@ def _in_float32(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -> 
         )
     for name, trouble in finite(tensors):
         raise CheckpointError(
-            f"{path} holds {trouble} values in {name}; the training diverged or the file is damaged: use another one"
+            f"{path} holds {trouble} values in {name}; the training diverged or the file is damaged: use "
+            "another one"
         )
     narrow = {str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()} - {
         "float32"
@@ -237,7 +238,7 @@ def _in_float32(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -> 
 
 
 def _embedded_evidence(content: Mapping[Any, Any]) -> list[Evidence]:
-    """Read what training scripts store beside the weights: timm's arch and args, mmcv's meta, plain configurations."""
+    """Read what training scripts store beside the weights: timm's arch and args, mmcv's meta and the like."""
     result = []
     if isinstance(content.get("arch"), str):
         result.append(Evidence("its entry 'arch'", content["arch"]))

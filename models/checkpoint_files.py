@@ -30,15 +30,16 @@ _KNOWN_STARTS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
 }
 
-_DATA_TYPES = [
+_REBUILD_SCALAR = np.float64(0).__reduce__()[0]
+_REBUILD_ARRAY = np.zeros(1).__reduce__()[0]
+_NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # before NumPy 2, and since
+_DATA_TYPES: list[Any] = [
     argparse.Namespace,
     pathlib.PosixPath,
     np.dtype,
     np.ndarray,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-    np._core.multiarray.scalar,
-    np._core.multiarray._reconstruct,
+    *((_REBUILD_SCALAR, f"{module}.scalar") for module in _NUMPY_MODULES),
+    *((_REBUILD_ARRAY, f"{module}._reconstruct") for module in _NUMPY_MODULES),
     *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool", "uint8")),
 ]
 """Plain data that training scripts store beside the weights; rebuilding it runs no code from the file."""
@@ -83,8 +84,8 @@ def _read_torch(path: Path) -> Any:
             names = archive.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
             raise CheckpointError(
-                f"{path} is a TorchScript program, not a checkpoint; save the weights of the original model with "
-                "torch.save(model.state_dict(), path)"
+                f"{path} is a TorchScript program, not a checkpoint; save the weights of the original model "
+                "with torch.save(model.state_dict(), path)"
             )
         if not any(name.endswith("/data.pkl") for name in names):
             raise CheckpointError(
@@ -99,14 +100,13 @@ def _read_torch(path: Path) -> Any:
 
 
 def _unreadable(path: Path, reason: str) -> CheckpointError:
-    found = re.search(r"(?:Unsupported global: GLOBAL|WeightsUnpickler error: Unsupported class|Trying to instantiate class|"
-                      r"Trying to call reduce for unrecognized function|GLOBAL) ([\w.<>]+)", reason)  # fmt: skip
+    found = re.search(r"(?:GLOBAL|class|function) ([\w<>]+\.[\w.<>]+)", reason)
     if found or "Unsupported" in reason or "unsupported" in reason or "not allowed" in reason:
         what = f" ({found.group(1)})" if found else ""
         return CheckpointError(
-            f"{path} holds Python objects{what} besides weights, and loading those would run code from the file, which "
-            "na-deploy never does; where you trust it, load it in its own project and save the weights alone with "
-            "torch.save(model.state_dict(), 'weights.pth')"
+            f"{path} holds Python objects{what} besides weights, and loading those would run code from the "
+            "file, which na-deploy never does; where you trust it, load it in its own project and save the "
+            "weights alone with torch.save(model.state_dict(), 'weights.pth')"
         )
     with path.open("rb") as stream:
         start = stream.read(2)
@@ -135,8 +135,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return dict(load_file(path))
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(
-            f"{path} is damaged, truncated or no safetensors file ({_first_sentence(str(error))}); copy or download it "
-            "again"
+            f"{path} is damaged, truncated or no safetensors file ({_first_sentence(str(error))}); copy or "
+            "download it again"
         ) from None
 
 
@@ -161,7 +161,8 @@ def weight_files(folder: Path) -> list[Path]:
                 raise CheckpointError(f"{index} {what}; download the folder again")
             return [folder / Path(shard).name for shard in listed]
     raise CheckpointError(
-        f"{folder} holds no weights; expected {' or '.join(WEIGHT_NAMES)} beside config.json, or give a file instead"
+        f"{folder} holds no weights; expected {' or '.join(WEIGHT_NAMES)} beside config.json, or give a file "
+        "instead"
     )
 
 

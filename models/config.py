@@ -21,7 +21,8 @@ class ModelConfig:
     """Everything needed to build a network, and nothing about where its weights come from.
 
     Attributes:
-        family: "nat" (NAT and DiNAT share code), "dinat_s" (Swin's layout) or "isotropic" (one level, ViT's layout).
+        family: "nat" (NAT and DiNAT share code), "dinat_s" (Swin's layout) or "isotropic" (one level, ViT's
+            layout).
         embed_dim: channels of the first level; each level doubles them.
         depths: blocks per level.
         heads: attention heads per level.
@@ -31,12 +32,13 @@ class ModelConfig:
         layer_scale: whether blocks have ``gamma1`` and ``gamma2``.
         num_classes: classes of the head; 0 means no head, the pooled features are returned.
         out_indices: levels whose feature maps a backbone returns; empty for a classifier.
-        patch_size: side of the patches of "dinat_s" and "isotropic"; "nat" always reduces 4 times by convolutions.
+        patch_size: side of the patches of "dinat_s" and "isotropic"; "nat" always reduces 4 times by
+            convolutions.
         in_channels: channels of the image.
         qkv_bias: whether the qkv projection has a bias.
         layer_norm_eps: epsilon of every LayerNorm inside the blocks and of the last one.
-        fixed_map: ViT-rpb: attention over the whole map, which must be exactly ``kernel_size`` on both sides; such
-            files carry a ``relative_position_index`` buffer in every block.
+        fixed_map: ViT-rpb: attention over the whole map, which must be exactly ``kernel_size`` on both sides;
+            such files carry a ``relative_position_index`` buffer in every block.
     """
 
     family: Family
@@ -144,8 +146,8 @@ def check_dilations(dilations: Sequence[Sequence[int]], depths: Sequence[int]) -
     given = [len(level) for level in dilations]
     if given != list(depths):
         raise UsageError(
-            f"dilations are given for {given} blocks per level, the model has {list(depths)}; give one number per "
-            "block, levels separated by '/'"
+            f"dilations are given for {given} blocks per level, the model has {list(depths)}; give one "
+            "number per block, levels separated by '/'"
         )
     for level in dilations:
         for dilation in level:

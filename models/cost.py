@@ -58,7 +58,7 @@ class Operations:
 
 
 def count_operations(config: ModelConfig, height: int, width: int) -> Operations:
-    """Count the multiply-adds of one image of ``height`` × ``width``; normalisations and activations are left out."""
+    """Count one image's multiply-adds at ``height`` × ``width``, without normalisations and activations."""
     sizes = config.level_sizes(height, width)
     channels = config.embed_dim
     rows, columns = sizes[0]

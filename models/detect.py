@@ -1,7 +1,7 @@
 """Reading a network's structure from the shapes of its weights.
 
-Family, widths, depths, heads, window, MLP ratio, layer scale, classes and feature norms follow from names and shapes, for
-published and other sizes alike. Dilations do not; ``settle.py`` decides those.
+Family, widths, depths, heads, window, MLP ratio, layer scale, classes and feature norms follow from names and
+shapes, for published and other sizes alike. Dilations do not; ``settle.py`` decides those.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def read_structure(tensors: Mapping[str, Tensor], path: Path) -> ModelConfig:
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in tensors:
             raise CheckpointError(
-                f"{path} lacks {name}, from which the network's size is read; the file is incomplete, or made by another "
-                "kind of model"
+                f"{path} lacks {name}, from which the network's size is read; the file is incomplete, or "
+                "made by another kind of model"
             )
         found = tuple(tensors[name].shape)
         if len(found) != rank or min(found) < 1:
@@ -100,8 +100,8 @@ def _family_and_depths(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, 
         return family, depths
     shown = ", ".join(list(tensors)[:3])
     raise CheckpointError(
-        f"{path} holds no NAT or DiNAT blocks (its weights start with {shown}); expected levels.0.blocks.0.…, "
-        "layers.0.blocks.0.… or layers.0.attn.…"
+        f"{path} holds no NAT or DiNAT blocks (its weights start with {shown}); expected "
+        "levels.0.blocks.0.…, layers.0.blocks.0.… or layers.0.attn.…"
     )
 
 
@@ -120,11 +120,9 @@ def differences(entry: ModelEntry, structure: ModelConfig) -> list[str]:
     wanted = entry.config
     if wanted.family == "dinat_s" and wanted.embed_dim == 192 and structure.heads == DINAT_S_LARGE_OLD_HEADS:
         wanted = replace(wanted, heads=DINAT_S_LARGE_OLD_HEADS)
-    labels = {
-        "family": "layout", "embed_dim": "embed_dim", "depths": "depths", "heads": "heads", "kernel_size": "kernel_size",
-        "mlp_ratio": "mlp_ratio", "layer_scale": "layer scale", "patch_size": "patch_size",
-        "fixed_map": "attention over the whole map",
-    }  # fmt: skip
+    plain = ("embed_dim", "depths", "heads", "kernel_size", "mlp_ratio", "patch_size")
+    labels = {"family": "layout", "layer_scale": "layer scale", "fixed_map": "attention over the whole map"}
+    labels.update({name: name for name in plain})
     result = []
     for name, label in labels.items():
         expected, found = getattr(wanted, name), getattr(structure, name)
@@ -137,8 +135,9 @@ def describe(structure: ModelConfig) -> str:
     """Return a structure in a few words, for messages."""
     scale = ", layer scale" if structure.layer_scale else ""
     return (
-        f"{structure.family} layout, embed_dim {structure.embed_dim}, depths {_text(structure.depths)}, heads "
-        f"{_text(structure.heads)}, kernel_size {structure.kernel_size}, mlp_ratio {structure.mlp_ratio:g}{scale}"
+        f"{structure.family} layout, embed_dim {structure.embed_dim}, depths {_text(structure.depths)}, "
+        f"heads {_text(structure.heads)}, kernel_size {structure.kernel_size}, mlp_ratio "
+        f"{structure.mlp_ratio:g}{scale}"
     )
 
 

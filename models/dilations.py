@@ -1,7 +1,7 @@
-"""Dilations by name and as text: ``--dilations coco`` and ``--dilations 1,8,1/1,4,1,4/1,2,1,2,1,2/1,1,1,1,1``.
+"""Dilations by name and as text: ``--dilations coco``, ``--dilations 1,8,1/1,4,1,4/1,2,1,2,1,2/1,1,1,1,1``.
 
-The same weights are run with other dilations in other tasks, so a backbone's file does not say which are right.
-Sources: the configurations of the official NAT/DiNAT, Mask2Former and OneFormer repositories.
+The same weights are run with other dilations in other tasks, so a backbone's file does not say which are
+right. Sources: the configurations of the official NAT/DiNAT, Mask2Former and OneFormer repositories.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ PRESETS: dict[str, DilationPreset] = {
         ),
         DilationPreset(
             "imagenet-384", "classification at 384",
-            ((1, 13, 1), (1, 6, 1, 6), (1, 3), (1, 1, 1, 1, 1)), ((1, 13), (1, 6), (1, 3), (1, 1)), (384, 384),
+            ((1, 13, 1), (1, 6, 1, 6), (1, 3), (1, 1, 1, 1, 1)), ((1, 13), (1, 6), (1, 3), (1, 1)),
+            (384, 384),
         ),
         DilationPreset(
             "coco", "Mask R-CNN and Cascade Mask R-CNN on COCO",
@@ -145,8 +146,8 @@ def parse_dilations(request: str | Sequence[Sequence[int]], config: ModelConfig)
     except ValueError:
         known = ", ".join(("none", "ade20k", "oneformer", *PRESETS))
         raise UsageError(
-            f"cannot read the dilations '{request}'; give one of {known}, or one number per block with levels "
-            "separated by '/', such as 1,8,1/1,4,1,4/1,2,1,2,1,2/1,1,1,1,1"
+            f"cannot read the dilations '{request}'; give one of {known}, or one number per block with "
+            "levels separated by '/', such as 1,8,1/1,4,1,4/1,2,1,2,1,2/1,1,1,1,1"
         ) from None
     check_dilations(levels, config.depths)
     return ParsedDilations(levels)

@@ -1,6 +1,7 @@
 """DiNAT_s: Swin Transformer's patches and merging, with neighborhood attention in place of windows.
 
-DiNAT (https://arxiv.org/abs/2209.15001), section on alternative models. Parameter names are the official ones.
+DiNAT (https://arxiv.org/abs/2209.15001), section on alternative models. Parameter names are the official
+ones.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from na_deploy.models.nat import HierarchicalNetwork, Level, level_blocks
 
 
 class PatchMerging(nn.Module):
-    """Concatenate 2×2 neighbours, LayerNorm, halve the channels; odd maps are zero-padded right and bottom."""
+    """Concatenate 2×2 neighbours, LayerNorm, halve the channels; odd maps are zero-padded at their end."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Hugging Face's Nat and Dinat: keys to the official layout, and what ``config.json`` says.
 
-Sources: transformers 4.53.3, models/dinat and models/deprecated/nat, the last line whose Dinat forward works. Files of
-Model, ForImageClassification and Backbone are read, also as the backbone of a larger model.
+Sources: transformers 4.53.3, models/dinat and models/deprecated/nat, the last line whose Dinat forward works.
+Files of Model, ForImageClassification and Backbone are read, also as the backbone of a larger model.
 """
 
 from __future__ import annotations
@@ -68,12 +68,13 @@ def convert_state_dict(tensors: Mapping[str, Tensor], path: Path) -> dict[str, T
             stage, kind = match.groups()
             if not stage.startswith("stage"):
                 raise CheckpointError(
-                    f"{path} is a backbone that also returns '{stage}', which is not supported; only stages are"
+                    f"{path} is a backbone that also returns '{stage}', which is not supported; only stages "
+                    "are"
                 )
             result[f"norm{int(stage.removeprefix('stage')) - 1}.{kind}"] = tensor
         else:
             for pattern, replacement in _RENAMES:
-                name = pattern.sub(replacement, name)  # noqa: PLW2901
+                name = pattern.sub(replacement, name)
             result[name] = tensor
     for name, parts in packed.items():
         missing = {"query", "key", "value"} - set(parts)
@@ -86,7 +87,7 @@ def convert_state_dict(tensors: Mapping[str, Tensor], path: Path) -> dict[str, T
 
 
 def backbone_configuration(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a ``config.json`` that describes the network: itself, or the backbone of a larger model."""
+    """Return the part of a ``config.json`` that describes the network: all, or a larger model's backbone."""
     inner = content.get("backbone_config")
     return inner if isinstance(inner, Mapping) else content
 

@@ -1,4 +1,4 @@
-"""Isotropic models: patches of 16, twelve blocks at one resolution, with NA, dilated NA, or attention over the whole map.
+"""Isotropic models: patches of 16, twelve blocks at one resolution, with NA, dilated NA or full attention.
 
 The last (ViT-rpb) is neighborhood attention whose window is the map: key minus query indexes the same bias.
 Source: DiNAT (https://arxiv.org/abs/2209.15001), isotropic variants. Parameter names are the official ones.
@@ -26,6 +26,6 @@ class IsotropicNAT(nn.Module):
             self.head = nn.Linear(config.embed_dim, config.num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map images (B, 3, H, W) to class scores (B, classes), or to pooled features (B, C) without a head."""
+        """Map images (B, 3, H, W) to class scores (B, classes), or to features (B, C) without a head."""
         x = mean_over_map(self.norm(self.layers(self.patch_embed(image))))
         return self.head(x) if self.config.num_classes else x

@@ -1,4 +1,4 @@
-"""What every family shares: the attention block and the padding rule. Maps are channels-last (B, H, W, C) throughout."""
+"""What every family shares: the block and the padding rule. Maps are channels-last (B, H, W, C)."""
 
 from __future__ import annotations
 
@@ -61,14 +61,15 @@ class NeighborhoodAttention2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend over (B, H, W, C).
 
-        A map smaller than the dilated window is padded with zeros right and bottom *before* the projection, so that
-        padding attends with the projection's bias, and cropped after (NATTEN up to 0.15, Hugging Face).
+        A map smaller than the dilated window is padded with zeros right and bottom *before* the projection,
+        so that padding attends with the projection's bias, and cropped after (NATTEN up to 0.15, Hugging
+        Face).
         """
         _, height, width, _ = x.shape
         if self.fixed_map and (height != self.kernel_size or width != self.kernel_size):
             raise UsageError(
-                f"this ViT-rpb model attends over a map of exactly {self.kernel_size}x{self.kernel_size}, got "
-                f"{height}x{width}; use the image size it was trained at"
+                f"this ViT-rpb model attends over a map of exactly {self.kernel_size}x{self.kernel_size}, "
+                f"got {height}x{width}; use the image size it was trained at"
             )
         window = self.kernel_size * self.dilation
         bottom, right = _lacking(height, window), _lacking(width, window)
@@ -76,10 +77,8 @@ class NeighborhoodAttention2D(nn.Module):
             x = functional.pad(x, (0, 0, 0, right, 0, bottom))
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         x = self.attention(qkv, self.rpb, kernel_size=self.kernel_size, dilation=self.dilation).flatten(-2)
-        if not _is_zero(bottom):
-            x = x.narrow(1, 0, height)
-        if not _is_zero(right):
-            x = x.narrow(2, 0, width)
+        if not (_is_zero(bottom) and _is_zero(right)):
+            x = x[:, :height, :width]
         return self.proj(x)  # type: ignore[no-any-return]
 
 
@@ -87,7 +86,7 @@ def _lacking(length: int, window: int) -> int:
     """Return how much ``length`` (a number, or a symbol while tracing) falls short of ``window``."""
     if statically_known_true(length >= window):
         return 0
-    return torch.sym_max(window - length, 0)  # type: ignore[no-any-return]
+    return torch.sym_max(window - length, 0)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _is_zero(length: int) -> bool:
@@ -95,7 +94,7 @@ def _is_zero(length: int) -> bool:
 
 
 def relative_position_index(side: int) -> Tensor:
-    """Return (side², side²) positions in a flattened (2·side-1)² bias table: key minus query, shifted to start at 0."""
+    """Return, per query and key of a map (side², side²), their entry in the flat bias table (2·side-1)²."""
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     row_steps = rows.flatten()[None, :] - rows.flatten()[:, None] + side - 1
     column_steps = columns.flatten()[None, :] - columns.flatten()[:, None] + side - 1
@@ -117,7 +116,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention and MLP, each with a residual and, where trained so, a layer scale."""
+    """Pre-norm transformer block: attention and MLP, each with a residual and perhaps a layer scale."""
 
     def __init__(
         self,
@@ -161,7 +160,8 @@ def pad_to_multiple(x: Tensor, multiple: int, axes: tuple[int, int]) -> Tensor:
     padding = [0] * (2 * x.dim())
     for axis, amount in zip(axes, amounts, strict=True):
         padding[2 * (x.dim() - 1 - axis) + 1] = amount
-    return functional.pad(x, padding)
+    padded: Tensor = functional.pad(x, padding)
+    return padded
 
 
 class PatchEmbed(nn.Module):

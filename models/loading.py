@@ -1,4 +1,4 @@
-"""``load_model``: from a checkpoint to a network ready to run, with everything that was found out on the way."""
+"""``load_model``: from a checkpoint to a network ready to run, with all that was found out on the way."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def load_model(
 
     Args:
         path: a file, or a Hugging Face folder.
-        arch: a published name (``na-deploy models``), or "nat", "dinat", … for other sizes; needed where neither the
-            file's name nor its contents tell NAT from DiNAT.
+        arch: a published name (``na-deploy models``), or "nat", "dinat", … for other sizes; needed where
+            neither the file's name nor its contents tell NAT from DiNAT.
         dilations: "none", a preset ("coco", "ade20k", …), text such as "1,8,1/1,4,1,4/…", or nested numbers.
         num_classes: the class count expected of the file; 0 leaves the head away and returns pooled features.
         backbone: return feature maps of every level, also from a classification checkpoint.
@@ -128,7 +128,8 @@ def _outputs(
     config = replace(config, num_classes=0, out_indices=wanted)
     if present and not set(wanted) <= set(present):
         raise UsageError(
-            f"{checkpoint.path} has feature norms for the levels {list(present)}, not for {list(wanted)}; ask for those"
+            f"{checkpoint.path} has feature norms for the levels {list(present)}, not for {list(wanted)}; "
+            "ask for those"
         )
     drop = ("head.", "norm.", *(f"norm{index}." for index in present if index not in wanted))
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(drop)}
@@ -137,8 +138,8 @@ def _outputs(
             weights[f"norm{index}.weight"] = torch.ones(config.widths[index])
             weights[f"norm{index}.bias"] = torch.zeros(config.widths[index])
         warnings.append(
-            f"{checkpoint.name} is a classifier without per-level feature norms; they are set to weight 1 and bias 0, as "
-            "detectors start training from it"
+            f"{checkpoint.name} is a classifier without per-level feature norms; they are set to weight 1 "
+            "and bias 0, as detectors start training from it"
         )
     return config, weights
 
@@ -159,14 +160,15 @@ def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, path: Pat
         )
     if unexpected:
         raise CheckpointError(
-            f"{path} holds {_some(unexpected)}, which a {config.family} network does not have; it is a modified model, or "
-            "training left something in the file: remove those entries if they do not change the network's outputs"
+            f"{path} holds {_some(unexpected)}, which a {config.family} network does not have; it is a "
+            "modified model, or training left something in the file: remove those entries if they do not "
+            "change the network's outputs"
         )
     if clashing:
         name = clashing[0]
         raise CheckpointError(
-            f"{path}: {name} has shape {list(weights[name].shape)}, expected {list(expected[name])}; the file mixes sizes "
-            "or is damaged"
+            f"{path}: {name} has shape {list(weights[name].shape)}, expected {list(expected[name])}; the "
+            "file mixes sizes or is damaged"
         )
     for name, tensor in weights.items():
         if name.endswith("relative_position_index") and not torch.equal(

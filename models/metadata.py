@@ -1,9 +1,9 @@
-"""What an exported file says about its model, as ONNX metadata properties. Read without PyTorch and without ONNX."""
+"""What an exported file says about its model, as ONNX metadata properties. Needs neither PyTorch nor ONNX."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,8 @@ class ModelMetadata:
 
     Attributes:
         architecture: name in the registry, or the family for other sizes.
-        task: "classification" (class scores; pooled features if ``num_classes`` is 0) or "backbone" (feature maps).
+        task: "classification" (class scores), "features" (pooled features, no head) or "backbone" (feature
+            maps of several levels).
         num_classes: classes of the head, 0 if there is none.
         dilations: per level, one per block.
         source_name: file or folder the weights came from, without its path.
@@ -87,7 +88,7 @@ class ModelMetadata:
             for key in ("architecture", "task", "source_name", "source_sha256", "dtype", "tool_version")
             if key in values
         }
-        readers = {
+        readers: dict[str, Callable[[str], Any]] = {
             "num_classes": int,
             "dilations": _read_dilations,
             "preprocessing": Preprocessing.from_json,

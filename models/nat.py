@@ -1,7 +1,7 @@
-"""NAT and DiNAT: overlapping convolutions as tokenizer and downsampler, neighborhood attention blocks between.
+"""NAT and DiNAT: overlapping convolutions as tokenizer and downsampler, neighborhood attention between.
 
-NAT (https://arxiv.org/abs/2204.07143) has dilation 1 everywhere; DiNAT (https://arxiv.org/abs/2209.15001) is the same
-network with other dilations. Parameter names are those of the official repository.
+NAT (https://arxiv.org/abs/2204.07143) has dilation 1 everywhere; DiNAT (https://arxiv.org/abs/2209.15001) is
+the same network with other dilations. Parameter names are those of the official repository.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def level_blocks(config: ModelConfig, level: int) -> list[Block]:
 
 
 class HierarchicalNetwork(nn.Module):
-    """What NAT and DiNAT_s have in common: levels, then either a classifier or feature maps of several levels.
+    """What NAT and DiNAT_s have in common: levels, then a classifier or feature maps of several levels.
 
     Subclasses register ``patch_embed`` and the levels under their official names.
     """
@@ -98,7 +98,11 @@ class HierarchicalNetwork(nn.Module):
             self.head = nn.Linear(config.widths[-1], config.num_classes)
 
     def run_levels(self, x: Tensor, levels: nn.ModuleList) -> Tensor | tuple[Tensor, ...]:
-        """Return class scores (B, classes), pooled features (B, C) without a head, or a backbone's maps (B, C, H, W)."""
+        """Run the levels and the last layers.
+
+        Returns:
+            Class scores (B, classes); pooled features (B, C) without a head; a backbone's maps (B, C, H, W).
+        """
         maps = []
         for index, level in enumerate(levels):
             x = level(x)
@@ -106,7 +110,7 @@ class HierarchicalNetwork(nn.Module):
                 maps.append(self.get_submodule(f"norm{index}")(x).permute(0, 3, 1, 2))
                 if index == max(self.config.out_indices):
                     return tuple(maps)
-            if level.downsample is not None:
+            if isinstance(level.downsample, nn.Module):
                 x = level.downsample(x)
         x = mean_over_map(self.norm(x))
         return self.head(x) if self.config.num_classes else x

@@ -1,7 +1,7 @@
-"""What happens to an image before the network: sizes, crop, scale, normalisation. Recorded here, carried out elsewhere.
+"""What happens to an image before the network: sizes, crop, scale, normalisation. Carried out elsewhere.
 
-The official repository and Hugging Face's processors prepare images differently for the same weights, and a wrong choice
-costs accuracy without any error; so the choice is a value that travels with the model.
+The official repository and Hugging Face's processors prepare images differently for the same weights, and a
+wrong choice costs accuracy without any error; so the choice is a value that travels with the model.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Preprocessing:
 
     Attributes:
         size: (H, W) the network gets.
-        mode: "resize-then-crop" scales the shorter side to ``resize`` and cuts ``size`` from the centre; "square"
-            scales straight to ``size``, whatever the proportions; "fit" keeps the proportions, scales to fit inside
-            ``size`` and pads with zeros right and bottom after normalisation.
+        mode: "resize-then-crop" scales the shorter side to ``resize`` and cuts ``size`` from the centre;
+            "square" scales straight to ``size``, whatever the proportions; "fit" keeps the proportions,
+            scales to fit inside ``size`` and pads with zeros right and bottom after normalisation.
         resize: the shorter side before the crop, in pixels; only for "resize-then-crop".
         mean: per channel, in the unit after ``scale``.
         std: likewise.
@@ -72,16 +72,16 @@ class Preprocessing:
         try:
             content: Any = json.loads(text)
             known = {field.name for field in fields(cls)}
-            values = {name: value for name, value in content.items() if name in known}
+            values: dict[str, Any] = {name: value for name, value in content.items() if name in known}
         except (ValueError, AttributeError) as error:
             raise UsageError(f"not a description of image preprocessing: {error}") from None
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        )
+        for name, value in values.items():
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
 
 def official_classification(size: int = 224) -> Preprocessing:
-    """Return the official repository's: crop_pct 0.875 at 224 (resize 256), 1.0 at 384 (its timm configurations)."""
+    """Return the official repository's: shorter side 256 and crop at 224, crop_pct 1.0 at 384."""
     return Preprocessing(size=(size, size), resize=256 if size == 224 else size)
 
 

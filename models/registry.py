@@ -1,7 +1,7 @@
 """The published models by name: description, accuracy, cost, preprocessing. No PyTorch here.
 
-Sources: NAT (https://arxiv.org/abs/2204.07143), DiNAT (https://arxiv.org/abs/2209.15001) and the tables of the official
-repository. Names are the official functions' with the in22k models named like their files.
+Sources: NAT (https://arxiv.org/abs/2204.07143), DiNAT (https://arxiv.org/abs/2209.15001) and the tables of
+the official repository. Names are the official functions' with the in22k models named like their files.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ModelEntry:
 
     @property
     def kind(self) -> str:
-        """The name up to its size: "nat", "dinat", "dinat_s", "nat_isotropic", "dinat_isotropic", "vitrpb_isotropic"."""
+        """The name up to its size, one of :data:`KINDS`."""
         return re.split(r"_(?:mini|tiny|small|base|large)", self.name)[0]
 
 
@@ -257,7 +257,7 @@ def normalise(name: str) -> str:
 
 
 def find_model(name: str) -> ModelEntry | None:
-    """Return the model of a name or an alias (official function, file name, Hugging Face name), or ``None``."""
+    """Return the model of a name or alias (official function, file, Hugging Face name), or ``None``."""
     found = _ALIASES.get(normalise(name))
     return None if found is None else _ENTRIES[found]
 

@@ -1,42 +1,30 @@
 """Deciding which architecture a network is: what weights do not say, from explicit wishes and from evidence.
 
-A wrong dilation gives plausible wrong answers, so nothing is guessed: explicit ``--arch`` and ``--dilations`` come first,
-then what the file states, then its name, then shapes that only one published model has; otherwise the user must say.
+A wrong dilation gives plausible wrong answers, so nothing is guessed: explicit ``--arch`` and ``--dilations``
+come first, then what the file states, then its name, then shapes that only one published model has; otherwise
+the user must say.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from na_deploy.errors import AmbiguousArchitectureError, UsageError
 from na_deploy.models.checkpoint import Checkpoint
-from na_deploy.models.config import Dilations, ModelConfig, ones
-from na_deploy.models.detect import describe, differences, fitting_models, fits
+from na_deploy.models.config import ModelConfig
+from na_deploy.models.detect import describe, differences, fits, fitting_models
 from na_deploy.models.dilations import DilationPreset, parse_dilations
+from na_deploy.models.evidence import BY_NAME, DILATED_KINDS, Reading, read_evidence, same_head
 from na_deploy.models.registry import (
     DINAT_S_LARGE_OLD_HEADS,
-    IMAGENET_22K_CLASSES,
     KINDS,
     ModelEntry,
-    find_model,
     get_model,
-    list_models,
     normalise,
 )
 
-DILATED_KINDS = ("dinat", "dinat_s", "dinat_isotropic")
 _FAMILY_OF_KIND = {"nat": "nat", "dinat": "nat", "dinat_s": "dinat_s"}
-_NAME = re.compile(
-    r"(?:^|_)(dinat_s|nat_isotropic|dinat_isotropic|vitrpb(?:_isotropic)?|dinat|nat)_(mini|tiny|small|base|large)(?=_|$)"
-)
-_TASKS = (
-    ("mask2former|m2f", "mask2former"),
-    ("oneformer", None),
-    ("upernet|ade20k", "ade20k"),
-    ("rcnn|coco", "coco"),
-)
 
 
 @dataclass(frozen=True)
@@ -58,18 +46,6 @@ class Settled:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """What one piece of evidence comes down to for these shapes."""
-
-    source: str
-    claim: str
-    dilations: frozenset[Dilations]  # the ones it allows; empty: it contradicts the shapes
-    preset: DilationPreset | None = None
-    entries: tuple[ModelEntry, ...] = ()
-    warnings: tuple[str, ...] = field(default=())
-
-
 def settle(
     structure: ModelConfig,
     checkpoint: Checkpoint,
@@ -89,7 +65,7 @@ def settle(
         AmbiguousArchitectureError: several fit and nothing tells them apart; names them.
     """
     models = fitting_models(structure)
-    readings = _readings(structure, checkpoint, models)
+    readings = read_evidence(structure, checkpoint, models)
     warnings = [warning for reading in readings for warning in reading.warnings]
     if (
         structure.family == "dinat_s"
@@ -104,7 +80,8 @@ def settle(
         for reading in readings:
             if chosen.config.dilations not in reading.dilations:
                 warnings.append(
-                    f"{reading.source} says {reading.claim}, which is not what was asked for; the request wins"
+                    f"{reading.source} says {reading.claim}, which is not what was asked for; the request "
+                    "wins"
                 )
     else:
         chosen = _from_evidence(structure, models, readings, checkpoint)
@@ -117,7 +94,7 @@ def settle(
 def _explicit(
     structure: ModelConfig,
     models: list[ModelEntry],
-    readings: list[_Reading],
+    readings: list[Reading],
     arch: str | None,
     dilations: str | Sequence[Sequence[int]] | None,
     checkpoint: Checkpoint,
@@ -126,8 +103,8 @@ def _explicit(
     kind = None if arch is None else entry.kind if entry else normalise(arch)
     if entry is not None and not fits(entry, structure):
         raise UsageError(
-            f"--arch {entry.name} does not fit {checkpoint.path}: it has {'; '.join(differences(entry, structure))}; "
-            f"{_what_fits(models, structure)}"
+            f"--arch {entry.name} does not fit {checkpoint.path}: it has "
+            f"{'; '.join(differences(entry, structure))}; {_what_fits(models, structure)}"
         )
     if kind is not None and entry is None:
         _check_kind(kind, structure, checkpoint)
@@ -143,7 +120,7 @@ def _explicit(
         name = named.name if named else kind or _kind_of(config)
         return Settled(name, config, named, parsed.preset, remarks)
     stated = next(
-        (reading for reading in readings if reading.source != "its name" and len(reading.dilations) == 1),
+        (reading for reading in readings if reading.source != BY_NAME and len(reading.dilations) == 1),
         None,
     )
     if entry is not None:
@@ -157,8 +134,8 @@ def _explicit(
                     stated.preset,
                 )
             remark = (
-                f"{entry.name}'s own dilations are used; detection and segmentation use others: give --dilations coco, "
-                "ade20k, mask2former or oneformer if this backbone comes from there"
+                f"{entry.name}'s own dilations are used; detection and segmentation use others: give "
+                "--dilations coco, ade20k, mask2former or oneformer if this backbone comes from there"
             )
             return Settled(
                 entry.name, replace(structure, dilations=entry.config.dilations), entry, None, (remark,)
@@ -188,8 +165,8 @@ def _check_kind(kind: str, structure: ModelConfig, checkpoint: Checkpoint) -> No
     family = _FAMILY_OF_KIND.get(kind, "isotropic")
     if family != structure.family or (kind == "vitrpb_isotropic") != structure.fixed_map:
         raise UsageError(
-            f"--arch {kind} does not fit {checkpoint.path}, which holds another layout: {describe(structure)}; give one "
-            f"of {', '.join(_kinds_of(structure))}"
+            f"--arch {kind} does not fit {checkpoint.path}, which holds another layout: "
+            f"{describe(structure)}; give one of {', '.join(_kinds_of(structure))}"
         )
 
 
@@ -197,7 +174,7 @@ def _check_kind(kind: str, structure: ModelConfig, checkpoint: Checkpoint) -> No
 
 
 def _from_evidence(
-    structure: ModelConfig, models: list[ModelEntry], readings: list[_Reading], checkpoint: Checkpoint
+    structure: ModelConfig, models: list[ModelEntry], readings: list[Reading], checkpoint: Checkpoint
 ) -> Settled:
     contradicting = [reading for reading in readings if not reading.dilations]
     allowed = [reading for reading in readings if reading.dilations]
@@ -221,7 +198,7 @@ def _from_evidence(
         preferred = [entry for reading in allowed for entry in reading.entries]
         named = _entry_for(preferred, config, None) or _entry_for(models, config, None)
         return Settled(named.name if named else _kind_of(config), config, named, preset)
-    possible = _same_head(models, structure)
+    possible = same_head(models, structure)
     if allowed:
         possible = [model for model in possible if model.config.dilations in common]
     distinct = {model.config.dilations for model in possible}
@@ -240,22 +217,22 @@ def _ambiguity(structure: ModelConfig, models: list[ModelEntry], checkpoint: Che
         plain = [f"--arch {kind}" for kind in kinds if kind not in DILATED_KINDS]
         dilated = [f"--arch {kind} --dilations …" for kind in kinds if kind in DILATED_KINDS]
         return (
-            f"{checkpoint.path} is of no published size ({describe(structure)}), and weights do not say which dilations "
-            f"they were trained with; give {' or '.join([*plain, *dilated])} (one number per block, levels separated "
-            "by '/')"
+            f"{checkpoint.path} is of no published size ({describe(structure)}), and weights do not say "
+            f"which dilations they were trained with; give {' or '.join([*plain, *dilated])} (one number per "
+            "block, levels separated by '/')"
         )
     names = [model.name for model in models]
     if structure.is_backbone:
         plain = [f"--arch {model.name}" for model in models if not model.config.is_dilated]
-        dilated = [model for model in models if model.config.is_dilated]
-        choices = [*plain, _dilation_hint(structure, dilated)]
+        choices = [*plain, _dilation_hint(structure, [model for model in models if model.config.is_dilated])]
         return (
-            f"{checkpoint.path} is a backbone that fits {' and '.join(names)}, and its weights do not say which "
-            f"dilations it was trained with; give {', or '.join(choices)}"
+            f"{checkpoint.path} is a backbone that fits {' and '.join(names)}, and its weights do not say "
+            f"which dilations it was trained with; give {', or '.join(choices)}"
         )
     return (
-        f"{checkpoint.path} fits {' and '.join(names)}, whose weights have the same names and shapes but other dilations, "
-        f"and neither its name nor its contents tell which it is; give {' or '.join(f'--arch {name}' for name in names)}"
+        f"{checkpoint.path} fits {' and '.join(names)}, whose weights have the same names and shapes but "
+        "other dilations, and neither its name nor its contents tell which it is; give "
+        f"{' or '.join(f'--arch {name}' for name in names)}"
     )
 
 
@@ -263,83 +240,19 @@ def _dilation_hint(structure: ModelConfig, models: Sequence[ModelEntry]) -> str:
     if not models:
         return "--dilations with one number per block, levels separated by '/'"
     if structure.is_backbone:
-        return (
-            f"--arch {models[0].name} with --dilations coco, ade20k, mask2former, oneformer or imagenet-224"
-        )
+        large = "mask2former, oneformer, " if models[0].config.embed_dim == 192 else ""
+        return f"--arch {models[0].name} with --dilations coco, ade20k, {large}or imagenet-224"
     return " or ".join(f"--arch {model.name}" for model in models)
 
 
 def _what_fits(models: list[ModelEntry], structure: ModelConfig) -> str:
     if models:
         return f"what fits: --arch {' or '.join(model.name for model in models)}"
-    return f"no published model fits; give --arch {' or '.join(_kinds_of(structure))}, with --dilations where dilated"
-
-
-def _readings(structure: ModelConfig, checkpoint: Checkpoint, models: list[ModelEntry]) -> list[_Reading]:
-    readings = []
-    for evidence in checkpoint.evidence:
-        if evidence.dilations is not None:
-            matches = [len(level) for level in evidence.dilations] == list(structure.depths)
-            found = frozenset({evidence.dilations}) if matches else frozenset()
-            text = "/".join(",".join(map(str, level)) for level in evidence.dilations)
-            readings.append(_Reading(evidence.source, f"dilations {text}", found))
-        elif evidence.architecture is not None:
-            reading = _read_name(evidence.architecture, evidence.source, structure, models)
-            if reading is not None:
-                readings.append(reading)
-    by_name = _read_name(checkpoint.name, "its name", structure, models)
-    return [*readings, by_name] if by_name else readings
-
-
-def _read_name(name: str, source: str, structure: ModelConfig, models: list[ModelEntry]) -> _Reading | None:
-    """Interpret an architecture name or a file name for these shapes; ``None`` if it says nothing."""
-    text = normalise(name)
-    if text == "nat":
-        return _Reading(source, "nat", frozenset({ones(structure.depths)}))
-    if text in KINDS:
-        return None  # "dinat" alone: which dilations is still open
-    exact = find_model(text)
-    found = _NAME.search(text)
-    if exact is None and found is None:
-        return None
-    if exact is not None:
-        named = [exact]
-    else:
-        assert found is not None
-        kind = found.group(1).replace("vitrpb_isotropic", "vitrpb").replace("vitrpb", "vitrpb_isotropic")
-        named = [
-            entry
-            for entry in list_models()
-            if entry.name.startswith(f"{kind}_{found.group(2)}") and entry.kind == kind
-        ]
-        sizes = {entry.image_size for entry in named if re.search(rf"(?:^|_){entry.image_size}(?:_|$)", text)}
-        named = [entry for entry in named if not sizes or entry.image_size in sizes] or named
-    claim = exact.name if exact else text
-    fitting = tuple(_same_head([entry for entry in named if entry in models], structure))
-    if not fitting:
-        return _Reading(source, claim, frozenset())
-    if fitting[0].kind not in DILATED_KINDS:
-        return _Reading(source, claim, frozenset({ones(structure.depths)}), entries=fitting)
-    for pattern, preset_name in _TASKS:
-        if re.search(pattern, text):
-            if preset_name is None:
-                return None
-            parsed = parse_dilations(preset_name, structure)
-            remarks = (parsed.remark,) if parsed.remark else ()
-            return _Reading(source, claim, frozenset({parsed.dilations}), parsed.preset, fitting, remarks)
-    if structure.is_backbone and source == "its name":
-        return None  # the pretrained model's name, perhaps: the task's dilations are still open
-    return _Reading(source, claim, frozenset(entry.config.dilations for entry in fitting), entries=fitting)
+    kinds = " or ".join(_kinds_of(structure))
+    return f"no published model fits; give --arch {kinds}, with --dilations where dilated"
 
 
 # --------------------------------------------------------------------------- names
-
-
-def _same_head(models: list[ModelEntry], structure: ModelConfig) -> list[ModelEntry]:
-    """Keep the models of this class count, where the count is that of a published head."""
-    if structure.num_classes not in (1000, IMAGENET_22K_CLASSES):
-        return models
-    return [model for model in models if model.config.num_classes == structure.num_classes] or models
 
 
 def _entry_for(models: Sequence[ModelEntry], config: ModelConfig, kind: str | None) -> ModelEntry | None:
@@ -347,7 +260,7 @@ def _entry_for(models: Sequence[ModelEntry], config: ModelConfig, kind: str | No
     kinds = [kind] if kind else [k for k in _kinds_of(config) if (k in DILATED_KINDS) == config.is_dilated]
     own = [model for model in models if model.kind in kinds]
     same = [model for model in own if model.config.dilations == config.dilations]
-    ranked = _same_head(same, config) or _same_head(own, config)
+    ranked = same_head(same, config) or same_head(own, config)
     return ranked[0] if ranked else None
 
 
