@@ -188,9 +188,11 @@ def _print(
             )
             listing.add_row(escape(name), "×".join(map(str, array.shape)), array.dtype.name, *figures)
         out.print(listing)
+    count = len(next(iter(results.values())))
     out.print(
-        f"{escape(model.name)} on {session.device}: run {times['run_ms']:.1f} ms, "
-        f"images {times['prepare_ms']:.1f} ms, load {times['load_ms']:.0f} ms"
+        f"{escape(model.name)} on {session.device}: run {times['run_ms']:.1f} ms"
+        f"{f' for {count} items' if count > 1 else ''}, prepare {times['prepare_ms']:.1f} ms, "
+        f"load {times['load_ms']:.0f} ms"
     )
     if output is not None:
         out.print(f"Outputs written to {escape(str(output))}")

@@ -88,10 +88,11 @@ def _figure(groups: Sequence[LayerGroup], summary: ModelSummary, title: str) -> 
 
 def _subtitle(summary: ModelSummary) -> str:
     sizes = ", ".join("×".join(map(str, size)) for size in summary.input_sizes.values())
+    total = summary.attention_multiply_adds + summary.other_multiply_adds
     return (
         f"{len(summary.layers)} neighborhood attention layers at input {sizes}: "
         f"{summary.attention_multiply_adds / 1e9:.3g} G multiply-adds, "
-        f"{summary.attention_share:.1%} of the model's"
+        f"{summary.attention_share:.1%} of the model's {total / 1e9:.3g} G"
     )
 
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from na_deploy.attention.tiling import plan_axis
 from na_deploy.attention.windows import axis_mask
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.models.metadata import ModelMetadata
@@ -30,7 +31,9 @@ def test_layers_are_described_by_their_node(write_model: WriteModel):
     assert (first.kernel_size, first.dilation, second.dilation) == ((3, 3), (1, 1), (2, 2))
     assert first.has_bias
     assert first.dtype == "float32"
-    assert (first.tile, first.span) == ((4, 4), (6, 6))
+    plans = [plan_axis(8, 3, dilation) for dilation in (1, 2)]
+    assert [layer.tile for layer in summary.layers] == [(plan.tile, plan.tile) for plan in plans]
+    assert [layer.span for layer in summary.layers] == [(plan.span, plan.span) for plan in plans]
     assert summary.functions == ("NeighborhoodAttentionQKV",)
 
 
@@ -146,7 +149,8 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes):
 def layer(name: str, dilation: int) -> NeighborhoodLayer:
     two = (7, 7), (dilation, dilation)
     return NeighborhoodLayer(
-        name, "NeighborhoodAttentionQKV", 1, (14, 14), 8, 32, *two, (1, 1), (False, False), True, 0, "float32",
+        name, "NeighborhoodAttentionQKV", 1, (14, 14), 8, 32, *two, (1, 1), (False, False), True, 0,
+        "float32",
         (7, 7), (13, 13), 100, 200, 300, 0.1,
     )  # fmt: skip
 
