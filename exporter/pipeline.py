@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from na_deploy.models.metadata import ModelMetadata
 
 Progress = Callable[[str], None]
+Shape = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def export(
         del model
         clock.lap("write")
         report("verifying in ONNX Runtime")
-        cases = verify_outputs(loaded.module, staged, verification_shapes(shape, options))
+        cases = verify_outputs(loaded.module, staged, verification_shapes(loaded, shape, options))
         clock.lap("verify")
         worst = max(case.worst for case in cases)
         if not worst <= options.accepted_difference:
@@ -188,15 +189,25 @@ def check_size(loaded: LoadedModel, shape: tuple[int, int, int, int], options: E
             f"an input of {shape[2]}x{shape[3]} is too small for {loaded.architecture}, which reduces images {least} "
             f"times; use at least {least}x{least}"
         )
+    if loaded.config.fixed_map:
+        side = loaded.config.kernel_size * loaded.config.patch_size
+        if "spatial" in options.dynamic or shape[2:] != (side, side):
+            raise UsageError(f"{loaded.architecture} attends over its whole map and takes images of {side}x{side} only")
 
 
-def verification_shapes(shape: tuple[int, int, int, int], options: ExportOptions) -> list[tuple[int, int, int, int]]:
-    """Return the shapes to verify: the example's, and one that differs in every free dimension."""
+def verification_shapes(loaded: LoadedModel, shape: tuple[int, int, int, int], options: ExportOptions) -> list[Shape]:
+    """Return the shapes to verify: the example's and, where sizes are free, others.
+
+    A smaller and a larger image, neither square nor a multiple of anything, reach the padding of small maps and odd
+    sizes.
+    """
     batch, channels, height, width = shape
-    other_batch = batch + 1 if "batch" in options.dynamic else batch
-    grow = 40 if "spatial" in options.dynamic else 0
-    other = (other_batch, channels, height + grow, width + 2 * grow)
-    return [shape] if other == shape else [shape, other]
+    other = batch + 1 if "batch" in options.dynamic else batch
+    if "spatial" not in options.dynamic:
+        return [shape] if other == batch else [shape, (other, channels, height, width)]
+    least = loaded.config.total_stride
+    small = (batch, channels, max(least, height // 3 + 2), max(least, width // 2 - 3))
+    return [shape, small, (other, channels, height + 37, width + 81)]
 
 
 def _output_names(loaded: LoadedModel) -> list[str]:

@@ -147,14 +147,15 @@ class Block(nn.Module):
         """Map (B, H, W, C) to (B, H, W, C)."""
         if self.layer_scale:
             x = x + self.gamma1 * self.attn(self.norm1(x))
-            return x + self.gamma2 * self.mlp(self.norm2(x))
+            return x + self.gamma2 * self.mlp(self.norm2(x))  # type: ignore[no-any-return]
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
 def pad_to_multiple(x: Tensor, multiple: int, axes: tuple[int, int]) -> Tensor:
     """Zero-pad both spatial axes at their end to a multiple; sizes may be symbols while tracing."""
-    amounts = [-(-x.shape[axis] // multiple) * multiple - x.shape[axis] for axis in axes]
+    # Rounded up without negative numbers: ONNX integer division truncates where Python's rounds down.
+    amounts = [(x.shape[axis] + multiple - 1) // multiple * multiple - x.shape[axis] for axis in axes]
     if all(statically_known_true(amount == 0) for amount in amounts):
         return x
     padding = [0] * (2 * x.dim())

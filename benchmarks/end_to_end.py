@@ -1,0 +1,125 @@
+"""Whole models on a CPU: the exported file in stock ONNX Runtime against PyTorch and against the floor.
+
+    python benchmarks/end_to_end.py [--models nat_mini,nat_tiny,dinat_tiny]
+
+All candidates take turns in one process; medians. The floor is the same exported graph with every neighborhood
+attention replaced by a copy of its value: what remains if attention cost nothing. NATTEN's CPU path knows no
+relative positional bias, so it runs without one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import natten
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from machine import describe_machine, time_interleaved
+from onnx import helper, numpy_helper
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from na_deploy.attention import NeighborhoodSpec, torch_ops
+from na_deploy.attention.schema import DOMAIN
+from na_deploy.exporter import export
+from na_deploy.models import load_model, random_checkpoint
+
+
+def natten_cpu(
+    query: Tensor, key: Tensor, value: Tensor, spec: NeighborhoodSpec, scale: float, *_: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """NATTEN's own attention, as one of our implementations."""
+    output = natten.na2d(
+        query.contiguous(),
+        key.contiguous(),
+        value.contiguous(),
+        kernel_size=spec.kernel_size,
+        dilation=spec.dilation,
+        scale=scale,
+    )
+    return output, output[..., 0]
+
+
+def floor_of(path: Path) -> onnx.ModelProto:
+    """Return the exported graph with every attention replaced by a copy of its value."""
+    model = onnx.load(path)
+    part = "floor.value_part"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2), part))
+    nodes = [
+        helper.make_node("Gather", [node.input[0], part], [node.output[0]], name=node.name, axis=3)
+        if node.domain == DOMAIN
+        else node
+        for node in model.graph.node
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    del model.functions[:]
+    return model
+
+
+def session(model: bytes | str, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def eager(model: nn.Module, image: Tensor, implementation: torch_ops.Implementation) -> Callable[[], object]:
+    def run() -> object:
+        with torch_ops.use_implementation(implementation), torch.inference_mode():
+            return model(image)
+
+    return run
+
+
+def measure(name: str, threads: int, rounds: int, folder: Path) -> dict[str, float]:
+    checkpoint = folder / f"{name}_random.pth"
+    random_checkpoint(name, seed=0, path=checkpoint)
+    loaded = load_model(checkpoint, arch=name)
+    path = folder / f"{name}.onnx"
+    export(loaded, path)
+    image = torch.randn(1, 3, *loaded.input_size, generator=torch.Generator().manual_seed(0))
+    feed = {"image": image.numpy()}
+    exported, floor = session(str(path), threads), session(floor_of(path).SerializeToString(), threads)
+    return time_interleaved(
+        {
+            "ONNX Runtime": lambda: exported.run(None, feed),
+            "floor": lambda: floor.run(None, feed),
+            "PyTorch, tiles": eager(loaded.module, image, torch_ops.tiled),
+            "PyTorch, dense masks": eager(loaded.module, image, torch_ops.dense),
+            "PyTorch, NATTEN": eager(loaded.module, image, natten_cpu),
+        },
+        rounds,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="nat_mini,nat_tiny,dinat_tiny")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=21)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    console = Console(width=150)
+    console.print(describe_machine(arguments.threads), f"natten {natten.__version__}", sep=", ")
+    table = Table(title="224×224, batch 1, fp32: milliseconds (medians), and times slower than the exported file")
+    table.add_column("model")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models.split(","):
+            times = measure(name, arguments.threads, arguments.rounds, Path(folder))
+            if len(table.columns) == 1:
+                for candidate in times:
+                    table.add_column(candidate, justify="right")
+            ours = times["ONNX Runtime"]
+            table.add_row(name, *(f"{ms:.1f} ({ms / ours:.2f}×)" for ms in times.values()))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
