@@ -13,7 +13,8 @@ import onnx
 from onnx import TensorProto, ValueInfoProto, external_data_helper, helper
 
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.runtime.tensors import Dimension, TensorSpec
+from na_deploy.runtime.symbols import dimension_value
+from na_deploy.runtime.tensors import Dimension, TensorSpec, format_shape
 
 Shapes = dict[str, tuple[Dimension, ...]]
 
@@ -57,8 +58,13 @@ def element_type(code: int) -> str:
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def known_types(model: onnx.ModelProto) -> tuple[Shapes, dict[str, str]]:
-    """Return shape and element type by value name, as far as the file states them."""
+def known_types(model: onnx.ModelProto, sizes: Mapping[str, int]) -> tuple[Shapes, dict[str, str]]:
+    """Return shape and element type by value name, as far as the file states them.
+
+    Args:
+        model: the model.
+        sizes: values of the names that dynamic dimensions are written in, from :func:`bind_sizes`.
+    """
     graph = model.graph
     shapes: Shapes = {}
     types: dict[str, str] = {}
@@ -66,39 +72,37 @@ def known_types(model: onnx.ModelProto) -> tuple[Shapes, dict[str, str]]:
         if value.type.HasField("tensor_type"):
             types[value.name] = element_type(value.type.tensor_type.elem_type)
             if value.type.tensor_type.HasField("shape"):
-                shapes[value.name] = _dimensions(value)
+                shapes[value.name] = tuple(_bound(size, sizes) for size in _dimensions(value))
     for tensor in graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)
         types[tensor.name] = element_type(tensor.data_type)
     return shapes, types
 
 
-def with_input_sizes(model: onnx.ModelProto, sizes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
-    """Return a copy of ``model`` whose inputs have the given sizes, with every shape inferred anew.
+def _bound(size: Dimension, sizes: Mapping[str, int]) -> Dimension:
+    value = size if isinstance(size, int) else dimension_value(size, sizes)
+    return size if value is None else value
+
+
+def bind_sizes(inputs: tuple[TensorSpec, ...], wanted: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Return the values that dynamic dimensions take when the inputs have the sizes ``wanted``.
 
     Raises:
-        UsageError: a size does not fit what the file says of the input.
+        UsageError: a size does not fit what the model says of the input, or contradicts another.
     """
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    for value in fixed.graph.input:
-        if value.name not in sizes:
-            continue
-        declared, wanted = _dimensions(value), sizes[value.name]
-        fits = len(declared) == len(wanted) and all(
-            isinstance(d, str) or d == w for d, w in zip(declared, wanted, strict=True)
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        given = wanted[spec.name]
+        fits = len(given) == len(spec.shape) and all(
+            size == declared if isinstance(declared, int) else sizes.setdefault(declared, size) == size
+            for declared, size in zip(spec.shape, given, strict=True)
         )
         if not fits:
-            shown = "×".join(map(str, declared))
+            shown = "×".join(map(str, given))
             raise UsageError(
-                f"input {value.name} is {shown} in the model, which {'×'.join(map(str, wanted))} does not fit"
+                f"input {spec.name} is {format_shape(spec.shape)} in the model, which {shown} does not fit"
             )
-        for dimension, size in zip(value.type.tensor_type.shape.dim, wanted, strict=True):
-            dimension.dim_value = size
-    del fixed.graph.value_info[:]
-    for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    return onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    return sizes
 
 
 def parameter_count(model: onnx.ModelProto) -> int:

@@ -13,9 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from na_deploy.attention import schema
 from na_deploy.attention.tiling import plan_axis
@@ -162,10 +160,7 @@ def inspect_model(path: str | Path, input_size: Sequence[int] | None = None) -> 
     weights = frozenset(tensor.name for tensor in model.graph.initializer)
     inputs = graph.tensor_specs(list(model.graph.input), skip=weights)
     sizes = _input_sizes(inputs, input_size, metadata)
-    sized = model
-    if any(isinstance(size, str) for spec in inputs for size in spec.shape):
-        sized = graph.with_input_sizes(_with_plain_operators(model), sizes)
-    shapes, types = graph.known_types(sized)
+    shapes, types = graph.known_types(model, graph.bind_sizes(inputs, sizes))
 
     layers = []
     other, uncounted = 0, 0
@@ -220,45 +215,6 @@ def _input_sizes(
             for axis, size in enumerate(spec.shape)
         )
     return sizes
-
-
-def _with_plain_operators(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model whose neighborhood attention nodes are standard operators of the same output shape.
-
-    It computes something else: it is for shape inference, which knows standard operators only.
-    """
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
-    del plain.graph.node[:], plain.functions[:]
-    for name, constant in (("query_part", 0), ("last_axis", [-1]), ("head_axis", [-2])):
-        plain.graph.initializer.append(
-            numpy_helper.from_array(np.array(constant, np.int64), _STAND_IN + name)
-        )
-    for node in model.graph.node:
-        if node.domain != schema.DOMAIN:
-            plain.graph.node.append(node)
-        elif node.op_type == schema.PACKED_OPERATOR:
-            part = _STAND_IN + "query_part"
-            plain.graph.node.append(
-                helper.make_node("Gather", [node.input[0], part], node.output[:1], axis=-3)
-            )
-        else:
-            query, value = (f"{_STAND_IN}{node.output[0]}.{side}" for side in ("query", "value"))
-            plain.graph.node.extend(  # (B, *X, H, 1) * (B, *X, 1, Dv) has the shape (B, *X, H, Dv)
-                [
-                    helper.make_node(
-                        "ReduceSum", [node.input[0], _STAND_IN + "last_axis"], [query], keepdims=1
-                    ),
-                    helper.make_node(
-                        "ReduceSum", [node.input[2], _STAND_IN + "head_axis"], [value], keepdims=1
-                    ),
-                    helper.make_node("Mul", [query, value], node.output[:1]),
-                ]
-            )
-    return plain
-
-
-_STAND_IN = "na_deploy.stand_in."
 
 
 def _layer(
@@ -332,8 +288,8 @@ def _sizes(path: Path, node: str, value: str, shapes: graph.Shapes) -> tuple[int
     shape = shapes.get(value)
     if shape is None or any(isinstance(size, str) for size in shape):
         raise NaDeployError(
-            f"{path}: the shape of {value}, an input of node {node}, is not stated in the file; "
-            "export the model again, or give the size of its input"
+            f"{path}: the shape of {value}, an input of node {node}, is not stated in the file "
+            f"({'×'.join(map(str, shape)) if shape else 'nothing'}); export the model again with na-deploy"
         )
     return cast("tuple[int, ...]", shape)
 
