@@ -12,7 +12,12 @@ from na_deploy.cli.output import console, print_json, size_text, table
 from na_deploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from na_deploy.runtime.inspection import ModelSummary
+
+WIDE = 108
+"""Columns of a screen that shows every column of the table."""
 
 
 @click.command()
@@ -78,8 +83,6 @@ def _title(summary: ModelSummary) -> str:
 
 
 def _print(summary: ModelSummary) -> None:
-    from na_deploy.runtime.inspection import group_layers
-
     out = console()
     facts = table("", "")
     facts.show_header = False
@@ -98,32 +101,41 @@ def _print(summary: ModelSummary) -> None:
     if not summary.layers:
         out.print("No neighborhood attention layers.")
         return
-    listing = table(
-        "layers", "map", "heads", "window", "dilation", "stride", "bias", "tile / keys",
-        "multiply-adds", "memory", "share",
-        right=("multiply-adds", "memory", "share"),
-    )  # fmt: skip
+    out.print(_layers(summary, wide=out.width >= WIDE))
+
+
+def _layers(summary: ModelSummary, wide: bool) -> Table:
+    """Return the layers, one row per configuration; less on a narrow screen."""
+    from na_deploy.runtime.inspection import group_layers
+
+    strided = any(set(layer.stride) != {1} for layer in summary.layers)
+    columns = ["layers", "map", "heads", "window", "dilation"]
+    columns += ["stride"] if strided else []
+    columns += ["bias", "tile", "keys", "memory"] if wide else []
+    columns += ["work", "share"]
+    listing = table(*columns, right=("memory", "work", "share"))
     for group in group_layers(summary.layers):
         layer = group.layers[0]
-        window = _times(layer.kernel_size) + (" causal" if any(layer.is_causal) else "")
-        listing.add_row(
-            group.label,
-            _times(layer.lengths),
-            f"{layer.heads}×{layer.head_dim}",
-            window,
-            _times(layer.dilation),
-            _times(layer.stride),
-            "yes" if layer.has_bias else "no",
-            f"{_times(layer.tile)} / {_times(layer.span)}",
-            size_text(sum(each.multiply_adds for each in group.layers), ""),
-            size_text(sum(each.memory_bytes for each in group.layers)),
-            f"{group.share:.1%}",
-        )
-    out.print(listing)
+        cells = {
+            "layers": group.label,
+            "map": "×".join(map(str, layer.lengths)),
+            "heads": f"{layer.heads}×{layer.head_dim}",
+            "window": _per_axis(layer.kernel_size) + (" causal" if any(layer.is_causal) else ""),
+            "dilation": _per_axis(layer.dilation),
+            "stride": _per_axis(layer.stride),
+            "bias": "yes" if layer.has_bias else "no",
+            "tile": _per_axis(layer.tile),
+            "keys": _per_axis(layer.span),
+            "memory": size_text(sum(each.memory_bytes for each in group.layers)),
+            "work": size_text(sum(each.multiply_adds for each in group.layers), ""),
+            "share": f"{group.share:.1%}",
+        }
+        listing.add_row(*(cells[column] for column in columns))
+    return listing
 
 
 def _work(summary: ModelSummary) -> str:
-    sizes = ", ".join(_times(size) for size in summary.input_sizes.values())
+    sizes = ", ".join("×".join(map(str, size)) for size in summary.input_sizes.values())
     total = summary.attention_multiply_adds + summary.other_multiply_adds
     text = (
         f"{len(summary.layers)} layers, "
@@ -135,5 +147,6 @@ def _work(summary: ModelSummary) -> str:
     return text
 
 
-def _times(values: tuple[int, ...]) -> str:
-    return "×".join(map(str, values))
+def _per_axis(values: tuple[int, ...]) -> str:
+    """Write one number per axis, a single one if they are equal."""
+    return str(values[0]) if len(set(values)) == 1 else "×".join(map(str, values))

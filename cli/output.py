@@ -32,7 +32,14 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
     from rich import box
     from rich.table import Table
 
-    result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    result = Table(
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+    )
     for index, name in enumerate(columns):
         result.add_column(
             name, justify="right" if name in right else "left", overflow="fold", no_wrap=index == 0

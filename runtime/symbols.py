@@ -1,7 +1,7 @@
 """The value of a symbolic dimension, such as ``(height - 1)//4 + 1``, once the sizes in it are known.
 
-torch.onnx writes the dimensions of dynamic models as arithmetic over the names of the inputs' axes. This computes
-them; it runs nothing else that a file may hold.
+torch.onnx writes the dimensions of dynamic models as arithmetic over the names of the inputs' axes. This
+computes them; it runs nothing else that a file may hold.
 """
 
 from __future__ import annotations
