@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from na_deploy.attention.schema import register_schemas
+from na_deploy.attention.registration import register_schemas
 from na_deploy.errors import NaDeployError
 from na_deploy.exporter.options import ExportOptions
 from na_deploy.exporter.translation import translation_table

@@ -1,0 +1,61 @@
+"""Making nodes of a kind alike, so that one function body serves them all."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from na_deploy.attention import NeighborhoodSpec, reference_attention
+from na_deploy.attention.schema import DOMAIN, SEPARATE_OPERATOR
+from na_deploy.exporter.passes import embed_function_bodies
+
+SHAPE = (1, 9, 10, 2, 8)
+OPSET = 22
+
+
+def test_nodes_with_and_without_bias_extra_keys_and_lse_share_one_body():
+    random = np.random.default_rng(0)
+    value = {name: random.standard_normal(SHAPE).astype(np.float32) for name in ("q", "k", "v")}
+    bias = random.standard_normal((2, 5, 5)).astype(np.float32)
+    value["extra_k"], value["extra_v"] = (random.standard_normal((1, 3, 2, 8)).astype(np.float32) for _ in range(2))
+
+    def node(output: list[str], *more: str, **attributes: object) -> onnx.NodeProto:
+        return helper.make_node(
+            SEPARATE_OPERATOR, ["q", "k", "v", *more], output, name=output[0], domain=DOMAIN, **attributes
+        )
+
+    def info(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    for extra in (False, True):
+        more = ("extra_k", "extra_v") if extra else ()
+        nodes = [
+            node(["biased"], "bias", *more, kernel_size=[3, 3], dilation=[2, 3]),
+            node(["plain", "plain_lse"], *(("", *more) if extra else ()), kernel_size=[4, 5], stride=[2, 1]),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "mixed",
+            [info(name, array.shape) for name, array in value.items()],
+            [info("biased", SHAPE), info("plain", SHAPE), info("plain_lse", SHAPE[:-1])],
+            [onnx.numpy_helper.from_array(bias, "bias")],
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+        model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+        embed_function_bodies(model, OPSET)
+        proto = ir.to_proto(model)
+        assert {len(n.input) for n in proto.graph.node} == {4 + 2 * extra}
+        assert {len(n.output) for n in proto.graph.node} == {2}
+        runtime = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        biased, plain, lse = runtime.run(None, value)
+
+        added = {"additional_key": value["extra_k"], "additional_value": value["extra_v"]} if extra else {}
+        q, k, v = value["q"], value["k"], value["v"]
+        expected = reference_attention(q, k, v, NeighborhoodSpec.create(2, 3, (2, 3)), rel_pos_bias=bias, **added)
+        np.testing.assert_allclose(biased, expected.output, atol=2e-6)
+        expected = reference_attention(q, k, v, NeighborhoodSpec.create(2, (4, 5), stride=(2, 1)), **added)
+        np.testing.assert_allclose(plain, expected.output, atol=2e-6)
+        np.testing.assert_allclose(lse, expected.lse, atol=2e-6)
