@@ -11,6 +11,7 @@ import json
 import pathlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +93,8 @@ def _read_torch(path: Path) -> Any:
                 f"{path} is an archive but not one of torch.save's; give the checkpoint itself"
             )
     try:
-        with torch.serialization.safe_globals(_DATA_TYPES):
+        with torch.serialization.safe_globals(_DATA_TYPES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters is said below
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError,
             TypeError, UnicodeDecodeError, AssertionError, OSError) as error:  # fmt: skip
@@ -101,16 +103,17 @@ def _read_torch(path: Path) -> Any:
 
 def _unreadable(path: Path, reason: str) -> CheckpointError:
     found = re.search(r"(?:GLOBAL|class|function) ([\w<>]+\.[\w.<>]+)", reason)
-    if found or "Unsupported" in reason or "unsupported" in reason or "not allowed" in reason:
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    pickled = start == b"PK" or start[:1] == b"\x80"
+    if found or (pickled and re.search("[Uu]nsupported|not allowed", reason)):
         what = f" ({found.group(1)})" if found else ""
         return CheckpointError(
             f"{path} holds Python objects{what} besides weights, and loading those would run code from the "
             "file, which na-deploy never does; where you trust it, load it in its own project and save the "
             "weights alone with torch.save(model.state_dict(), 'weights.pth')"
         )
-    with path.open("rb") as stream:
-        start = stream.read(2)
-    if start == b"PK" or start[:1] == b"\x80":
+    if pickled:
         return CheckpointError(
             f"{path} is damaged or truncated ({_first_sentence(reason)}); copy or download it again"
         )

@@ -121,8 +121,8 @@ def differences(entry: ModelEntry, structure: ModelConfig) -> list[str]:
     if wanted.family == "dinat_s" and wanted.embed_dim == 192 and structure.heads == DINAT_S_LARGE_OLD_HEADS:
         wanted = replace(wanted, heads=DINAT_S_LARGE_OLD_HEADS)
     plain = ("embed_dim", "depths", "heads", "kernel_size", "mlp_ratio", "patch_size")
-    labels = {"family": "layout", "layer_scale": "layer scale", "fixed_map": "attention over the whole map"}
-    labels.update({name: name for name in plain})
+    labels = {"family": "layout", **{name: name for name in plain}}
+    labels |= {"layer_scale": "layer scale", "fixed_map": "attention over the whole map"}
     result = []
     for name, label in labels.items():
         expected, found = getattr(wanted, name), getattr(structure, name)

@@ -82,7 +82,7 @@ def read_evidence(structure: ModelConfig, checkpoint: Checkpoint, models: list[M
 def _read_name(name: str, source: str, structure: ModelConfig, models: list[ModelEntry]) -> Reading | None:
     """Interpret an architecture name or a file name for these shapes; ``None`` if it says nothing."""
     text = normalise(name)
-    if text == "nat":
+    if text == "nat" and source != BY_NAME and structure.family == "nat":
         return Reading(source, "nat", frozenset({ones(structure.depths)}))
     if text in KINDS:
         return None  # "dinat" alone: which dilations is still open
