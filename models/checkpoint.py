@@ -120,7 +120,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     tensors = _in_float32(path, tensors, warnings)
     return Checkpoint(
         path=path,
-        name=path.resolve().name,
+        name=_source_name(path),
         state_dict=tensors,
         sha256=sha256_of(files),
         evidence=tuple(evidence),
@@ -131,12 +131,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
+def _source_name(path: Path) -> str:
+    """Return the file or folder name, or the model's name for a folder in Hugging Face's cache."""
+    whole = path.absolute()  # links keep their own names
+    cached = next((part for part in whole.parts if part.startswith("models--")), None)
+    return cached.removeprefix("models--").replace("--", "/") if cached else whole.name
+
+
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} holds {_kind(content)}, expected weights by name; save model.state_dict()"
         )
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    return {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _kind(content: Any) -> str:

@@ -171,6 +171,11 @@ def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, path: Pat
             "file mixes sizes or is damaged"
         )
     for name, tensor in weights.items():
+        if not tensor.is_floating_point() and not name.endswith("relative_position_index"):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{path}: {name} holds {kind} numbers, expected floats; give the original weights"
+            )
         if name.endswith("relative_position_index") and not torch.equal(
             tensor, relative_position_index(config.kernel_size)
         ):

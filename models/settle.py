@@ -120,7 +120,11 @@ def _explicit(
         name = named.name if named else kind or _kind_of(config)
         return Settled(name, config, named, parsed.preset, remarks)
     stated = next(
-        (reading for reading in readings if reading.source != BY_NAME and len(reading.dilations) == 1),
+        (
+            reading
+            for reading in readings
+            if len(reading.dilations) == 1 and (reading.preset is not None or reading.source != BY_NAME)
+        ),
         None,
     )
     if entry is not None:

@@ -73,6 +73,13 @@ def test_safetensors_and_the_old_format_hold_the_same(tmp_path: Path) -> None:
         assert all(torch.equal(state[key], WEIGHTS[key]) for key in WEIGHTS)
 
 
+def test_a_folder_of_the_hugging_face_cache_has_its_model_s_name(tmp_path: Path) -> None:
+    folder = tmp_path / "models--shi-labs--nat-mini-in1k-224" / "snapshots" / "0123abcd"
+    folder.mkdir(parents=True)
+    torch.save({name: torch.nn.Parameter(tensor) for name, tensor in WEIGHTS.items()}, folder / "weights.pth")
+    assert load(folder / "weights.pth").metadata.source_name == "shi-labs/nat-mini-in1k-224"
+
+
 def test_the_averaged_weights_are_taken_and_said_so(tmp_path: Path) -> None:
     other = random_checkpoint(CONFIG, seed=8)
     torch.save({"state_dict": other, "state_dict_ema": WEIGHTS}, tmp_path / "both.pth")
@@ -249,6 +256,11 @@ BAD_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "x.pth",
         lambda: saved({**WEIGHTS, "levels.3.blocks.0.mlp.fc2.bias": torch.randn(3)}),
         r"fc2.bias has shape \[3\], expected \[384\]",
+    ),
+    "whole numbers": (
+        "x.pth",
+        lambda: saved({**WEIGHTS, "head.bias": torch.arange(10)}),
+        "head.bias holds int64 numbers, expected floats",
     ),
     "a missing block": (
         "x.pth",

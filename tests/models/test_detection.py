@@ -195,6 +195,10 @@ def test_a_backbone_s_own_name_does_not_settle_its_dilations() -> None:
     ):
         decide(config, "dinat_mini_in1k_224.pth")
     assert decide(config, "nat_mini.pth").config.dilations == ones(config.depths)
+    for arch in ("dinat", "dinat_mini"):
+        wider = decide(config, "upernet_dinat_mini.pth", arch=arch)
+        assert wider.config.dilations == PRESETS["ade20k-512"].for_config(config)
+        assert (wider.architecture, wider.warnings[1:]) == ("dinat_mini", ())
     settled = decide(config, arch="dinat_mini")
     assert settled.config.dilations == get_model("dinat_mini").config.dilations
     assert any("detection and segmentation use others" in warning for warning in settled.warnings)

@@ -1,4 +1,4 @@
-"""What travels with an exported model: metadata and preprocessing survive it, foreign files do not break it."""
+"""What travels with an exported model: metadata and preprocessing survive, foreign files do not break it."""
 
 import pytest
 
