@@ -119,4 +119,5 @@ def _dense_bias(bias: FloatArray, lengths: list[int], spec: NeighborhoodSpec) ->
         shape[axis], shape[rank + axis] = length, length
         indices.append(np.clip(distance, 0, 2 * kernel - 2).reshape(shape))
     tokens = int(np.prod(lengths))
-    return bias[(slice(None), *np.broadcast_arrays(*indices))].reshape(bias.shape[0], tokens, tokens)
+    flat = np.ravel_multi_index(tuple(np.broadcast_arrays(*indices)), expected)
+    return bias.reshape(bias.shape[0], -1)[:, flat].reshape(bias.shape[0], tokens, tokens)

@@ -20,6 +20,7 @@ from na_deploy.attention.windows import MAX_RANK
 Shape = list[int | str | None]
 """Sizes: a number, a symbol, or unknown."""
 
+
 def register_schemas() -> None:
     """Make ``onnx`` know the operators: the checker and shape inference then work on our nodes. May be called again."""
     for schema in (_packed_schema(), _separate_schema()):
@@ -29,6 +30,7 @@ def register_schemas() -> None:
 
 _FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
 _OPTIONAL = defs.OpSchema.FormalParameterOption.Optional
+_SINGLE = defs.OpSchema.FormalParameterOption.Single
 _ATTRIBUTE_TYPES = {
     AttributeProto.INTS: defs.OpSchema.AttrType.INTS,
     AttributeProto.FLOAT: defs.OpSchema.AttrType.FLOAT,
@@ -61,7 +63,7 @@ def _schema(
         VERSION,
         doc=doc,
         inputs=[
-            schema.FormalParameter(parameter, "T", text, **({"param_option": _OPTIONAL} if optional else {}))
+            schema.FormalParameter(parameter, "T", text, param_option=_OPTIONAL if optional else _SINGLE)
             for parameter, text, optional in inputs
         ],
         outputs=[
@@ -83,7 +85,9 @@ def _packed_schema() -> defs.OpSchema:
         if shape is not None:
             rank = _rank(context)
             if len(shape) != rank + 4 or not _may_be(shape[-3], 3):
-                raise InferenceError(f"qkv must be (B, {rank} spatial axes, 3, H, D) for this kernel_size, got {_text(shape)}")
+                raise InferenceError(
+                    f"qkv must be (B, {rank} spatial axes, 3, H, D) for this kernel_size, got {_text(shape)}"
+                )
             _check_bias(context, 1, shape[-2])
             shape = [*shape[:-3], *shape[-2:]]
         _set_outputs(context, shape)
@@ -101,7 +105,9 @@ def _separate_schema() -> defs.OpSchema:
         if query is not None:
             rank = _rank(context)
             if len(query) != rank + 3:
-                raise InferenceError(f"query must be (B, {rank} spatial axes, H, D) for this kernel_size, got {_text(query)}")
+                raise InferenceError(
+                    f"query must be (B, {rank} spatial axes, H, D) for this kernel_size, got {_text(query)}"
+                )
             for name, other in (("key", key), ("value", value)):
                 if other is not None and len(other) != len(query):
                     raise InferenceError(f"{name} must have query's rank {len(query)}, got {_text(other)}")
@@ -169,7 +175,7 @@ def _text(shape: Shape) -> str:
 
 
 def _set_outputs(context: InferenceContext, shape: Shape | None) -> None:
-    first = context.get_input_type(0)
+    first: onnx.TypeProto | None = context.get_input_type(0)
     if first is None:
         return
     context.set_output_type(0, _tensor(first.tensor_type.elem_type, shape))

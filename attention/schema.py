@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import onnx
-from onnx import AttributeProto, defs, helper
+from onnx import AttributeProto, helper
 
 DOMAIN = "na_deploy"
 VERSION = 1
@@ -18,7 +17,8 @@ PLUGIN_ATTRIBUTES = {"plugin_version": "1", "plugin_namespace": DOMAIN}
 def attribute_defaults() -> tuple[list[str], list[AttributeProto]]:
     """Return the names of attributes a node must carry, and the others with their defaults."""
     required = ["kernel_size"]
-    defaults = [helper.make_attribute(name, [value]) for name, value in (("dilation", 1), ("stride", 1), ("is_causal", 0))]
+    per_axis = {"dilation": 1, "stride": 1, "is_causal": 0}
+    defaults = [helper.make_attribute(name, [value]) for name, value in per_axis.items()]
     defaults.append(helper.make_attribute("scale", 0.0))
     defaults += [helper.make_attribute(name, value) for name, value in PLUGIN_ATTRIBUTES.items()]
     return required, defaults

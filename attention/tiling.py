@@ -134,8 +134,8 @@ def plan_tiles(lengths: Sequence[int], spec: NeighborhoodSpec) -> TilePlan:
     """
     spec.check_lengths(lengths)
     rank = spec.rank
-    query, key, visible, index = (np.zeros((1,) * dims, np.int64) for dims in (2, 2, 3, 3))
-    visible = visible.astype(bool) | True
+    query, key, index = (np.zeros((1,) * dims, np.int64) for dims in (2, 2, 3))
+    misses = np.zeros((1, 1, 1), np.int64)  # axes on which a pair is not visible
     for length, kernel, dilation, stride, causal in zip(
         lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True
     ):
@@ -145,9 +145,10 @@ def plan_tiles(lengths: Sequence[int], spec: NeighborhoodSpec) -> TilePlan:
         own_pair = (-1, axis.tile, axis.span)
         query = _combine(query * length, own_query)
         key = _combine(key * length, own_key)
-        visible = _combine_pairs(visible.astype(np.int64), axis.visible.reshape(own_pair).astype(np.int64)) == 2
+        misses = _combine_pairs(misses, np.logical_not(axis.visible).reshape(own_pair).astype(np.int64))
         offset = np.where(axis.visible, axis.offset, 0).reshape(own_pair)
         index = _combine_pairs(index * (2 * kernel - 1), offset)
+    visible = misses == 0
     home = np.empty(int(np.prod(lengths)), np.int64)
     flat = query.reshape(-1)
     # A padded query repeats the last position of its group, behind it: the first occurrence is the real one.
@@ -156,13 +157,13 @@ def plan_tiles(lengths: Sequence[int], spec: NeighborhoodSpec) -> TilePlan:
 
 
 def _combine(outer: IntArray, inner: IntArray) -> IntArray:
-    """(a, b) and (c, d) to (a*c, b*d) of sums."""
+    """Combine (a, b) and (c, d) into the (a*c, b*d) sums."""
     total = outer[:, None, :, None] + inner[None, :, None, :]
     return total.reshape(outer.shape[0] * inner.shape[0], -1)
 
 
 def _combine_pairs(outer: IntArray, inner: IntArray) -> IntArray:
-    """(a, b, e) and (c, d, f) to (a*c, b*d, e*f) of sums."""
+    """Combine (a, b, e) and (c, d, f) into the (a*c, b*d, e*f) sums."""
     total = outer[:, None, :, None, :, None] + inner[None, :, None, :, None, :]
     tiles, queries = outer.shape[0] * inner.shape[0], outer.shape[1] * inner.shape[1]
     return total.reshape(tiles, queries, outer.shape[2] * inner.shape[2])

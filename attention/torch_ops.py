@@ -1,7 +1,7 @@
 """The two operators in PyTorch: what models call, what the exporter turns into one ONNX node each.
 
-Both are ``torch.library`` custom operators, opaque to tracing. In eager mode they run on tiles (``attention/tiling.py``);
-:func:`use_implementation` swaps in another formulation, for verification and for benchmarks.
+Both are ``torch.library`` custom operators, opaque to tracing. In eager mode they run on tiles
+(``attention/tiling.py``); :func:`use_implementation` swaps in another formulation, for verification and for benchmarks.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ Implementation = Callable[
     [Tensor, Tensor, Tensor, NeighborhoodSpec, float, Tensor | None, Tensor | None, Tensor | None],
     tuple[Tensor, Tensor],
 ]
-"""query, key, value, spec, scale, rel_pos_bias, additional_key, additional_value -> output (B, *X, H, Dv), lse (B, *X, H).
+"""query, key, value, spec, scale, rel_pos_bias, additional_key, additional_value -> output, lse.
 
-Query, key and value are float32 or float64, and key and value may hold fewer heads than query.
+Shapes are those of :func:`neighborhood_attention`. Query, key and value are float32 or
+float64, and key and value may hold fewer heads than query.
 """
 
 
@@ -86,7 +87,11 @@ def neighborhood_attention(
         rel_pos_bias: (H, 2*K0-1, …), added to the scaled scores.
         additional_key: (B, M, Hkv, D), attended by every query; needs ``additional_value``.
         additional_value: (B, M, Hkv, Dv).
-        kernel_size, dilation, stride, is_causal, scale: as for :func:`neighborhood_attention_qkv`.
+        kernel_size: window size, one number or one per axis; likewise the next three.
+        dilation: distance between attended positions.
+        stride: how many neighbouring queries share one window.
+        is_causal: attend to no later position.
+        scale: factor on the scores; ``None`` or 0 means D**-0.5.
 
     Returns:
         The output (B, *X, H, Dv) in query's type and the natural-log ``lse`` (B, *X, H) in float32.
@@ -210,7 +215,9 @@ def _run(
     if rel_pos_bias is not None:
         expected = (query.shape[-2], *(2 * k - 1 for k in spec.kernel_size))
         if tuple(rel_pos_bias.shape) != expected:
-            raise UsageError(f"rel_pos_bias must have shape {expected} for this window, got {tuple(rel_pos_bias.shape)}")
+            raise UsageError(
+                f"rel_pos_bias must have shape {expected} for this window, got {tuple(rel_pos_bias.shape)}"
+            )
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
 
     def widen(tensor: Tensor | None) -> Tensor | None:
@@ -252,7 +259,7 @@ def tiled(
     additional_value: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Dense attention on tiles, masked inside; the default. See :data:`Implementation`."""
-    batch, *lengths, heads, head_dim = query.shape
+    batch, *lengths, heads, _ = query.shape
     query_at, key_at, bias_index, home, mask = _tile_tensors(tuple(lengths), spec)
     repeat = heads // key.shape[-2]
 
@@ -294,7 +301,7 @@ def dense(
     additional_key: Tensor | None,
     additional_value: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Full attention with a dense mask, the way it is done without a neighborhood kernel. See :data:`Implementation`."""
+    """Full attention with a dense mask, as without a neighborhood kernel. See :data:`Implementation`."""
     batch, *lengths, heads, _ = query.shape
     visible, bias_index = _dense_tensors(tuple(lengths), spec)
     repeat = heads // key.shape[-2]

@@ -147,4 +147,5 @@ def axis_mask(
     key = np.arange(length, dtype=np.int64)
     same_group = key[None, :] % dilation == key[:, None] % dilation
     element = key[None, :] // dilation
-    return same_group & (element >= start[:, None]) & (element < end[:, None])
+    mask: NDArray[np.bool_] = same_group & (element >= start[:, None]) & (element < end[:, None])
+    return mask

@@ -10,6 +10,7 @@ transposes, the way such graphs are usually written. The function body must stay
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import numpy as np
 import onnx
@@ -21,7 +22,6 @@ from rich.table import Table
 
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR
 from na_deploy.attention.tiling import plan_axis
-from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.exporter.function_body import MASKED, BodyFeatures, packed_function
 
 OPSET = 22
@@ -35,6 +35,9 @@ SHAPES = [  # side, heads, dilation: NAT's four stages, then DiNAT's dilated lay
     (14, 8, 2),
 ]
 HEAD_DIM, KERNEL = 32, 7
+HEADINGS = (
+    "map", "heads", "dilation", "function body", "its tile", "best rows (tile)", "best axes (tile)", "body / best",
+)  # fmt: skip
 
 
 def body_model(side: int, heads: int, dilation: int, bias: np.ndarray) -> onnx.ModelProto:
@@ -126,7 +129,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     console = Console(width=150)
     table = Table(title="One layer, fp32, batch 1, head_dim 32, kernel_size 7, with bias (ms, medians)")
-    for heading in ("map", "heads", "dilation", "function body", "its tile", "best rows (tile)", "best axes (tile)", "body / best"):
+    for heading in HEADINGS:
         table.add_column(heading, justify="right")
     for side, heads, dilation in SHAPES:
         bias = rng.standard_normal((heads, 2 * KERNEL - 1, 2 * KERNEL - 1)).astype(np.float32)
@@ -140,9 +143,10 @@ def main() -> None:
                 sessions[f"{layout} {tile}"] = session(model, arguments.threads)
         expected = sessions["body"].run(None, {"qkv": qkv})[0]
         for name, candidate in sessions.items():
-            np.testing.assert_allclose(candidate.run(None, {"qkv": qkv})[0], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+            found = candidate.run(None, {"qkv": qkv})[0]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=name)
         times = time_interleaved(
-            {name: (lambda s=s: s.run(None, {"qkv": qkv})) for name, s in sessions.items()}, arguments.rounds
+            {name: partial(s.run, None, {"qkv": qkv}) for name, s in sessions.items()}, arguments.rounds
         )
         best = {
             layout: min((ms, name.split()[1]) for name, ms in times.items() if name.startswith(layout))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import statistics
@@ -15,13 +16,15 @@ def describe_machine(threads: int) -> str:
     import numpy
     import onnxruntime
 
-    versions = [f"Python {platform.python_version()}", f"NumPy {numpy.__version__}", f"ONNX Runtime {onnxruntime.__version__}"]
-    try:
+    versions = [
+        f"Python {platform.python_version()}",
+        f"NumPy {numpy.__version__}",
+        f"ONNX Runtime {onnxruntime.__version__}",
+    ]
+    if importlib.util.find_spec("torch"):
         import torch
 
         versions.append(f"PyTorch {torch.__version__}")
-    except ImportError:
-        pass
     return f"{_processor()}, {threads} of {os.cpu_count()} threads; {', '.join(versions)}"
 
 

@@ -16,6 +16,4 @@ def parse_indices(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(
-            f"cannot read the levels {text!r}; write numbers separated by commas, as 0,1,2,3"
-        ) from None
+        raise UsageError(f"cannot read the levels {text!r}; write numbers separated by commas, as 0,1,2,3") from None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="ONNX file to write; by default CHECKPOINT's name.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="ONNX file; by default CHECKPOINT's name.")
 @click.option("--arch", help="Architecture (see `na-deploy models`), where the weights alone do not settle it.")
 @click.option("--dilations", help="Dilations: a preset of `na-deploy models --dilations`, or text as 1,8,1/1,4,1,4/…")
 @click.option("--out-indices", help="Levels whose feature maps a backbone returns, as 0,1,2,3.")
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--dynamic", multiple=True, help="Leave 'batch', 'spatial' (height and width) or both free.")
 @click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16 or bf16; inputs and outputs stay fp32.")
 @click.option("--opset", type=int, help="ONNX operator set, 20 to 23; 22 by default.")
-@click.option("--external-data", is_flag=True, help="Write weights to a file beside the model (always done above 2 GB).")
+@click.option("--external-data", is_flag=True, help="Write weights beside the model (always done above 2 GB).")
 @click.option("--tolerance", type=float, help="Largest accepted relative difference to PyTorch float32.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

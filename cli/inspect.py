@@ -22,9 +22,7 @@ WIDE = 108
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--input", "input_size", metavar="1x3x224x224", help="Input size, for a model with dynamic axes."
-)
+@click.option("--input", "input_size", metavar="1x3x224x224", help="Input size, for a model with dynamic axes.")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
@@ -62,9 +60,7 @@ def parse_size(text: str) -> tuple[int, ...]:
     """
     parts = text.lower().replace("×", "x").split("x")
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(
-            f"cannot read the size {text!r}; write positive numbers joined by x, such as 1x3x224x224"
-        )
+        raise UsageError(f"cannot read the size {text!r}; write positive numbers joined by x, such as 1x3x224x224")
     return tuple(int(part) for part in parts)
 
 
@@ -93,9 +89,7 @@ def _print(summary: ModelSummary) -> None:
     facts.add_row("parameters", size_text(summary.parameters, ""))
     facts.add_row("size", size_text(summary.file_bytes))
     facts.add_row("graph", f"opset {summary.opset}, {summary.nodes} nodes")
-    facts.add_row(
-        "function bodies", ", ".join(summary.functions) or "none: needs our kernels or plugin to run"
-    )
+    facts.add_row("function bodies", ", ".join(summary.functions) or "none: needs our kernels or plugin to run")
     facts.add_row("attention", _work(summary))
     out.print(facts)
     if not summary.layers:

@@ -19,9 +19,7 @@ def command(text: str | None, as_json: bool) -> None:
     from na_deploy.models.registry import list_models
 
     entries = [
-        entry
-        for entry in list_models()
-        if text is None or text.lower() in f"{entry.name} {entry.title}".lower()
+        entry for entry in list_models() if text is None or text.lower() in f"{entry.name} {entry.title}".lower()
     ]
     if not entries:
         raise UsageError(f"no architecture has {text!r} in its name; `na-deploy models` lists them all")
@@ -60,8 +58,7 @@ def command(text: str | None, as_json: bool) -> None:
     out = console()
     out.print(listing)
     out.print(
-        "GFLOPs are multiply-adds of one image, counted here; "
-        "top-1 is the published ImageNet-1K accuracy in percent."
+        "GFLOPs are multiply-adds of one image, counted here; top-1 is the published ImageNet-1K accuracy in percent."
     )
 
 

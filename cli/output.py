@@ -41,9 +41,7 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
         pad_edge=False,
     )
     for index, name in enumerate(columns):
-        result.add_column(
-            name, justify="right" if name in right else "left", overflow="fold", no_wrap=index == 0
-        )
+        result.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=index == 0)
     return result
 
 

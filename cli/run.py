@@ -20,18 +20,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--top", default=5, show_default=True, type=click.IntRange(min=1), help="How many classes to show."
-)
-@click.option(
-    "--labels", type=click.Path(path_type=Path), help="Class names: one per line, or a JSON list or object."
-)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Write the outputs to this .npy or .npz file."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads per operator; the runtime decides by default."
-)
+@click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="How many classes to show.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Class names: one per line, or a JSON list or object.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the outputs to this .npy or .npz file.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads per operator; the runtime decides by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: Path,
@@ -131,18 +123,14 @@ def _as_dict(
         "backend": session.backend,
         "device": session.device,
         "inputs": [str(path) for path in inputs],
-        "outputs": {
-            name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in results.items()
-        },
+        "outputs": {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in results.items()},
         **{name: round(value, 3) for name, value in times.items()},
     }
     if ranked is not None:
         content["predictions"] = [
             {
                 "input": name,
-                "top": [
-                    {"class": p.index, "label": p.label, "probability": p.probability} for p in predictions
-                ],
+                "top": [{"class": p.index, "label": p.label, "probability": p.probability} for p in predictions],
             }
             for name, predictions in zip(_rows(inputs, ranked), ranked, strict=True)
         ]
@@ -163,9 +151,7 @@ def _print(
     out = console()
     if ranked is not None:
         for name, predictions in zip(_rows(inputs, ranked), ranked, strict=True):
-            listing = table(
-                "class", "label", "probability", "", right=("class", "probability"), title=escape(name)
-            )
+            listing = table("class", "label", "probability", "", right=("class", "probability"), title=escape(name))
             for prediction in predictions:
                 bar = "█" * round(20 * prediction.probability)
                 listing.add_row(
@@ -178,14 +164,10 @@ def _print(
     else:
         import numpy as np
 
-        listing = table(
-            "output", "shape", "type", "mean", "std", "min", "max", right=("mean", "std", "min", "max")
-        )
+        listing = table("output", "shape", "type", "mean", "std", "min", "max", right=("mean", "std", "min", "max"))
         for name, array in results.items():
             values = array.astype(np.float64)
-            figures = (
-                f"{figure:.4g}" for figure in (values.mean(), values.std(), values.min(), values.max())
-            )
+            figures = (f"{figure:.4g}" for figure in (values.mean(), values.std(), values.min(), values.max()))
             listing.add_row(escape(name), "×".join(map(str, array.shape)), array.dtype.name, *figures)
         out.print(listing)
     count = len(next(iter(results.values())))

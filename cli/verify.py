@@ -1,4 +1,4 @@
-"""``na-deploy verify``: does an ONNX file still compute what its checkpoint computes, end to end and layer by layer?"""
+"""``na-deploy verify``: an ONNX file against its checkpoint, end to end and layer by layer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def command(
 ) -> None:
     """Compare MODEL, an exported ONNX file, with CHECKPOINT run in PyTorch float32.
 
-    Every output and every neighborhood attention layer is compared on a random image. Leaves with 1 above the tolerance.
+    Every output and every neighborhood attention layer is compared on a random image. The exit code is 1 above the
+    tolerance.
     """
     with progress_line("starting") as progress:
         from na_deploy.exporter.recheck import recheck
@@ -70,7 +71,8 @@ def _print(report: VerificationReport) -> None:
     rows.title = f"{report.architecture} ({report.dtype}) against PyTorch float32, input {size}"
     out.print(rows)
     if report.passed:
-        out.print(f"same model: largest relative difference {report.worst.relative:.1e}, tolerance {report.tolerance:.0e}")
+        worst = report.worst.relative
+        out.print(f"same model: largest relative difference {worst:.1e}, tolerance {report.tolerance:.0e}")
 
 
 def _add(rows: Table, difference: Difference, tolerance: float) -> None:

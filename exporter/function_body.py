@@ -4,8 +4,8 @@ A runtime without our kernels runs these. The arithmetic is that of ``attention/
 one body serves every rank, size and attribute, static or dynamic: with static sizes a runtime folds all of it into
 constants and is left with three gathers, two matrix products, an addition, a softmax and a gather back.
 
-The data path never transposes. ``query``, ``key`` and ``value`` are seen as rows of ``head_dim`` numbers; one Gather with
-a table of row numbers, laid out (tiles, heads, rows of a tile), cuts tiles, separates dilation groups, repeats
+The data path never transposes. ``query``, ``key`` and ``value`` are seen as rows of ``head_dim`` numbers; one Gather
+with a table of row numbers, laid out (tiles, heads, rows of a tile), cuts tiles, separates dilation groups, repeats
 grouped-query heads and moves heads in front at once, in contiguous copies of ``head_dim`` numbers.
 
 A body is written for one rank. Where a model mixes ranks, it is written for the highest, and lower ones are padded in
@@ -78,11 +78,11 @@ def packed_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:
 
     # Row ((position * 3) + part) * heads + head.
     head = _head_axis(body, body.range(head_count), features.rank)
-    three = body.int(3)
+    three = body.int64(3)
     tokens_per_position = body.op("Mul", three, head_count)
 
     def table(positions: str, part: int) -> str:  # (c0, …, 1, a0, …) -> (NT, H, a)
-        first = body.op("Add", head, body.op("Mul", body.int(part), head_count))
+        first = body.op("Add", head, body.op("Mul", body.int64(part), head_count))
         rows = body.op("Add", body.op("Mul", positions, tokens_per_position), first)
         return _flatten_table(body, rows, axes, "tile" if part == 0 else "span", head_count)
 
@@ -137,13 +137,15 @@ def separate_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:
         key_rows = body.op("Concat", key_rows, _rows(body, "additional_key", head_dim), axis=1)
         value_rows = body.op("Concat", value_rows, _rows(body, "additional_value", value_dim), axis=1)
         margin = body.op("Concat", body.ints(0, 0, 0, 0, 0, 0, 0), body.op("Unsqueeze", extra, body.ints(0)), axis=0)
-        bias = body.op("Pad", bias, margin, body.float(0.0), mode="constant")
+        bias = body.op("Pad", bias, margin, body.float32(0.0), mode="constant")
     query_table = table(_grid(body, axes, [axis.query for axis in axes]), head_count, query_head, "tile")
     query = body.op("Gather", _rows(body, "query", head_dim), query_table, axis=1)
     key = body.op("Gather", key_rows, key_table, axis=1)
     value = body.op("Gather", value_rows, key_table, axis=1)
     outputs = _attend(body, query, key, value, bias, head_dim, features.lse)
-    shape = body.op("Concat", body.op("Shape", empty_query, start=1, end=-1), body.op("Shape", empty_value, start=-1), axis=0)
+    shape = body.op(
+        "Concat", body.op("Shape", empty_query, start=1, end=-1), body.op("Shape", empty_value, start=-1), axis=0
+    )
     return _finish(body, axes, outputs, "query", head_count, shape, features, opset)
 
 
@@ -184,10 +186,25 @@ def _plan(body: FunctionBuilder, lengths: str, features: BodyFeatures) -> list[_
     ahead = body.op("Where", is_causal, body.op("Sub", stride, one), body.op("Div", stride, body.ints(2)))
     left = body.op("Where", is_causal, body.op("Sub", kernel, one), body.op("Div", kernel, body.ints(2)))
     combos = body.op("Mul", dilation, tiles)
-    names = ("kernel", "dilation", "stride", "causal", "length", "tile", "tiles", "span", "ahead", "left", "combos", "longest")
+    names = (
+        "kernel",
+        "dilation",
+        "stride",
+        "causal",
+        "length",
+        "tile",
+        "tiles",
+        "span",
+        "ahead",
+        "left",
+        "combos",
+        "longest",
+    )
     vectors = (kernel, dilation, stride, is_causal, lengths, tile, tiles, span, ahead, left, combos, longest)
     return [
-        _plan_axis(body, {name: body.item(v, axis) for name, v in zip(names, vectors, strict=True)}, features.rel_pos_bias)
+        _plan_axis(
+            body, {name: body.item(v, axis) for name, v in zip(names, vectors, strict=True)}, features.rel_pos_bias
+        )
         for axis in range(features.rank)
     ]
 
@@ -216,7 +233,7 @@ def _tile(body: FunctionBuilder, longest: str, kernel: str, stride: str, rank: s
 
 
 def _plan_axis(body: FunctionBuilder, at: dict[str, str], biased: bool) -> _Axis:
-    op, one = body.op, body.int(1)
+    op, one = body.op, body.int64(1)
     last, first = body.ints(-1), body.ints(1)
     combo = body.range(at["combos"])
     group = op("Div", combo, at["tiles"])
@@ -230,7 +247,7 @@ def _plan_axis(body: FunctionBuilder, at: dict[str, str], biased: bool) -> _Axis
     leader = op("Mul", op("Div", element, at["stride"]), at["stride"])
     leader = op("Min", op("Add", leader, at["ahead"]), final)
     start = op("Min", op("Sub", leader, at["left"]), op("Sub", group_size, at["kernel"]))
-    start = op("Max", start, body.int(0))  # (c, t)
+    start = op("Max", start, body.int64(0))  # (c, t)
     end = op("Where", at["causal"], op("Add", element, one), op("Add", start, at["kernel"]))
 
     first_start = op("Slice", start, body.ints(0), body.ints(1), body.ints(1))
@@ -243,7 +260,7 @@ def _plan_axis(body: FunctionBuilder, at: dict[str, str], biased: bool) -> _Axis
         pair = op("Add", op("Sub", key_pair, op("Unsqueeze", element, last)), reach)
         pair = op("Where", visible, pair, op("Add", op("Add", reach, reach), one))
     else:
-        pair = op("Where", visible, body.int(0), one)
+        pair = op("Where", visible, body.int64(0), one)
 
     position = body.range(at["length"])
     of_group = op("Div", position, at["dilation"])
@@ -306,8 +323,8 @@ def _bias_table(body: FunctionBuilder, axes: list[_Axis], heads: str, features: 
         bias = body.op("Cast", body.op("Reshape", "rel_pos_bias", shape), to=TensorProto.FLOAT)
     else:
         bias = body.constant(np.zeros([1] * (rank + 1), np.float32))
-        heads = body.int(1)
-    bias = body.op("Pad", bias, body.ints(*[0] * (rank + 2), *[1] * rank), body.float(MASKED), mode="constant")
+        heads = body.int64(1)
+    bias = body.op("Pad", bias, body.ints(*[0] * (rank + 2), *[1] * rank), body.float32(MASKED), mode="constant")
 
     *upper, x = axes
     rows = body.op("Gather", bias, x.pair, axis=rank)  # (H, r0, …, c, t, w)
@@ -326,7 +343,9 @@ def _bias_table(body: FunctionBuilder, axes: list[_Axis], heads: str, features: 
     number = body.op("Add", body.op("Mul", number, x.tile), query)
 
     table = body.op("Gather", rows, number, axis=0)
-    tiles, queries, keys = (body.product(*[getattr(axis, name) for axis in axes]) for name in ("combos", "tile", "span"))
+    tiles, queries, keys = (
+        body.product(*[getattr(axis, name) for axis in axes]) for name in ("combos", "tile", "span")
+    )
     return body.op("Reshape", table, body.vector(tiles, heads, queries, keys))
 
 
@@ -350,8 +369,8 @@ def _attend(
 ) -> tuple[str, str | None]:
     """Return (B, tiles, H, queries, Dv) and, if asked for, (B, tiles, H, queries, 1): plain attention on the tiles."""
     given = body.attribute_float("scale")
-    standard = body.op("Pow", body.op("Cast", head_dim, to=TensorProto.FLOAT), body.float(-0.5))
-    scale = body.op("Where", body.op("Equal", given, body.float(0.0)), standard, given)
+    standard = body.op("Pow", body.op("Cast", head_dim, to=TensorProto.FLOAT), body.float32(-0.5))
+    scale = body.op("Where", body.op("Equal", given, body.float32(0.0)), standard, given)
     scores = body.op("MatMul", body.op("Mul", query, scale), body.op("Transpose", key, perm=[0, 1, 2, 4, 3]))
     scores = body.op("Add", scores, bias)
     lse = None

@@ -36,7 +36,7 @@ class FunctionBuilder:
         """Return a constant tensor."""
         return self.op("Constant", value=numpy_helper.from_array(value))
 
-    def int(self, value: int) -> str:
+    def int64(self, value: int) -> str:
         """Return an int64 scalar."""
         return self.constant(np.array(value, np.int64))
 
@@ -44,7 +44,7 @@ class FunctionBuilder:
         """Return an int64 vector."""
         return self.constant(np.array(values, np.int64))
 
-    def float(self, value: float) -> str:
+    def float32(self, value: float) -> str:
         """Return a float32 scalar."""
         return self.constant(np.array(value, np.float32))
 
@@ -70,15 +70,15 @@ class FunctionBuilder:
 
     def item(self, vector: str, index: int) -> str:
         """Return one entry of a vector as a scalar."""
-        return self.op("Gather", vector, self.int(index), axis=0)
+        return self.op("Gather", vector, self.int64(index), axis=0)
 
     def range(self, count: str) -> str:
         """Return 0 … count-1 for a scalar ``count``."""
-        return self.op("Range", self.int(0), count, self.int(1))
+        return self.op("Range", self.int64(0), count, self.int64(1))
 
     def ceil_div(self, dividend: str, divisor: str) -> str:
         """Return the quotient rounded up, for non-negative dividends."""
-        return self.op("Div", self.op("Sub", self.op("Add", dividend, divisor), self.int(1)), divisor)
+        return self.op("Div", self.op("Sub", self.op("Add", dividend, divisor), self.int64(1)), divisor)
 
     def product(self, *scalars: str) -> str:
         """Return the product of scalars."""

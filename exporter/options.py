@@ -51,7 +51,9 @@ class ExportOptions:
         if self.opset not in OPSETS:
             raise UsageError(f"opset {self.opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
         if self.dtype == "bf16" and self.opset < DEFAULT_OPSET:
-            raise UsageError(f"bf16 needs opset {DEFAULT_OPSET} or later (Conv takes bfloat16 from there on), got {self.opset}")
+            raise UsageError(
+                f"bf16 needs opset {DEFAULT_OPSET} or later (Conv takes bfloat16 from there on), got {self.opset}"
+            )
         if self.tolerance is not None and not self.tolerance > 0:
             raise UsageError(f"tolerance must be above 0, got {self.tolerance}")
 
@@ -68,7 +70,9 @@ def parse_shape(text: str) -> tuple[int, int, int, int]:
         UsageError: it is not four positive numbers, or the image does not have three channels.
     """
     if not re.fullmatch(r"\d+(x\d+){3}", text):
-        raise UsageError(f"cannot read the input shape {text!r}; write batch x channels x height x width, as 1x3x224x224")
+        raise UsageError(
+            f"cannot read the input shape {text!r}; write batch x channels x height x width, as 1x3x224x224"
+        )
     batch, channels, height, width = (int(part) for part in text.split("x"))
     if min(batch, height, width) < 1:
         raise UsageError(f"the input shape {text} has a zero; every size must be at least 1")

@@ -47,27 +47,29 @@ def simplify_attention_reshapes(model: ir.Model) -> None:
             continue
         leading = packed.shape.rank() - 3
         heads, head_dim = packed.shape[-2], packed.shape[-1]
+        if not (isinstance(heads, int) and isinstance(head_dim, int)):
+            continue
         split = packed.producer()
         if split is not None and split.op_type == "Reshape" and _rank(split.inputs[0]) == leading + 1:
             _set_reshape(model, split, [0] * leading + [3, heads, head_dim])
         for use in output.uses():
             merge = use.node
             if merge.op_type == "Reshape" and use.idx == 0 and _rank(merge.outputs[0]) == leading + 1:
-                _set_reshape(model, merge, [0] * leading + [int(heads) * int(head_dim)])
+                _set_reshape(model, merge, [0] * leading + [heads * head_dim])
 
 
 def _rank(value: ir.Value | None) -> int | None:
     return None if value is None or value.shape is None else value.shape.rank()
 
 
-def _set_reshape(model: ir.Model, node: ir.Node, shape: list[int | ir.SymbolicDim]) -> None:
-    if not all(isinstance(size, int) for size in shape):
-        return
+def _set_reshape(model: ir.Model, node: ir.Node, shape: list[int]) -> None:
     name = "shape_" + "_".join(str(size) for size in shape)
     constant = model.graph.initializers.get(name)
     if constant is None:
         tensor = ir.tensor(np.array(shape, np.int64), name=name)
-        constant = ir.Value(name=name, const_value=tensor, shape=ir.Shape([len(shape)]), type=ir.TensorType(ir.DataType.INT64))
+        constant = ir.Value(
+            name=name, const_value=tensor, shape=ir.Shape([len(shape)]), type=ir.TensorType(ir.DataType.INT64)
+        )
         model.graph.register_initializer(constant)
     node.replace_input_with(1, constant)
     node.attributes.pop("allowzero", None)
@@ -110,8 +112,7 @@ def embed_function_bodies(model: ir.Model, opset: int) -> None:
             additional=any(_has_input(node, at + 1) for node in nodes),
             lse=any(len(node.outputs) > 1 for node in nodes),
         )
-        function = ir.from_proto(build(features, opset))
-        assert isinstance(function, ir.Function)
+        function = ir.serde.deserialize_function(build(features, opset))
         model.functions[function.identifier()] = function
         for node in nodes:
             if (features.rel_pos_bias or features.additional) and not _has_input(node, at):
@@ -127,8 +128,11 @@ def _has_input(node: ir.Node, index: int) -> bool:
 
 def _add_zero_bias(model: ir.Model, node: ir.Node, at: int) -> None:
     query = node.inputs[0]
-    assert query is not None and query.shape is not None and query.dtype is not None
-    heads = int(query.shape[-2])
+    assert query is not None
+    assert query.shape is not None
+    assert query.dtype is not None
+    heads = query.shape[-2]
+    assert isinstance(heads, int)
     kernel = [int(size) for size in node.attributes["kernel_size"].as_ints()]
     shape = (heads, *(2 * size - 1 for size in kernel))
     name = f"{node.name}.no_bias"

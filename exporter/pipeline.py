@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-import torch
-from onnx_ir.passes.common import CheckerPass, RemoveUnusedNodesPass
-from torch import nn
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import passes

@@ -13,7 +13,9 @@ from na_deploy.exporter.options import EXTERNAL_DATA_BYTES
 def weight_bytes(model: ir.Model) -> int:
     """Return the size of all weights."""
     return sum(
-        math.ceil(value.const_value.nbytes) for value in model.graph.initializers.values() if value.const_value is not None
+        math.ceil(value.const_value.nbytes)
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
     )
 
 

@@ -40,9 +40,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(value.shape) for name, value in build_model(config).state_dict().items()}
 
 
-def random_checkpoint(
-    config: ModelConfig | str, seed: int = 0, path: str | Path | None = None
-) -> dict[str, Tensor]:
+def random_checkpoint(config: ModelConfig | str, seed: int = 0, path: str | Path | None = None) -> dict[str, Tensor]:
     """Return random weights in the official key layout, for tests, demonstrations and benchmarks.
 
     Every entry is random, biases and layer scales too, so that leaving one out changes the outputs.

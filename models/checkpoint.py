@@ -108,9 +108,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         if beside.is_file():
             configuration = huggingface.backbone_configuration(read_json(beside))
         elif path.is_dir():
-            raise CheckpointError(
-                f"{path} holds no config.json; download the folder again, or give the weights file"
-            )
+            raise CheckpointError(f"{path} holds no config.json; download the folder again, or give the weights file")
         if (folder / "preprocessor_config.json").is_file():
             preprocessing = from_hugging_face(read_json(folder / "preprocessor_config.json"))
     if converted:
@@ -140,9 +138,7 @@ def _source_name(path: Path) -> str:
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} holds {_kind(content)}, expected weights by name; save model.state_dict()"
-        )
+        raise CheckpointError(f"{path} holds {_kind(content)}, expected weights by name; save model.state_dict()")
     return {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
 
 
@@ -165,17 +161,13 @@ def _unwrap(path: Path, content: Any, warnings: list[str]) -> dict[str, Tensor]:
                 f"expected a state_dict, or one under 'state_dict' or 'model'"
             )
         if len(inner) > 1:
-            warnings.append(
-                f"{path.name} holds several sets of weights ({', '.join(inner)}); '{inner[0]}' was taken"
-            )
+            warnings.append(f"{path.name} holds several sets of weights ({', '.join(inner)}); '{inner[0]}' was taken")
         trail.append(inner[0])
         content = content[inner[0]]
     raise CheckpointError(f"{path} holds {_kind(content)}, expected weights by name; save model.state_dict()")
 
 
-def _strip_prefix(
-    path: Path, tensors: dict[str, Tensor], warnings: list[str]
-) -> tuple[dict[str, Tensor], bool]:
+def _strip_prefix(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -> tuple[dict[str, Tensor], bool]:
     """Find the network inside a larger model by its first layer; say whether names are Hugging Face's."""
     found = {
         name.removesuffix(anchor): anchor
@@ -195,9 +187,7 @@ def _strip_prefix(
     if len(found) > 1:
         warnings.append(f"{path.name} holds several networks ({', '.join(found)}); '{prefix}' was taken")
     converted = found[prefix] == huggingface.ANCHOR
-    inside = {
-        name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
-    }
+    inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     outside = [name for name in tensors if not name.startswith(prefix)]
     if converted:
         heads = [name for name in outside if name in ("classifier.weight", "classifier.bias")]
@@ -206,9 +196,7 @@ def _strip_prefix(
     if outside:
         groups = sorted({name.split(".", 1)[0] for name in outside})
         shown = ", ".join(groups[:6]) + (", …" if len(groups) > 6 else "")
-        warnings.append(
-            f"only the part '{prefix.rstrip('.')}' of {path.name} is the network; left aside: {shown}"
-        )
+        warnings.append(f"only the part '{prefix.rstrip('.')}' of {path.name} is the network; left aside: {shown}")
     return inside, converted
 
 
@@ -223,21 +211,14 @@ def _what_else(tensors: Mapping[str, Tensor]) -> str:
 def _in_float32(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -> dict[str, Tensor]:
     quantised = [name for name, tensor in tensors.items() if tensor.is_quantized or tensor.is_complex()]
     if quantised:
-        raise CheckpointError(
-            f"{path} holds quantised or complex weights ({quantised[0]}); give the original ones"
-        )
+        raise CheckpointError(f"{path} holds quantised or complex weights ({quantised[0]}); give the original ones")
     for name, trouble in finite(tensors):
         raise CheckpointError(
-            f"{path} holds {trouble} values in {name}; the training diverged or the file is damaged: use "
-            "another one"
+            f"{path} holds {trouble} values in {name}; the training diverged or the file is damaged: use another one"
         )
-    narrow = {str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()} - {
-        "float32"
-    }
+    narrow = {str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()} - {"float32"}
     if narrow:
-        warnings.append(
-            f"weights of {path.name} are stored as {', '.join(sorted(narrow))}; they are read as float32"
-        )
+        warnings.append(f"weights of {path.name} are stored as {', '.join(sorted(narrow))}; they are read as float32")
     return {
         name: tensor.to(torch.float32).contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()
@@ -255,11 +236,7 @@ def _embedded_evidence(content: Mapping[Any, Any]) -> list[Evidence]:
         if not isinstance(values, Mapping):
             continue
         name = next(
-            (
-                values[k]
-                for k in ("model", "arch", "model_name", "architecture")
-                if isinstance(values.get(k), str)
-            ),
+            (values[k] for k in ("model", "arch", "model_name", "architecture") if isinstance(values.get(k), str)),
             None,
         )
         dilations = _nested_numbers(values.get("dilations"))

@@ -58,22 +58,16 @@ def read_file(path: Path) -> Any:
         with path.open("rb") as stream:
             start = stream.read(64)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot read {path}: {error.strerror or error}; check the path and its rights"
-        ) from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}; check the path and its rights") from None
     if not start:
         raise CheckpointError(f"{path} is empty; copy or download it again")
     if path.suffix == ".onnx":
-        raise CheckpointError(
-            f"{path} is already an ONNX model; give the PyTorch checkpoint it was made from"
-        )
+        raise CheckpointError(f"{path} is already an ONNX model; give the PyTorch checkpoint it was made from")
     if path.suffix == ".safetensors" or start[8:10] == b'{"':
         return _read_safetensors(path)
     for known, kind in _KNOWN_STARTS.items():
         if start.startswith(known):
-            raise CheckpointError(
-                f"{path} is {kind}, not a checkpoint; give a .pth, .pt, .bin or .safetensors file"
-            )
+            raise CheckpointError(f"{path} is {kind}, not a checkpoint; give a .pth, .pt, .bin or .safetensors file")
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is truncated: its archive has no end; copy or download it again")
     return _read_torch(path)
@@ -89,9 +83,7 @@ def _read_torch(path: Path) -> Any:
                 "with torch.save(model.state_dict(), path)"
             )
         if not any(name.endswith("/data.pkl") for name in names):
-            raise CheckpointError(
-                f"{path} is an archive but not one of torch.save's; give the checkpoint itself"
-            )
+            raise CheckpointError(f"{path} is an archive but not one of torch.save's; give the checkpoint itself")
     try:
         with torch.serialization.safe_globals(_DATA_TYPES), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; what matters is said below
@@ -114,12 +106,8 @@ def _unreadable(path: Path, reason: str) -> CheckpointError:
             "weights alone with torch.save(model.state_dict(), 'weights.pth')"
         )
     if pickled:
-        return CheckpointError(
-            f"{path} is damaged or truncated ({_first_sentence(reason)}); copy or download it again"
-        )
-    return CheckpointError(
-        f"{path} is not a checkpoint; expected a file written by torch.save or a .safetensors file"
-    )
+        return CheckpointError(f"{path} is damaged or truncated ({_first_sentence(reason)}); copy or download it again")
+    return CheckpointError(f"{path} is not a checkpoint; expected a file written by torch.save or a .safetensors file")
 
 
 def _first_sentence(text: str) -> str:
@@ -164,8 +152,7 @@ def weight_files(folder: Path) -> list[Path]:
                 raise CheckpointError(f"{index} {what}; download the folder again")
             return [folder / Path(shard).name for shard in listed]
     raise CheckpointError(
-        f"{folder} holds no weights; expected {' or '.join(WEIGHT_NAMES)} beside config.json, or give a file "
-        "instead"
+        f"{folder} holds no weights; expected {' or '.join(WEIGHT_NAMES)} beside config.json, or give a file instead"
     )
 
 

@@ -66,18 +66,14 @@ class ModelConfig:
         if not self.depths or min(self.depths) < 1:
             raise UsageError(f"depths must name at least one block per level, got {list(self.depths)}")
         if len(self.heads) != len(self.depths):
-            raise UsageError(
-                f"heads must name one number per level ({len(self.depths)}), got {list(self.heads)}"
-            )
+            raise UsageError(f"heads must name one number per level ({len(self.depths)}), got {list(self.heads)}")
         if self.family == "isotropic" and (len(self.depths) != 1 or self.out_indices):
             raise UsageError("an isotropic model has one level and no backbone form")
         for level, (width, heads) in enumerate(zip(self.widths, self.heads, strict=True)):
             if heads < 1 or width % heads:
                 raise UsageError(f"level {level} is {width} wide, which {heads} heads do not divide")
         if any(not 0 <= index < len(self.depths) for index in self.out_indices):
-            raise UsageError(
-                f"out_indices must lie in 0…{len(self.depths) - 1}, got {list(self.out_indices)}"
-            )
+            raise UsageError(f"out_indices must lie in 0…{len(self.depths) - 1}, got {list(self.out_indices)}")
         check_dilations(self.dilations, self.depths)
 
     @property

@@ -22,9 +22,7 @@ def count_parameters(config: ModelConfig) -> int:
     for level, (channels, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
         total += depth * _block_parameters(config, channels, config.heads[level])
         if level < len(config.depths) - 1:  # downsampling
-            total += (
-                18 * channels**2 + 4 * channels if config.family == "nat" else 8 * channels**2 + 8 * channels
-            )
+            total += 18 * channels**2 + 4 * channels if config.family == "nat" else 8 * channels**2 + 8 * channels
     if config.is_backbone:
         return total + sum(2 * config.widths[index] for index in config.out_indices)
     last = config.widths[-1]

@@ -59,9 +59,7 @@ def read_structure(tensors: Mapping[str, Tensor], path: Path) -> ModelConfig:
             f"{path}: {block(0, 'attn.rpb')} has shape {list(tables[0])}, expected (heads, 2K-1, 2K-1)"
         )
     hidden, width = shape(block(0, "mlp.fc1.weight"), 2)
-    features = tuple(
-        sorted(int(m.group(1)) for name in tensors if (m := re.match(r"^norm(\d+)\.weight$", name)))
-    )
+    features = tuple(sorted(int(m.group(1)) for name in tensors if (m := re.match(r"^norm(\d+)\.weight$", name))))
     classes = shape("head.weight", 2)[0] if "head.weight" in tensors else 0
     return ModelConfig(
         family=family,  # type: ignore[arg-type]

@@ -159,9 +159,7 @@ def _preset_name(text: str, config: ModelConfig) -> tuple[str, str | None]:
         name = "ade20k-640" if config.embed_dim >= 192 else "ade20k-512"
         return name, f"'ade20k' was read as {name}, the published one for this width"
     if text == "oneformer":
-        others = ", ".join(
-            name for name in PRESETS if name.startswith("oneformer") and name != "oneformer-1280"
-        )
+        others = ", ".join(name for name in PRESETS if name.startswith("oneformer") and name != "oneformer-1280")
         return (
             "oneformer-1280",
             f"'oneformer' was read as oneformer-1280 (ADE20K at 1280); the others are {others}",

@@ -35,9 +35,7 @@ _RENAMES = tuple(
         (r"^classifier\.", "head."),
     )
 )
-_PROJECTION = re.compile(
-    r"^encoder\.levels\.(\d+)\.layers\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)$"
-)
+_PROJECTION = re.compile(r"^encoder\.levels\.(\d+)\.layers\.(\d+)\.attention\.self\.(query|key|value)\.(weight|bias)$")
 _LAYER_SCALE = re.compile(r"^encoder\.levels\.(\d+)\.layers\.(\d+)\.layer_scale_parameters$")
 _STAGE_NORM = re.compile(r"^hidden_states_norms\.(\w+?)\.(weight|bias)$")
 
@@ -68,8 +66,7 @@ def convert_state_dict(tensors: Mapping[str, Tensor], path: Path) -> dict[str, T
             stage, kind = match.groups()
             if not stage.startswith("stage"):
                 raise CheckpointError(
-                    f"{path} is a backbone that also returns '{stage}', which is not supported; only stages "
-                    "are"
+                    f"{path} is a backbone that also returns '{stage}', which is not supported; only stages are"
                 )
             result[f"norm{int(stage.removeprefix('stage')) - 1}.{kind}"] = tensor
         else:
@@ -79,9 +76,7 @@ def convert_state_dict(tensors: Mapping[str, Tensor], path: Path) -> dict[str, T
     for name, parts in packed.items():
         missing = {"query", "key", "value"} - set(parts)
         if missing:
-            raise CheckpointError(
-                f"{path} lacks the {min(missing)} projection of {name}; the file is incomplete"
-            )
+            raise CheckpointError(f"{path} lacks the {min(missing)} projection of {name}; the file is incomplete")
         result[name] = torch.cat([parts["query"], parts["key"], parts["value"]])
     return result
 
@@ -92,9 +87,7 @@ def backbone_configuration(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else content
 
 
-def evidence(
-    configuration: Mapping[str, Any], path: Path
-) -> tuple[str | None, tuple[tuple[int, ...], ...] | None]:
+def evidence(configuration: Mapping[str, Any], path: Path) -> tuple[str | None, tuple[tuple[int, ...], ...] | None]:
     """Return the family and the dilations a configuration states.
 
     Raises:
@@ -102,9 +95,7 @@ def evidence(
     """
     kind = configuration.get("model_type")
     if kind not in ("nat", "dinat"):
-        raise CheckpointError(
-            f"{path}: config.json describes the model type {kind!r}, expected 'nat' or 'dinat'"
-        )
+        raise CheckpointError(f"{path}: config.json describes the model type {kind!r}, expected 'nat' or 'dinat'")
     if configuration.get("hidden_act", "gelu") != "gelu":
         raise CheckpointError(
             f"{path}: config.json asks for the activation {configuration['hidden_act']!r}, expected 'gelu'"

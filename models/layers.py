@@ -133,9 +133,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
-        self.attn = NeighborhoodAttention2D(
-            width, heads, kernel_size, dilation, qkv_bias=qkv_bias, fixed_map=fixed_map
-        )
+        self.attn = NeighborhoodAttention2D(width, heads, kernel_size, dilation, qkv_bias=qkv_bias, fixed_map=fixed_map)
         self.norm2 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.layer_scale = layer_scale

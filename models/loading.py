@@ -74,9 +74,7 @@ def load_model(
     checkpoint = read_checkpoint(path)
     structure = read_structure(checkpoint.state_dict, checkpoint.path)
     if checkpoint.hugging_face is not None:
-        structure = replace(
-            structure, layer_norm_eps=float(checkpoint.hugging_face.get("layer_norm_eps", 1e-5))
-        )
+        structure = replace(structure, layer_norm_eps=float(checkpoint.hugging_face.get("layer_norm_eps", 1e-5)))
     settled = settle(structure, checkpoint, arch, dilations)
     warnings = [*checkpoint.warnings, *settled.warnings]
     config, weights = _outputs(settled.config, checkpoint, num_classes, backbone, out_indices, warnings)
@@ -115,21 +113,16 @@ def _outputs(
             weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
             config = replace(config, num_classes=0)
         elif num_classes is not None and num_classes != config.num_classes:
-            raise UsageError(
-                f"{checkpoint.path} has a head of {config.num_classes} classes, not {num_classes}"
-            )
+            raise UsageError(f"{checkpoint.path} has a head of {config.num_classes} classes, not {num_classes}")
         return config, weights
     if num_classes:
-        raise UsageError(
-            f"{checkpoint.path} is loaded as a backbone, which has no classes; leave num_classes away"
-        )
+        raise UsageError(f"{checkpoint.path} is loaded as a backbone, which has no classes; leave num_classes away")
     present = config.out_indices
     wanted = tuple(sorted(set(out_indices))) if out_indices else present or tuple(range(len(config.depths)))
     config = replace(config, num_classes=0, out_indices=wanted)
     if present and not set(wanted) <= set(present):
         raise UsageError(
-            f"{checkpoint.path} has feature norms for the levels {list(present)}, not for {list(wanted)}; "
-            "ask for those"
+            f"{checkpoint.path} has feature norms for the levels {list(present)}, not for {list(wanted)}; ask for those"
         )
     drop = ("head.", "norm.", *(f"norm{index}." for index in present if index not in wanted))
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(drop)}
@@ -155,9 +148,7 @@ def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, path: Pat
     unexpected = [name for name in weights if name not in expected]
     clashing = [name for name in expected if name in weights and tuple(weights[name].shape) != expected[name]]
     if missing:
-        raise CheckpointError(
-            f"{path} lacks {_some(missing)}, which this network has; the file is incomplete"
-        )
+        raise CheckpointError(f"{path} lacks {_some(missing)}, which this network has; the file is incomplete")
     if unexpected:
         raise CheckpointError(
             f"{path} holds {_some(unexpected)}, which a {config.family} network does not have; it is a "
@@ -173,15 +164,11 @@ def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, path: Pat
     for name, tensor in weights.items():
         if not tensor.is_floating_point() and not name.endswith("relative_position_index"):
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{path}: {name} holds {kind} numbers, expected floats; give the original weights"
-            )
+            raise CheckpointError(f"{path}: {name} holds {kind} numbers, expected floats; give the original weights")
         if name.endswith("relative_position_index") and not torch.equal(
             tensor, relative_position_index(config.kernel_size)
         ):
-            raise CheckpointError(
-                f"{path}: {name} orders positions differently from ViT-rpb; it is a modified model"
-            )
+            raise CheckpointError(f"{path}: {name} orders positions differently from ViT-rpb; it is a modified model")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -198,8 +185,4 @@ def _preprocessing(checkpoint: Checkpoint, settled: Settled, config: ModelConfig
     side = settled.entry.image_size if settled.entry else 224
     if config.fixed_map:
         side = config.kernel_size * config.patch_size
-    return (
-        hugging_face_classification(side)
-        if checkpoint.hugging_face is not None
-        else official_classification(side)
-    )
+    return hugging_face_classification(side) if checkpoint.hugging_face is not None else official_classification(side)

@@ -66,9 +66,7 @@ class ModelMetadata:
             "tool_version": self.tool_version,
         }
         if self.labels:
-            values["labels"] = json.dumps(
-                {str(index): name for index, name in self.labels.items()}, ensure_ascii=False
-            )
+            values["labels"] = json.dumps({str(index): name for index, name in self.labels.items()}, ensure_ascii=False)
         if self.config is not None:
             values["config"] = self.config.to_json()
         return {PREFIX + key: value for key, value in values.items()}
@@ -106,9 +104,7 @@ class ModelMetadata:
 
 
 def _read_dilations(text: str) -> Dilations:
-    return (
-        tuple(tuple(int(number) for number in level.split(",")) for level in text.split("/")) if text else ()
-    )
+    return tuple(tuple(int(number) for number in level.split(",")) for level in text.split("/")) if text else ()
 
 
 def _read_labels(text: str) -> dict[int, str]:

@@ -117,9 +117,7 @@ def from_hugging_face(content: Mapping[str, Any]) -> Preprocessing:
     """
     filter_number = content.get("resample", 3)
     if filter_number not in _PIL_FILTERS:
-        raise UsageError(
-            f"preprocessor_config.json asks for the filter {filter_number}, which is not supported"
-        )
+        raise UsageError(f"preprocessor_config.json asks for the filter {filter_number}, which is not supported")
     scale = float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 1.0
     normalize = content.get("do_normalize", True)
     mean = tuple(content.get("image_mean", IMAGENET_MEAN)) if normalize else (0.0, 0.0, 0.0)
@@ -143,6 +141,4 @@ def _sizes(value: Any) -> tuple[int | None, tuple[int, int]]:
     if isinstance(value, Mapping) and "shortest_edge" in value:
         side = int(value["shortest_edge"])
         return side, (side, side)
-    raise UsageError(
-        f"preprocessor_config.json gives the size {value!r}, expected height and width or shortest_edge"
-    )
+    raise UsageError(f"preprocessor_config.json gives the size {value!r}, expected height and width or shortest_edge")

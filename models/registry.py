@@ -149,9 +149,7 @@ def _dinat_s(
     num_classes: int = 1000,
 ) -> ModelEntry:
     width, third = _DINAT_S_SIZES[name.split("_")[2]]
-    config = _config(
-        "dinat_s", width, (2, 2, third, 2), 4.0, f"imagenet-{image_size}", num_classes=num_classes
-    )
+    config = _config("dinat_s", width, (2, 2, third, 2), 4.0, f"imagenet-{image_size}", num_classes=num_classes)
     return ModelEntry(name, title, config, image_size, gflops, top1, aliases)
 
 
@@ -272,10 +270,6 @@ def get_model(name: str) -> ModelEntry:
     if entry is None:
         near = difflib.get_close_matches(normalise(name), _ALIASES, n=3, cutoff=0.5)
         suggestions = list(dict.fromkeys(_ALIASES[alias] for alias in near))
-        hint = (
-            f"did you mean {' or '.join(suggestions)}?"
-            if suggestions
-            else "see `na-deploy models` for the names"
-        )
+        hint = f"did you mean {' or '.join(suggestions)}?" if suggestions else "see `na-deploy models` for the names"
         raise UsageError(f"unknown architecture '{name}'; {hint}")
     return entry

@@ -67,21 +67,14 @@ def settle(
     models = fitting_models(structure)
     readings = read_evidence(structure, checkpoint, models)
     warnings = [warning for reading in readings for warning in reading.warnings]
-    if (
-        structure.family == "dinat_s"
-        and structure.heads == DINAT_S_LARGE_OLD_HEADS
-        and structure.embed_dim == 192
-    ):
-        warnings.append(
-            "heads are 4,8,16,32: a DiNAT_s-L file made before February 2024, run with the heads it has"
-        )
+    if structure.family == "dinat_s" and structure.heads == DINAT_S_LARGE_OLD_HEADS and structure.embed_dim == 192:
+        warnings.append("heads are 4,8,16,32: a DiNAT_s-L file made before February 2024, run with the heads it has")
     if arch is not None or dilations is not None:
         chosen = _explicit(structure, models, readings, arch, dilations, checkpoint)
         for reading in readings:
             if chosen.config.dilations not in reading.dilations:
                 warnings.append(
-                    f"{reading.source} says {reading.claim}, which is not what was asked for; the request "
-                    "wins"
+                    f"{reading.source} says {reading.claim}, which is not what was asked for; the request wins"
                 )
     else:
         chosen = _from_evidence(structure, models, readings, checkpoint)
@@ -113,9 +106,7 @@ def _explicit(
         remarks = (parsed.remark,) if parsed.remark else ()
         config = replace(structure, dilations=parsed.dilations)
         if kind is not None and kind not in DILATED_KINDS and config.is_dilated:
-            raise UsageError(
-                f"--arch {arch} has no dilations, but --dilations gives some; use --arch di{kind}"
-            )
+            raise UsageError(f"--arch {arch} has no dilations, but --dilations gives some; use --arch di{kind}")
         named = entry or _entry_for(models, config, kind)
         name = named.name if named else kind or _kind_of(config)
         return Settled(name, config, named, parsed.preset, remarks)
@@ -141,9 +132,7 @@ def _explicit(
                 f"{entry.name}'s own dilations are used; detection and segmentation use others: give "
                 "--dilations coco, ade20k, mask2former or oneformer if this backbone comes from there"
             )
-            return Settled(
-                entry.name, replace(structure, dilations=entry.config.dilations), entry, None, (remark,)
-            )
+            return Settled(entry.name, replace(structure, dilations=entry.config.dilations), entry, None, (remark,))
         return Settled(entry.name, replace(structure, dilations=entry.config.dilations), entry)
     assert kind is not None
     if kind not in DILATED_KINDS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -39,6 +38,6 @@ def staged_output(target: Path) -> Iterator[Path]:
         yield staging / target.name
         produced = sorted(staging.iterdir(), key=lambda path: path.name == target.name)
         for path in produced:
-            os.replace(path, folder / path.name)
+            path.replace(folder / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -32,14 +32,10 @@ def read_inputs(session: Session, paths: Sequence[Path]) -> Array:
     arrays = [path for path in paths if path.suffix == ".npy"]
     if arrays:
         if len(paths) > 1:
-            raise UsageError(
-                f"give one .npy array or images, not both and not several: {arrays[0]} is an array"
-            )
+            raise UsageError(f"give one .npy array or images, not both and not several: {arrays[0]} is an array")
         return read_array(arrays[0])
     if session.metadata is None:
-        raise UsageError(
-            f"{session.path.name} does not say how images are prepared; give a .npy array for {spec}"
-        )
+        raise UsageError(f"{session.path.name} does not say how images are prepared; give a .npy array for {spec}")
     from na_deploy.runtime.image import prepare_files
 
     preprocessing = session.metadata.preprocessing

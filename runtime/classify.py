@@ -45,9 +45,7 @@ def top_classes(logits: Array, count: int = 5, labels: Labels | None = None) -> 
         UsageError: ``logits`` has another rank, or ``count`` is not positive.
     """
     if logits.ndim != 2:
-        raise UsageError(
-            f"logits must have shape images×classes, got shape {'×'.join(map(str, logits.shape))}"
-        )
+        raise UsageError(f"logits must have shape images×classes, got shape {'×'.join(map(str, logits.shape))}")
     if count < 1:
         raise UsageError(f"at least one class must be asked for, got {count}")
     names = labels or {}
@@ -107,8 +105,6 @@ def _from_json(path: Path, text: str) -> dict[int, str]:
     for key, value in items:
         name = value[-1] if isinstance(value, list) and value else value
         if not str(key).isdecimal() or not isinstance(name, str):
-            raise UsageError(
-                f"the labels {path} hold {json.dumps(key)}: {json.dumps(value)[:60]}; {expected}"
-            )
+            raise UsageError(f"the labels {path} hold {json.dumps(key)}: {json.dumps(value)[:60]}; {expected}")
         names[int(str(key))] = name
     return names

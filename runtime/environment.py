@@ -72,9 +72,7 @@ def _machine() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
-def _package(
-    name: str, needed_for: str, remedy: str, core: bool = False, minimum: tuple[int, ...] = ()
-) -> Finding:
+def _package(name: str, needed_for: str, remedy: str, core: bool = False, minimum: tuple[int, ...] = ()) -> Finding:
     """Look a package up by its metadata, without importing it."""
     if importlib.util.find_spec(name) is None:
         return Finding(name, needed_for, "missing", "not installed", remedy, core)
@@ -95,14 +93,10 @@ def _onnxruntime() -> Finding:
         return Finding(name, needed_for, "missing", "not installed", remedy, core=True)
     try:
         runtime = importlib.import_module(name)
-        providers = [
-            provider.removesuffix("ExecutionProvider") for provider in runtime.get_available_providers()
-        ]
+        providers = [provider.removesuffix("ExecutionProvider") for provider in runtime.get_available_providers()]
     except Exception as error:
         return Finding(name, needed_for, "broken", f"cannot be imported: {error}", remedy, core=True)
-    return Finding(
-        name, needed_for, "works", f"{runtime.__version__}, providers: {', '.join(providers)}", core=True
-    )
+    return Finding(name, needed_for, "works", f"{runtime.__version__}, providers: {', '.join(providers)}", core=True)
 
 
 def _native_library() -> Finding:
@@ -127,9 +121,7 @@ def _gpu() -> Finding:
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding(
-            name, needed_for, "broken", f"nvidia-smi fails: {error}", "reinstall the NVIDIA driver"
-        )
+        return Finding(name, needed_for, "broken", f"nvidia-smi fails: {error}", "reinstall the NVIDIA driver")
     devices = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
     if not devices:
         return Finding(name, needed_for, "missing", "the driver reports no GPU", remedy)

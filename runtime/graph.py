@@ -35,9 +35,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     except Exception:  # protobuf's DecodeError, which has several homes
         model = onnx.ModelProto()
     if not model.graph.node or not model.opset_import:
-        raise NaDeployError(
-            f"{path} is not an ONNX model, or is damaged; give a file written by `na-deploy export`"
-        )
+        raise NaDeployError(f"{path} is not an ONNX model, or is damaged; give a file written by `na-deploy export`")
     return model
 
 
@@ -160,9 +158,7 @@ def _sizes(shapes: Shapes, name: str) -> tuple[int, ...] | None:
 
 def _dimensions(value: ValueInfoProto) -> tuple[Dimension, ...]:
     return tuple(
-        dimension.dim_value
-        if dimension.HasField("dim_value")
-        else dimension.dim_param or f"{value.name}.{axis}"
+        dimension.dim_value if dimension.HasField("dim_value") else dimension.dim_param or f"{value.name}.{axis}"
         for axis, dimension in enumerate(value.type.tensor_type.shape.dim)
     )
 

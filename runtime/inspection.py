@@ -178,9 +178,7 @@ def inspect_model(path: str | Path, input_size: Sequence[int] | None = None) -> 
         inputs=inputs,
         outputs=graph.tensor_specs(list(model.graph.output)),
         input_sizes=sizes,
-        opset=max(
-            (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0
-        ),
+        opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
         file_bytes=graph.bytes_on_disk(path, model),
         parameters=graph.parameter_count(model),
         nodes=len(model.graph.node),
@@ -211,20 +209,15 @@ def _input_sizes(
         if len(known) != len(spec.shape):
             known = (1,) * len(spec.shape)
         sizes[spec.name] = tuple(
-            size if isinstance(size, int) else 1 if axis == 0 else known[axis]
-            for axis, size in enumerate(spec.shape)
+            size if isinstance(size, int) else 1 if axis == 0 else known[axis] for axis, size in enumerate(spec.shape)
         )
     return sizes
 
 
-def _layer(
-    path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[str, str]
-) -> NeighborhoodLayer:
+def _layer(path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[str, str]) -> NeighborhoodLayer:
     name = node.name or node.output[0]
     if node.op_type not in schema.OPERATORS:
-        raise NaDeployError(
-            f"{path}: node {name} has the operator {node.op_type}, which na_deploy does not define"
-        )
+        raise NaDeployError(f"{path}: node {name} has the operator {node.op_type}, which na_deploy does not define")
     packed = node.op_type == schema.PACKED_OPERATOR
     inputs = [_sizes(path, name, value, shapes) if value else None for value in node.input]
     query = cast("tuple[int, ...]", inputs[0])

@@ -49,9 +49,7 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
         if library is not None:
             settings.register_custom_ops_library(str(library))
     except Exception as error:
-        raise NaDeployError(
-            f"onnxruntime refuses the operator library {library}: {first_line(error)}"
-        ) from error
+        raise NaDeployError(f"onnxruntime refuses the operator library {library}: {first_line(error)}") from error
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:
@@ -132,9 +130,7 @@ def _loading_failure(path: Path, error: Exception) -> str:
 
 def _spec(path: Path, argument: Any) -> TensorSpec:
     if argument.type not in _DTYPES:
-        raise NaDeployError(
-            f"{path}: {argument.name} is of type {argument.type}, which sessions do not handle"
-        )
+        raise NaDeployError(f"{path}: {argument.name} is of type {argument.type}, which sessions do not handle")
     shape = (f"{argument.name}.{axis}" if size is None else size for axis, size in enumerate(argument.shape))
     return TensorSpec(argument.name, _DTYPES[argument.type], tuple(shape))
 
@@ -160,6 +156,5 @@ def _run_bfloat16(session: Any, inputs: dict[str, Array], outputs: list[str]) ->
 
     feeds = {name: wrap(array) for name, array in inputs.items()}
     return {
-        name: unwrap(value)
-        for name, value in zip(outputs, session.run_with_ort_values(outputs, feeds), strict=True)
+        name: unwrap(value) for name, value in zip(outputs, session.run_with_ort_values(outputs, feeds), strict=True)
     }

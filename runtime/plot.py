@@ -51,9 +51,7 @@ def plot_model(summary: ModelSummary, target: Path, title: str) -> int:
     formats = Figure().canvas.get_supported_filetypes()
     if target.suffix.removeprefix(".").lower() not in formats:
         raise UsageError(f"cannot draw into {target.name}; end the name in .png, .svg or .pdf")
-    with mpl.rc_context(
-        {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "svg.fonttype": "none"}
-    ):
+    with mpl.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "svg.fonttype": "none"}):
         figure = _figure(groups[:MOST_PANELS], summary, title)
         figure.savefig(target, dpi=160, facecolor="white")
     return max(len(groups) - MOST_PANELS, 0)
@@ -102,9 +100,7 @@ def _legend(figure: Figure, left: float, at: float) -> None:
     from matplotlib.patches import Patch
 
     def square(colour: str, alpha: float) -> Any:
-        return Line2D(
-            [], [], marker="s", linestyle="", color=colour, alpha=alpha, markersize=8, markeredgewidth=0
-        )
+        return Line2D([], [], marker="s", linestyle="", color=colour, alpha=alpha, markersize=8, markeredgewidth=0)
 
     entries: list[tuple[Any, str]] = [
         (

@@ -39,9 +39,7 @@ def draw_panel(axes: Axes, group: LayerGroup, colour: str) -> None:
         spine.set_color("#B0B0B0")
         spine.set_linewidth(0.8)
     axes.tick_params(length=0, labelsize=7, labelcolor=FAINT, pad=4)
-    axes.annotate(
-        "■", (0, 1), (0, 41), xycoords="axes fraction", textcoords="offset points", color=colour, fontsize=9
-    )
+    axes.annotate("■", (0, 1), (0, 41), xycoords="axes fraction", textcoords="offset points", color=colour, fontsize=9)
     axes.annotate(
         _shorten(group.label), (0, 1), (11, 41.5), xycoords="axes fraction", textcoords="offset points",
         fontsize=9.5, fontweight="bold",
@@ -71,9 +69,7 @@ def _window(layer: NeighborhoodLayer) -> str:
     if all(layer.is_causal):
         words.append("causal")
     elif any(layer.is_causal):
-        words.append(
-            "causal on axis " + ", ".join(str(a) for a, causal in enumerate(layer.is_causal) if causal)
-        )
+        words.append("causal on axis " + ", ".join(str(a) for a, causal in enumerate(layer.is_causal) if causal))
     return ", ".join(words)
 
 
@@ -161,9 +157,7 @@ def _draw_sequence(axes: Axes, layer: NeighborhoodLayer) -> None:
                 solid_capstyle="butt",
             )
         else:
-            axes.scatter(
-                own, [position] * len(own), s=max(300 / length, 1.5), marker="s", color=colour, linewidths=0
-            )
+            axes.scatter(own, [position] * len(own), s=max(300 / length, 1.5), marker="s", color=colour, linewidths=0)
         _query(axes, position, position, colour, length)
     _box(axes, tile, keys, KEYS, outset=0.006 * length)
     _box(axes, tile, tile, TILE)
@@ -199,9 +193,7 @@ def _cells(axes: Axes, interior: tuple[Any, Any], corner: tuple[Any, Any]) -> No
 
     def fill(cells: set[tuple[int, int]], outline: list[tuple[float, float]], colour: str) -> None:
         shapes = [[(x + dx, y + dy) for dx, dy in outline] for y, x in sorted(cells)]
-        axes.add_collection(
-            PolyCollection(shapes, facecolors=colour, alpha=0.38, edgecolors="none", zorder=2)
-        )
+        axes.add_collection(PolyCollection(shapes, facecolors=colour, alpha=0.38, edgecolors="none", zorder=2))
 
     upper_left, lower_right = [(-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5)], [(0.5, 0.5), (0.5, -0.5), (-0.5, 0.5)]
     whole = [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]

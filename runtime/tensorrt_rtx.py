@@ -159,8 +159,7 @@ def _inputs(model: Path) -> Inputs:
     inputs = (value for value in graph.input if value.name not in initialized)
     return {
         value.name: [
-            size.dim_value if size.HasField("dim_value") else None
-            for size in value.type.tensor_type.shape.dim
+            size.dim_value if size.HasField("dim_value") else None for size in value.type.tensor_type.shape.dim
         ]
         for value in inputs
     }
@@ -187,9 +186,7 @@ def _checked_profiles(inputs: Inputs, profiles: Profiles) -> dict[str, list[list
                 given >= 1 and fixed in (None, given) for given, fixed in zip(shape, sizes, strict=True)
             )
             if not agrees:
-                raise UsageError(
-                    f"profile shape {_shown(shape)} for {name!r} does not fit the model's {_shown(sizes)}"
-                )
+                raise UsageError(f"profile shape {_shown(shape)} for {name!r} does not fit the model's {_shown(sizes)}")
         if name in profiles:
             low, usual, high = profiles[name]
             if not all(a <= b <= c for a, b, c in zip(low, usual, high, strict=True)):

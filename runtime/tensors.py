@@ -54,9 +54,7 @@ def check_inputs(specs: Sequence[TensorSpec], given: Mapping[str, Any] | Any) ->
     """
     if not isinstance(given, Mapping):
         if len(specs) != 1:
-            raise UsageError(
-                f"the model has {len(specs)} inputs ({_names(specs)}); pass a dict of arrays by name"
-            )
+            raise UsageError(f"the model has {len(specs)} inputs ({_names(specs)}); pass a dict of arrays by name")
         given = {specs[0].name: given}
     unknown = [str(name) for name in given if name not in {spec.name for spec in specs}]
     missing = [spec for spec in specs if spec.name not in given]
@@ -75,9 +73,7 @@ def _check(spec: TensorSpec, array: Array, chosen: dict[str, tuple[int, str]]) -
     if array.dtype.name != spec.dtype:
         raise UsageError(f"input {spec.name} has type {array.dtype.name}, {expected}; convert it first")
     if array.ndim != len(spec.shape):
-        raise UsageError(
-            f"input {spec.name} has {array.ndim} axes (shape {format_shape(array.shape)}), {expected}"
-        )
+        raise UsageError(f"input {spec.name} has {array.ndim} axes (shape {format_shape(array.shape)}), {expected}")
     for axis, (size, wanted) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if isinstance(wanted, int):
             if size != wanted:

@@ -38,9 +38,7 @@ def small_model(
         weights.append(numpy_helper.from_array(np.array(numbers, np.int64), name))
         return name
 
-    def add(
-        operator: str, inputs: list[str], output: str, shape: Sequence[int | str], **attributes: object
-    ) -> str:
+    def add(operator: str, inputs: list[str], output: str, shape: Sequence[int | str], **attributes: object) -> str:
         nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         values.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, shape))
         return output

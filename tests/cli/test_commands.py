@@ -81,9 +81,7 @@ def test_run_without_labels_counts_classes(model: Path, photos: list[Path], caps
 
 
 def test_run_takes_labels_from_the_metadata(write_model: WriteModel, photos: list[Path], capsys):
-    metadata = ModelMetadata(
-        "nat_mini", preprocessing=PREPROCESSING, labels={k: f"bird {k}" for k in range(10)}
-    )
+    metadata = ModelMetadata("nat_mini", preprocessing=PREPROCESSING, labels={k: f"bird {k}" for k in range(10)})
     code, out, _ = call(capsys, "run", write_model(properties=metadata.to_props()), *photos)
     assert code == 0
     assert out.count("bird ") == 10

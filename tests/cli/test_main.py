@@ -65,9 +65,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, capsys):
     assert "--help" in message
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(UsageError("too small"), 2), (VerificationError("too small"), 1)]
-)
+@pytest.mark.parametrize(("error", "code"), [(UsageError("too small"), 2), (VerificationError("too small"), 1)])
 def test_a_foreseen_failure_is_its_sentence_and_its_exit_code(fails_with, error, code):
     assert fails_with(error) == (code, "error: too small\n")
 

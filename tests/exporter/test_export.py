@@ -119,7 +119,9 @@ def test_attention_nodes_carry_what_plugins_need(load_small: LoadSmall, tmp_path
     onnx.checker.check_model(model, full_check=True)
 
 
-@pytest.mark.parametrize(("dtype", "kind", "limit"), [("fp16", TensorProto.FLOAT16, 5e-3), ("bf16", TensorProto.BFLOAT16, 5e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "kind", "limit"), [("fp16", TensorProto.FLOAT16, 5e-3), ("bf16", TensorProto.BFLOAT16, 5e-2)]
+)
 @pytest.mark.parametrize("name", ["dinat", "dinat_s", "backbone"])
 def test_half_precision_is_typed_in_the_file(
     name: str, dtype: str, kind: int, limit: float, load_small: LoadSmall, tmp_path: Path

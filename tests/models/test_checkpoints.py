@@ -18,9 +18,7 @@ from safetensors.torch import save_file
 from na_deploy.errors import CheckpointError, UsageError
 from na_deploy.models import ModelConfig, load_model, random_checkpoint
 
-CONFIG = ModelConfig(
-    "nat", 48, (1, 2, 3, 1), (2, 4, 8, 16), 5, ((1,), (1, 2), (1, 2, 1), (1,)), 2.5, num_classes=10
-)
+CONFIG = ModelConfig("nat", 48, (1, 2, 3, 1), (2, 4, 8, 16), 5, ((1,), (1, 2), (1, 2, 1), (1,)), 2.5, num_classes=10)
 DILATIONS = "1/1,2/1,2,1/1"
 WEIGHTS = random_checkpoint(CONFIG, seed=7)
 BACKBONE = replace(CONFIG, num_classes=0, out_indices=(0, 1, 2, 3))
@@ -148,9 +146,7 @@ def test_pickled_code_is_refused_and_not_run(zipped: bool, inside: bool, tmp_pat
     path, trap = tmp_path / "evil.pth", tmp_path / "trap"
     content: Any = {"state_dict": WEIGHTS, "extra": Payload(trap)} if inside else Payload(trap)
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(
-        CheckpointError, match=r"holds Python objects .*torch\.save\(model\.state_dict\(\)"
-    ) as error:
+    with pytest.raises(CheckpointError, match=r"holds Python objects .*torch\.save\(model\.state_dict\(\)") as error:
         load(path)
     assert "\n" not in str(error.value)
     assert not trap.exists()
@@ -295,11 +291,7 @@ def test_a_vit_with_other_positions_is_refused(tmp_path: Path) -> None:
     weights = random_checkpoint(config)
     torch.save(weights, tmp_path / "vit.pth")
     assert load(tmp_path / "vit.pth", dilations="none").config == config
-    weights["layers.1.attn.relative_position_index"] = weights["layers.1.attn.relative_position_index"].flip(
-        0
-    )
+    weights["layers.1.attn.relative_position_index"] = weights["layers.1.attn.relative_position_index"].flip(0)
     torch.save(weights, tmp_path / "vit.pth")
-    with pytest.raises(
-        CheckpointError, match=r"layers\.1\.attn\.relative_position_index orders positions differently"
-    ):
+    with pytest.raises(CheckpointError, match=r"layers\.1\.attn\.relative_position_index orders positions differently"):
         load(tmp_path / "vit.pth", dilations="none")

@@ -49,15 +49,9 @@ def test_structure_follows_from_shapes(name: str) -> None:
     "config",
     [
         ModelConfig("nat", 48, (1, 2, 3, 1), (2, 4, 8, 16), 5, ones((1, 2, 3, 1)), 2.5, True, 10),
-        ModelConfig(
-            "nat", 40, (1, 2), (5, 8), 9, ones((1, 2)), 1.0, num_classes=0, out_indices=(1,), in_channels=4
-        ),
-        ModelConfig(
-            "dinat_s", 24, (2, 1, 1), (3, 2, 1), 3, ones((2, 1, 1)), 4.0, num_classes=3, patch_size=2
-        ),
-        ModelConfig(
-            "isotropic", 36, (5,), (3,), 5, ones((5,)), 3.0, num_classes=0, patch_size=8, qkv_bias=False
-        ),
+        ModelConfig("nat", 40, (1, 2), (5, 8), 9, ones((1, 2)), 1.0, num_classes=0, out_indices=(1,), in_channels=4),
+        ModelConfig("dinat_s", 24, (2, 1, 1), (3, 2, 1), 3, ones((2, 1, 1)), 4.0, num_classes=3, patch_size=2),
+        ModelConfig("isotropic", 36, (5,), (3,), 5, ones((5,)), 3.0, num_classes=0, patch_size=8, qkv_bias=False),
     ],
 )
 def test_other_sizes_follow_from_shapes_too(config: ModelConfig) -> None:
@@ -164,9 +158,7 @@ def test_a_detector_s_configuration_settles_it() -> None:
     config = replace(get_model("nat_mini").config, **BACKBONE)
     settled = decide(config, evidence=evidence)
     assert (settled.architecture, settled.config.dilations[0]) == ("dinat_mini", (1, 28, 1))
-    plain = tuple(
-        _embedded_evidence({"meta": {"config": "model = dict(backbone=dict(\n  type='NAT', embed_dim=64))"}})
-    )
+    plain = tuple(_embedded_evidence({"meta": {"config": "model = dict(backbone=dict(\n  type='NAT', embed_dim=64))"}}))
     assert decide(config, evidence=plain).architecture == "nat_mini"
 
 
@@ -190,9 +182,7 @@ def test_a_dense_task_s_file_name_settles_a_backbone(name: str, file: str, prese
 
 def test_a_backbone_s_own_name_does_not_settle_its_dilations() -> None:
     config = replace(get_model("dinat_mini").config, **BACKBONE)
-    with pytest.raises(
-        AmbiguousArchitectureError, match="--arch nat_mini, or --arch dinat_mini with --dilations coco"
-    ):
+    with pytest.raises(AmbiguousArchitectureError, match="--arch nat_mini, or --arch dinat_mini with --dilations coco"):
         decide(config, "dinat_mini_in1k_224.pth")
     assert decide(config, "nat_mini.pth").config.dilations == ones(config.depths)
     for arch in ("dinat", "dinat_mini"):
@@ -210,9 +200,7 @@ def test_a_backbone_s_own_name_does_not_settle_its_dilations() -> None:
 def test_explicit_arch_wins_over_the_name_with_a_warning() -> None:
     settled = decide("nat_tiny", "dinat_tiny_in1k_224.pth", arch="nat_tiny")
     assert (settled.architecture, settled.config.is_dilated) == ("nat_tiny", False)
-    assert settled.warnings == (
-        "its name says dinat_tiny_in1k_224, which is not what was asked for; the request wins",
-    )
+    assert settled.warnings == ("its name says dinat_tiny_in1k_224, which is not what was asked for; the request wins",)
 
 
 def test_an_arch_of_other_shapes_is_refused() -> None:
@@ -255,9 +243,7 @@ def test_the_family_is_enough_for_a_published_size(kind: str, name: str) -> None
 
 
 def test_evidence_that_contradicts_itself_or_the_shapes_is_reported() -> None:
-    with pytest.raises(
-        AmbiguousArchitectureError, match="its entry 'arch' says nat_mini and its name says dinat_mini"
-    ):
+    with pytest.raises(AmbiguousArchitectureError, match="its entry 'arch' says nat_mini and its name says dinat_mini"):
         decide("nat_mini", "dinat_mini.pth", (Evidence("its entry 'arch'", "nat_mini"),))
     with pytest.raises(
         AmbiguousArchitectureError,

@@ -87,9 +87,7 @@ class Kind:
             for name, parameter in model.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 fan_in = parameter[0].numel() if parameter.dim() > 1 and "rpb" not in name else 1
-                parameter.copy_(
-                    noise * fan_in**-0.5 if parameter.dim() > 1 else 0.2 * noise + name.endswith("weight")
-                )
+                parameter.copy_(noise * fan_in**-0.5 if parameter.dim() > 1 else 0.2 * noise + name.endswith("weight"))
         return model
 
 
@@ -100,9 +98,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kin
     monkeypatch.setattr(modules, "natten2dqkrpb", natten2dqkrpb)
     monkeypatch.setattr(modules, "natten2dav", natten2dav)
     monkeypatch.setattr(modules, "requires_backends", lambda *_: None)
-    return Kind(
-        request.param, configuration, modules, {"dilations": DILATIONS} if request.param == "dinat" else {}
-    )
+    return Kind(request.param, configuration, modules, {"dilations": DILATIONS} if request.param == "dinat" else {})
 
 
 def image(height: int = 96, width: int = 70) -> Tensor:
@@ -131,9 +127,7 @@ def test_maps_smaller_than_the_window_are_padded_alike(kind: Kind, tmp_path: Pat
     theirs.save_pretrained(tmp_path)
     small = image(37, 33)
     with torch.inference_mode():
-        torch.testing.assert_close(
-            load_model(tmp_path).module(small), theirs(small).logits, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(load_model(tmp_path).module(small), theirs(small).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_without_a_head_returns_pooled_features(kind: Kind, tmp_path: Path) -> None:
@@ -201,9 +195,7 @@ def test_labels_and_preprocessing_come_from_the_folder(kind: Kind, tmp_path: Pat
 
 def test_the_backbone_of_a_larger_model_is_found(kind: Kind, tmp_path: Path) -> None:
     theirs = kind.build("Backbone", out_features=["stage2", "stage4"])
-    weights = {
-        f"model.pixel_level_module.encoder.{name}": tensor for name, tensor in theirs.state_dict().items()
-    }
+    weights = {f"model.pixel_level_module.encoder.{name}": tensor for name, tensor in theirs.state_dict().items()}
     weights["model.transformer_module.queries.weight"] = torch.randn(4, 4)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "model.safetensors")
     content = {"model_type": "oneformer", "backbone_config": theirs.config.to_dict()}

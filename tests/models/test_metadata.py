@@ -95,9 +95,7 @@ def test_preprocessing_survives_json_and_resizing() -> None:
 
 
 def test_hugging_face_processors_are_read() -> None:
-    plain = from_hugging_face(
-        {"size": {"height": 224, "width": 224}, "resample": 3, "rescale_factor": 1 / 255}
-    )
+    plain = from_hugging_face({"size": {"height": 224, "width": 224}, "resample": 3, "rescale_factor": 1 / 255})
     assert plain == hugging_face_classification(224)
     raw = from_hugging_face({"size": 384, "do_rescale": False, "do_normalize": False})
     assert (raw.scale, raw.mean, raw.std, raw.size) == (1.0, (0.0,) * 3, (1.0,) * 3, (384, 384))

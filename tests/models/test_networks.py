@@ -57,20 +57,14 @@ def plain_linear(w: Weights, name: str, x: Tensor) -> Tensor:
 def plain_block(w: Weights, name: str, x: Tensor, heads: int, kernel: int, dilation: int) -> Tensor:
     height, width, channels = x.shape
     y = plain_norm(w, f"{name}.norm1", x)
-    padded = torch.zeros(
-        max(height, kernel * dilation), max(width, kernel * dilation), channels, dtype=x.dtype
-    )
+    padded = torch.zeros(max(height, kernel * dilation), max(width, kernel * dilation), channels, dtype=x.dtype)
     padded[:height, :width] = y
     q, k, v = plain_linear(w, f"{name}.attn.qkv", padded).chunk(3, -1)
     split = (*padded.shape[:2], heads, channels // heads)
-    y = plain_attention(
-        q.reshape(split), k.reshape(split), v.reshape(split), w[f"{name}.attn.rpb"], kernel, dilation
-    )
+    y = plain_attention(q.reshape(split), k.reshape(split), v.reshape(split), w[f"{name}.attn.rpb"], kernel, dilation)
     y = plain_linear(w, f"{name}.attn.proj", y.reshape(padded.shape)[:height, :width])
     x = x + (w[f"{name}.gamma1"] * y if f"{name}.gamma1" in w else y)
-    y = plain_linear(
-        w, f"{name}.mlp.fc2", gelu(plain_linear(w, f"{name}.mlp.fc1", plain_norm(w, f"{name}.norm2", x)))
-    )
+    y = plain_linear(w, f"{name}.mlp.fc2", gelu(plain_linear(w, f"{name}.mlp.fc1", plain_norm(w, f"{name}.norm2", x))))
     return x + (w[f"{name}.gamma2"] * y if f"{name}.gamma2" in w else y)
 
 
@@ -100,9 +94,7 @@ def plain_forward(w: Weights, config: ModelConfig, image: Tensor) -> list[Tensor
         x = plain_norm(w, "patch_embed.norm", x[0].permute(1, 2, 0))
     else:
         x = plain_patches(w, image, config.patch_size)
-    root = {"nat": "levels.{}.blocks.{}", "dinat_s": "layers.{}.blocks.{}", "isotropic": "layers.{1}"}[
-        config.family
-    ]
+    root = {"nat": "levels.{}.blocks.{}", "dinat_s": "layers.{}.blocks.{}", "isotropic": "layers.{1}"}[config.family]
     maps = []
     for level, dilations in enumerate(config.dilations):
         for block, dilation in enumerate(dilations):
@@ -147,8 +139,7 @@ CASES = {
 def test_forward_agrees_with_the_plain_one(case: str) -> None:
     config, size = CASES[case]
     weights = {
-        name: t.double() if t.is_floating_point() else t
-        for name, t in random_checkpoint(config, seed=3).items()
+        name: t.double() if t.is_floating_point() else t for name, t in random_checkpoint(config, seed=3).items()
     }
     module = build_model(config).double()
     module.load_state_dict(weights, strict=True)
@@ -241,9 +232,7 @@ def test_a_graph_with_free_sizes_pads_where_it_must(config: ModelConfig) -> None
     module = build_model(config)
     module.load_state_dict(random_checkpoint(config, seed=1))
     free = torch.export.Dim.DYNAMIC
-    program = torch.export.export(
-        module, (torch.randn(2, 3, 250, 333),), dynamic_shapes=({0: free, 2: free, 3: free},)
-    )
+    program = torch.export.export(module, (torch.randn(2, 3, 250, 333),), dynamic_shapes=({0: free, 2: free, 3: free},))
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert any("pad" in target for target in targets)
     image = torch.randn(1, 3, 53, 47, generator=torch.Generator().manual_seed(0))

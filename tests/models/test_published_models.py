@@ -110,9 +110,7 @@ def test_nat_has_the_official_keys() -> None:
     for level, depth in enumerate((3, 4, 18, 5)):
         width = 96 * 2**level
         for block in range(depth):
-            shapes |= official_block(
-                f"levels.{level}.blocks.{block}", width, 2 * width, 3 * 2**level, 13, True
-            )
+            shapes |= official_block(f"levels.{level}.blocks.{block}", width, 2 * width, 3 * 2**level, 13, True)
         if level < 3:
             shapes[f"levels.{level}.downsample.reduction.weight"] = (2 * width, width, 3, 3)
             shapes |= {f"levels.{level}.downsample.norm.{kind}": (2 * width,) for kind in ("weight", "bias")}
@@ -128,9 +126,7 @@ def test_dinat_s_has_the_official_keys() -> None:
     for level, depth in enumerate((2, 2, 6, 2)):
         width = 96 * 2**level
         for block in range(depth):
-            shapes |= official_block(
-                f"layers.{level}.blocks.{block}", width, 4 * width, 3 * 2**level, 13, False
-            )
+            shapes |= official_block(f"layers.{level}.blocks.{block}", width, 4 * width, 3 * 2**level, 13, False)
         if level < 3:
             shapes[f"layers.{level}.downsample.reduction.weight"] = (2 * width, 4 * width)
             shapes |= {f"layers.{level}.downsample.norm.{kind}": (4 * width,) for kind in ("weight", "bias")}

@@ -63,9 +63,7 @@ def test_parameters_and_size_are_those_of_the_file(write_model: WriteModel, tmp_
     beside = tmp_path / "beside.onnx"
     onnx.save(model, beside, save_as_external_data=True, location="beside.bin", size_threshold=100)
     assert inspect_model(beside).parameters == summary.parameters
-    assert (
-        inspect_model(beside).file_bytes == beside.stat().st_size + (tmp_path / "beside.bin").stat().st_size
-    )
+    assert inspect_model(beside).file_bytes == beside.stat().st_size + (tmp_path / "beside.bin").stat().st_size
 
 
 def test_dynamic_axes_take_the_size_asked_for(write_model: WriteModel):
@@ -123,9 +121,7 @@ def test_separate_inputs_grouped_heads_and_additional_keys_are_counted(tmp_path:
 
 
 def test_a_malformed_node_is_named(tmp_path: Path):
-    with pytest.raises(
-        NaDeployError, match=r"node audio\.attn: kernel_size\*dilation = .* exceeds the length 3"
-    ):
+    with pytest.raises(NaDeployError, match=r"node audio\.attn: kernel_size\*dilation = .* exceeds the length 3"):
         inspect_model(separate_model(tmp_path / "audio.onnx", (3,)))
 
 

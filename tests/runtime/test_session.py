@@ -160,9 +160,7 @@ def test_a_truncated_model_is_refused_in_a_sentence(write_model: WriteModel, kep
 
 def test_missing_weights_are_refused_in_a_sentence(write_model: WriteModel, tmp_path: Path):
     path = tmp_path / "large.onnx"
-    onnx.save(
-        onnx.load(write_model()), path, save_as_external_data=True, location="large.bin", size_threshold=100
-    )
+    onnx.save(onnx.load(write_model()), path, save_as_external_data=True, location="large.bin", size_threshold=100)
     (tmp_path / "large.bin").unlink()
     with pytest.raises(NaDeployError, match=r"large\.bin") as error:
         na_deploy.load(path)
@@ -185,9 +183,7 @@ def test_wrong_requests_are_refused(write_model: WriteModel, tmp_path: Path):
         na_deploy.load(path, providers="CPUExecutionProvider")  # type: ignore[arg-type]
 
 
-def test_without_onnxruntime_the_message_says_what_to_install(
-    write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_onnxruntime_the_message_says_what_to_install(write_model: WriteModel, monkeypatch: pytest.MonkeyPatch):
     path = write_model()
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match="install onnxruntime"):

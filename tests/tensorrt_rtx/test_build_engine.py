@@ -162,9 +162,7 @@ def test_a_library_of_an_unchecked_version_is_refused(version: tuple[int, int, i
         tensorrt_rtx_library.check_version(version, tensorrt_rtx_library.CHECKED_PARSER_VERSION)
 
 
-def test_without_the_wheel_the_error_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_the_wheel_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tensorrt_rtx_library, "PACKAGE", "a_package_nobody_has")
     with pytest.raises(MissingDependencyError, match="pip install"):
         build_engine(_saved(tmp_path, _model()))

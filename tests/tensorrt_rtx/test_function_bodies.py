@@ -124,9 +124,7 @@ def test_the_separate_body_builds_with_grouped_queries(tmp_path: Path, full: boo
     [
         pytest.param(_packed("n", (14, 14), 7), ((1, 14, 14), (2, 14, 14), (8, 14, 14)), id="batch"),
         pytest.param(_packed(1, ("h", "w"), 7), ((1, 14, 14), (1, 28, 28), (1, 56, 56)), id="2-D"),
-        pytest.param(
-            _packed("n", ("h", "w"), 7, dilation=4), ((1, 28, 28), (2, 28, 28), (4, 64, 64)), id="batch, 2-D"
-        ),
+        pytest.param(_packed("n", ("h", "w"), 7, dilation=4), ((1, 28, 28), (2, 28, 28), (4, 64, 64)), id="batch, 2-D"),
         pytest.param(
             _packed(1, ("d", "h", "w"), 5, bias=False, stride=2),
             ((1, 8, 8, 8), (1, 8, 12, 12), (1, 8, 24, 24)),
