@@ -1,0 +1,21 @@
+# How everything native is compiled: optimised, no symbols exported but those asked for, warnings on our own code.
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+set(CMAKE_CXX_STANDARD 17)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+set_target_properties(highway PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
+
+# Link what is ours to this for its warnings.
+add_library(na_deploy_warnings INTERFACE)
+if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+  target_compile_options(na_deploy_warnings INTERFACE -Wall -Wextra -Wshadow -Wno-psabi)
+endif()
+if(NA_DEPLOY_SANITIZE)
+  add_compile_options(-fsanitize=${NA_DEPLOY_SANITIZE} -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${NA_DEPLOY_SANITIZE})
+endif()
