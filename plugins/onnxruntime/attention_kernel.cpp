@@ -1,0 +1,176 @@
+#include "attention_kernel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <thread>
+
+#include "na_cpu.h"
+#include "problem.h"
+
+namespace na_deploy {
+namespace {
+
+// Below this many multiply-adds, waking other threads costs more than they save.
+constexpr double kWorthSharing = 250e3;
+// Tasks are handed out in this many pieces per thread, so that a late thread finds work left.
+constexpr int64_t kPiecesPerThread = 8;
+
+// Scratch memory of the calling thread. It grows to the largest node's need and stays until the thread ends.
+class Scratch {
+ public:
+  void* reserve(size_t bytes) {
+    if (bytes > size_) {
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(static_cast<std::byte*>(::operator new(bytes, kAlignment)));
+      size_ = bytes;
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Release {
+    void operator()(std::byte* memory) const { ::operator delete(memory, kAlignment); }
+  };
+  std::unique_ptr<std::byte, Release> memory_;
+  size_t size_ = 0;
+};
+
+thread_local Scratch scratch_of_thread;
+
+na_dtype dtype_of(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return NA_FLOAT16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return NA_BFLOAT16;
+    default: return NA_FLOAT32;
+  }
+}
+
+// One call, as ONNX Runtime's threads see it: piece i is the tasks [i * per_piece, (i + 1) * per_piece).
+struct Work {
+  na_params params;
+  int64_t tasks;
+  int64_t per_piece;
+  size_t workspace;
+  std::atomic<bool> failed{false};  // a thread had no memory for its scratch
+
+  int64_t pieces() const { return (tasks + per_piece - 1) / per_piece; }
+
+  static void run_piece(void* self, size_t piece) noexcept {
+    auto& work = *static_cast<Work*>(self);
+    const int64_t first = static_cast<int64_t>(piece) * work.per_piece;
+    try {
+      void* scratch = scratch_of_thread.reserve(work.workspace);
+      na_cpu_run(&work.params, first, std::min(first + work.per_piece, work.tasks), scratch);
+    } catch (const std::bad_alloc&) {
+      work.failed = true;
+    }
+  }
+};
+
+na_params params_of(const Problem& problem, const Attributes& attributes, Form form, ONNXTensorElementDataType type) {
+  na_params params{};
+  params.rank = attributes.rank();
+  params.packed = form == Form::kPacked;
+  params.dtype = dtype_of(type);
+  params.batch = problem.batch;
+  params.heads = problem.heads;
+  params.key_heads = problem.key_heads;
+  params.head_dim = problem.head_dim;
+  params.value_dim = problem.value_dim;
+  params.additional = problem.additional;
+  for (size_t axis = 0; axis < problem.length.size(); ++axis) {
+    params.length[axis] = problem.length[axis];
+    params.kernel_size[axis] = attributes.kernel_size[axis];
+    params.dilation[axis] = attributes.dilation[axis];
+    params.stride[axis] = attributes.stride[axis];
+    params.is_causal[axis] = attributes.is_causal[axis] != 0;
+  }
+  params.scale = attributes.scale;
+  params.query = problem.query;
+  params.key = problem.key;
+  params.value = problem.value;
+  params.rel_pos_bias = problem.rel_pos_bias;
+  params.additional_key = problem.additional_key;
+  params.additional_value = problem.additional_value;
+  return params;
+}
+
+// Multiply-adds of one call, both products.
+double multiply_adds(const Problem& problem, const Attributes& attributes) {
+  double queries = static_cast<double>(problem.batch * problem.heads);
+  double keys = 1.0;
+  for (const int64_t length : problem.length) queries *= static_cast<double>(length);
+  for (const int64_t size : attributes.kernel_size) keys *= static_cast<double>(size);
+  return queries * (keys + static_cast<double>(problem.additional)) *
+         static_cast<double>(problem.head_dim + problem.value_dim);
+}
+
+void* make_output(OrtKernelContext* context, size_t index, const std::vector<int64_t>& shape) {
+  OrtValue* value = nullptr;
+  Ort::ThrowOnError(
+      Ort::GetApi().KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
+  return value == nullptr ? nullptr : Ort::UnownedValue(value).GetTensorMutableRawData();
+}
+
+bool has_output(const OrtKernelContext* context, size_t index) {
+  size_t count = 0;
+  Ort::ThrowOnError(Ort::GetApi().KernelContext_GetOutputCount(context, &count));
+  return index < count;
+}
+
+}  // namespace
+
+AttentionKernel::AttentionKernel(Form form, ONNXTensorElementDataType type, Attributes attributes, std::string subject)
+    : form_(form), type_(type), attributes_(std::move(attributes)), subject_(std::move(subject)) {}
+
+OrtStatusPtr AttentionKernel::create(Form form, ONNXTensorElementDataType type, const OrtKernelInfo* info,
+                                     void** kernel) noexcept {
+  std::string subject = name_of(form);
+  *kernel = nullptr;
+  OrtStatusPtr failure = as_status(name_of(form), [&] {
+    const std::string name = Ort::ConstKernelInfo(info).GetNodeName();
+    if (!name.empty()) subject += " node '" + name + "'";
+  });
+  if (failure != nullptr) return failure;
+  return as_status(subject.c_str(), [&] {
+    *kernel = new AttentionKernel(form, type, read_attributes(info), subject);
+  });
+}
+
+OrtStatusPtr AttentionKernel::ComputeV2(OrtKernelContext* context) const noexcept {
+  return as_status(subject_.c_str(), [&] { run(context); });
+}
+
+void AttentionKernel::run(OrtKernelContext* context) const {
+  const Problem problem = read_problem(form_, attributes_, context);
+  Work work;
+  work.params = params_of(problem, attributes_, form_, type_);
+  char message[256] = "";
+  if (na_cpu_check(&work.params, message, sizeof message) != 0) refuse(message);
+  work.params.output = make_output(context, 0, problem.output_shape(true));
+  if (has_output(context, 1)) {
+    work.params.lse = static_cast<float*>(make_output(context, 1, problem.output_shape(false)));
+  }
+  work.tasks = na_cpu_tasks(&work.params);
+  if (work.tasks < 1) return;  // an empty batch
+  work.workspace = na_cpu_workspace_bytes(&work.params);
+
+  static const int64_t most_pieces = kPiecesPerThread * std::max(1U, std::thread::hardware_concurrency());
+  work.per_piece = (work.tasks + most_pieces - 1) / most_pieces;
+  if (work.pieces() == 1 || multiply_adds(problem, attributes_) < kWorthSharing) {
+    work.per_piece = work.tasks;
+    Work::run_piece(&work, 0);
+  } else {
+    const auto pieces = static_cast<size_t>(work.pieces());
+    Ort::ThrowOnError(Ort::GetApi().KernelContext_ParallelFor(context, &Work::run_piece, pieces, 0, &work));
+  }
+  if (work.failed) throw std::bad_alloc();
+}
+
+}  // namespace na_deploy

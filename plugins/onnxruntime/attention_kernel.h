@@ -1,0 +1,31 @@
+// One node of a session: its attributes, and how a call becomes tasks on ONNX Runtime's threads.
+#pragma once
+
+#include <string>
+
+#include "api.h"
+#include "attributes.h"
+#include "form.h"
+
+namespace na_deploy {
+
+// Immutable: ONNX Runtime calls compute from several threads at once.
+class AttentionKernel {
+ public:
+  static OrtStatusPtr create(Form form, ONNXTensorElementDataType type, const OrtKernelInfo* info,
+                             void** kernel) noexcept;
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* context) const noexcept;
+
+ private:
+  AttentionKernel(Form form, ONNXTensorElementDataType type, Attributes attributes, std::string subject);
+
+  void run(OrtKernelContext* context) const;
+
+  Form form_;
+  ONNXTensorElementDataType type_;
+  Attributes attributes_;
+  std::string subject_;  // "NeighborhoodAttentionQKV node 'levels.0.blocks.0.attn'"
+};
+
+}  // namespace na_deploy

@@ -1,0 +1,67 @@
+#include "attributes.h"
+
+namespace na_deploy {
+namespace {
+
+// ONNX Runtime answers a missing attribute and one of another type with the same code: does any type fit?
+bool is_present(const OrtKernelInfo* info, const char* name) {
+  const OrtApi& api = Ort::GetApi();
+  const auto succeeds = [](OrtStatus* raw) {
+    const Ort::Status status(raw);
+    return status.IsOK();
+  };
+  int64_t integer = 0;
+  float number = 0.0F;
+  size_t size = 0;
+  return succeeds(api.KernelInfoGetAttribute_int64(info, name, &integer)) ||
+         succeeds(api.KernelInfoGetAttribute_float(info, name, &number)) ||
+         succeeds(api.KernelInfoGetAttributeArray_float(info, name, nullptr, &size)) ||
+         succeeds(api.KernelInfoGetAttributeArray_int64(info, name, nullptr, &size)) ||
+         succeeds(api.KernelInfoGetAttribute_string(info, name, nullptr, &size));
+}
+
+// Reads an INTS attribute into `values`; false where the node does not have it.
+bool read_ints(const OrtKernelInfo* info, const char* name, std::vector<int64_t>& values) {
+  const OrtApi& api = Ort::GetApi();
+  size_t size = 0;
+  const Ort::Status status(api.KernelInfoGetAttributeArray_int64(info, name, nullptr, &size));
+  if (!status.IsOK()) {
+    if (is_present(info, name)) refuse("the attribute ", name, " must be a list of integers (INTS)");
+    return false;
+  }
+  values.resize(size);
+  Ort::ThrowOnError(api.KernelInfoGetAttributeArray_int64(info, name, values.data(), &size));
+  return true;
+}
+
+std::vector<int64_t> read_per_axis(const OrtKernelInfo* info, const char* name, int64_t otherwise, size_t rank) {
+  std::vector<int64_t> values;
+  if (!read_ints(info, name, values)) return std::vector<int64_t>(rank, otherwise);
+  if (values.size() != rank) {
+    refuse(name, " has ", values.size(), " values ", to_text(values), " and kernel_size has ", rank,
+           "; both need one per spatial axis");
+  }
+  return values;
+}
+
+}  // namespace
+
+Attributes read_attributes(const OrtKernelInfo* info) {
+  Attributes attributes;
+  if (!read_ints(info, "kernel_size", attributes.kernel_size)) {
+    refuse("the attribute kernel_size is missing; it needs one value per spatial axis");
+  }
+  const size_t rank = attributes.kernel_size.size();
+  if (rank < 1 || rank > 3) refuse("kernel_size must have 1 to 3 values, one per spatial axis, got ", rank);
+  attributes.dilation = read_per_axis(info, "dilation", 1, rank);
+  attributes.stride = read_per_axis(info, "stride", 1, rank);
+  attributes.is_causal = read_per_axis(info, "is_causal", 0, rank);
+  const Ort::Status status(Ort::GetApi().KernelInfoGetAttribute_float(info, "scale", &attributes.scale));
+  if (!status.IsOK()) {
+    if (is_present(info, "scale")) refuse("the attribute scale must be a number (FLOAT)");
+    attributes.scale = 0.0F;
+  }
+  return attributes;
+}
+
+}  // namespace na_deploy

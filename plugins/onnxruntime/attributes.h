@@ -1,0 +1,25 @@
+// The attributes of a node, read once when its kernel is created.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "api.h"
+
+namespace na_deploy {
+
+// One value per spatial axis; what a node leaves out has its default. Ranges are checked by na_cpu_check.
+struct Attributes {
+  std::vector<int64_t> kernel_size;
+  std::vector<int64_t> dilation;
+  std::vector<int64_t> stride;
+  std::vector<int64_t> is_causal;
+  float scale = 0.0F;  // 0: head_dim ** -0.5
+
+  int rank() const { return static_cast<int>(kernel_size.size()); }
+};
+
+// Throws InvalidModel where an attribute is missing, of another type, or not given for every axis.
+Attributes read_attributes(const OrtKernelInfo* info);
+
+}  // namespace na_deploy

@@ -1,0 +1,37 @@
+// What ONNX Runtime calls when the library is registered.
+#include "na_deploy_ort.h"
+
+#include "operators.h"
+
+namespace {
+
+// Made once and never released: session options and sessions refer to it until the process ends.
+OrtCustomOpDomain* operator_domain() {
+  static OrtCustomOpDomain* const domain = [] {
+    auto* made = new Ort::CustomOpDomain("na_deploy");
+    for (const auto form : {na_deploy::Form::kSeparate, na_deploy::Form::kPacked}) {
+      for (const auto type : {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+                              ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
+        made->Add(new na_deploy::AttentionOperator(form, type));
+      }
+    }
+    return static_cast<OrtCustomOpDomain*>(*made);
+  }();
+  return domain;
+}
+
+}  // namespace
+
+OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(na_deploy::kOrtApi);
+  if (api == nullptr) {
+    // Every release has the first version of the interface, which can make a status.
+    const std::string text = std::string("na_deploy's operators need ONNX Runtime 1.") +
+                             std::to_string(na_deploy::kOrtApi) + " or later, this is " + base->GetVersionString();
+    return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, text.c_str());
+  }
+  Ort::InitApi(api);
+  return na_deploy::as_status("na_deploy", [&] {
+    Ort::ThrowOnError(api->AddCustomOpDomain(options, operator_domain()));
+  });
+}

@@ -1,0 +1,380 @@
+"""The operator library in ONNX Runtime: right in every form, on any shape, from any thread, and clear when it refuses.
+
+Models here are single nodes without a function body, so that only the library can run them, except where a test says
+otherwise. Skipped as a whole where the library is not compiled.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+import na_deploy
+from na_deploy.attention.reference import AttentionResult, reference_attention, reference_attention_qkv
+from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
+from na_deploy.attention.windows import NeighborhoodSpec
+from na_deploy.errors import NaDeployError
+from na_deploy.runtime.native import onnxruntime_library, why_missing
+
+LIBRARY = onnxruntime_library()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason=f"the operator library is {why_missing()}")
+
+Arrays = dict[str, np.ndarray]
+ELEMENTS = {
+    "float32": (np.dtype(np.float32), TensorProto.FLOAT, 2e-6),
+    "float16": (np.dtype(np.float16), TensorProto.FLOAT16, 1e-3),
+    "bfloat16": (np.dtype(ml_dtypes.bfloat16), TensorProto.BFLOAT16, 8e-3),
+}
+PACKED_INPUTS = ("qkv", "rel_pos_bias")
+SEPARATE_INPUTS = ("query", "key", "value", "rel_pos_bias", "additional_key", "additional_value")
+
+
+def node_model(
+    operator: str,
+    arrays: Mapping[str, np.ndarray],
+    dynamic: bool = False,
+    lse: bool = True,
+    dtype: str = "float32",
+    **attributes: Any,
+) -> onnx.ModelProto:
+    """One node over inputs of the arrays' shapes; outputs are declared without shapes, for the library to infer."""
+    names = PACKED_INPUTS if operator == PACKED_OPERATOR else SEPARATE_INPUTS
+    inputs = [name if name in arrays else "" for name in names]
+    while not inputs[-1]:
+        inputs.pop()
+    element = ELEMENTS[dtype][1]
+    spatial = len(attributes.get("kernel_size", (1,)))
+
+    def sizes(name: str, array: np.ndarray) -> list[int | str]:
+        shape: list[int | str] = list(array.shape)
+        if dynamic and name != "rel_pos_bias":
+            shape[0] = "batch"
+            if not name.startswith("additional"):
+                shape[1 : 1 + spatial] = [f"length{axis}" for axis in range(spatial)]
+        return shape
+
+    outputs = ["output", "lse"] if lse else ["output"]
+    node = helper.make_node(operator, inputs, outputs, name="layer3.attn", domain=DOMAIN, **attributes)
+    graph = helper.make_graph(
+        [node],
+        "node",
+        [helper.make_tensor_value_info(name, element, sizes(name, array)) for name, array in arrays.items()],
+        [
+            helper.make_tensor_value_info(name, element if name == "output" else TensorProto.FLOAT, None)
+            for name in outputs
+        ],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+@pytest.fixture
+def load_node(tmp_path: Path) -> Callable[..., Any]:
+    """Load :func:`node_model` of the given arguments."""
+
+    def load(*arguments: Any, threads: int = 2, **options: Any) -> Any:
+        path = tmp_path / "node.onnx"
+        onnx.save(node_model(*arguments, **options), path)
+        session = na_deploy.load(path, threads=threads, providers=["CPUExecutionProvider"])
+        assert session.library == LIBRARY
+        return session
+
+    return load
+
+
+def normal(*shape: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed + sum(shape)).normal(size=shape).astype(ELEMENTS[dtype][0])
+
+
+def packed(
+    batch: int, lengths: Sequence[int], heads: int, head_dim: int, kernel_size: Sequence[int] = (), dtype: str = "float32"
+) -> Arrays:
+    """A packed tensor and, given a kernel size, a bias."""
+    arrays = {"qkv": normal(batch, *lengths, 3, heads, head_dim, dtype=dtype)}
+    if kernel_size:
+        arrays["rel_pos_bias"] = normal(heads, *(2 * size - 1 for size in kernel_size), dtype=dtype)
+    return arrays
+
+
+def separate(
+    batch: int, lengths: Sequence[int], heads: tuple[int, int], dims: tuple[int, int], extra: int = 0, dtype: str = "float32"
+) -> Arrays:
+    """Query, key and value of H and Hkv heads, D and Dv wide, and M additional keys."""
+    arrays = {
+        "query": normal(batch, *lengths, heads[0], dims[0], dtype=dtype),
+        "key": normal(batch, *lengths, heads[1], dims[0], dtype=dtype, seed=1),
+        "value": normal(batch, *lengths, heads[1], dims[1], dtype=dtype, seed=2),
+    }
+    if extra:
+        arrays["additional_key"] = normal(batch, extra, heads[1], dims[0], dtype=dtype, seed=3)
+        arrays["additional_value"] = normal(batch, extra, heads[1], dims[1], dtype=dtype, seed=4)
+    return arrays
+
+
+def reference(operator: str, arrays: Arrays, attributes: Mapping[str, Any]) -> AttentionResult:
+    attributes = dict(attributes)
+    scale = attributes.pop("scale", None)
+    spec = NeighborhoodSpec.create(len(attributes["kernel_size"]), **attributes)
+    function = reference_attention_qkv if operator == PACKED_OPERATOR else reference_attention
+    return function(**arrays, spec=spec, scale=scale)  # type: ignore[operator]
+
+
+def expect_reference(found: Arrays, operator: str, arrays: Arrays, attributes: Mapping[str, Any], dtype: str) -> None:
+    expected = reference(operator, arrays, attributes)
+    tolerance = ELEMENTS[dtype][2]
+    assert found["output"].dtype == ELEMENTS[dtype][0]
+    assert found["output"].shape == expected.output.shape
+    largest = np.abs(expected.output).max()
+    assert np.abs(found["output"].astype(np.float64) - expected.output).max() / largest < tolerance
+    if "lse" in found:
+        assert found["lse"].dtype == np.float32
+        np.testing.assert_allclose(found["lse"], expected.lse, rtol=1e-5, atol=1e-5)
+
+
+PACKED_CASES = {
+    "nat": ((1, (14, 15), 2, 32, (7, 7)), {"kernel_size": (7, 7)}),
+    "dinat": ((2, (22, 17), 3, 32, (7, 5)), {"kernel_size": (7, 5), "dilation": (3, 2), "scale": 0.3}),
+    "one axis": ((2, (40,), 1, 16, ()), {"kernel_size": (9,), "stride": (4,)}),
+    "three axes": ((1, (5, 8, 6), 2, 24, ()), {"kernel_size": (3, 4, 2), "is_causal": (1, 0, 0)}),
+    "no bias": ((1, (9, 9), 2, 20, ()), {"kernel_size": (3, 3), "stride": (1, 2)}),
+}
+SEPARATE_CASES = {
+    "plain": ((1, (12, 9), (2, 2), (32, 32)), {"kernel_size": (5, 5)}),
+    "grouped, wider values": ((2, (8, 10), (6, 2), (16, 40)), {"kernel_size": (3, 4), "dilation": (2, 2)}),
+    "additional keys": ((2, (31,), (4, 1), (64, 64), 7), {"kernel_size": (8,), "is_causal": (1,), "stride": (2,)}),
+    "three axes": ((1, (4, 6, 7), (2, 1), (8, 12), 3), {"kernel_size": (2, 3, 4), "stride": (1, 3, 2)}),
+}
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("case", PACKED_CASES)
+def test_the_packed_operator_is_right(load_node, case: str, dynamic: bool, dtype: str):
+    sizes, attributes = PACKED_CASES[case]
+    arrays = packed(*sizes, dtype=dtype)
+    with load_node(PACKED_OPERATOR, arrays, dynamic, dtype=dtype, **attributes) as session:
+        expect_reference(session.run(arrays), PACKED_OPERATOR, arrays, attributes, dtype)
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("case", SEPARATE_CASES)
+def test_the_separate_operator_is_right(load_node, case: str, dynamic: bool, dtype: str):
+    sizes, attributes = SEPARATE_CASES[case]
+    arrays = separate(*sizes, dtype=dtype)
+    with load_node(SEPARATE_OPERATOR, arrays, dynamic, dtype=dtype, **attributes) as session:
+        expect_reference(session.run(arrays), SEPARATE_OPERATOR, arrays, attributes, dtype)
+
+
+def test_a_session_with_free_sizes_runs_any_batch_and_map(load_node):
+    attributes = {"kernel_size": (5, 5)}
+    with load_node(PACKED_OPERATOR, packed(2, (9, 9), 2, 16, (5, 5)), True, **attributes) as session:
+        for batch, lengths in ((1, (5, 5)), (3, (17, 6)), (1, (40, 33)), (2, (9, 9))):
+            arrays = packed(batch, lengths, 2, 16, (5, 5))
+            expect_reference(session.run(arrays), PACKED_OPERATOR, arrays, attributes, "float32")
+
+
+@pytest.mark.parametrize("operator", [PACKED_OPERATOR, SEPARATE_OPERATOR])
+def test_an_empty_batch_gives_an_empty_output(load_node, operator: str):
+    arrays = packed(0, (9, 8), 2, 16) if operator == PACKED_OPERATOR else separate(0, (9, 8), (2, 2), (16, 24))
+    with load_node(operator, arrays, True, kernel_size=(3, 3)) as session:
+        found = session.run(arrays)
+    assert found["output"].shape == (0, 9, 8, 2, 16 if operator == PACKED_OPERATOR else 24)
+    assert found["lse"].shape == (0, 9, 8, 2)
+
+
+@pytest.mark.parametrize("lse", [False, True])
+def test_the_shapes_of_outputs_are_known_before_running(load_node, lse: bool):
+    with load_node(PACKED_OPERATOR, packed(2, (9, 8), 4, 16), True, lse, kernel_size=(3, 3)) as session:
+        assert session.outputs[0].shape == ("batch", "length0", "length1", 4, 16)
+        if lse:
+            assert session.outputs[1].shape == ("batch", "length0", "length1", 4)
+    arrays = separate(2, (9, 8), (4, 2), (16, 24))
+    with load_node(SEPARATE_OPERATOR, arrays, False, lse, kernel_size=(3, 3)) as session:
+        assert session.outputs[0].shape == (2, 9, 8, 4, 24)
+        assert len(session.outputs) == 1 + lse
+
+
+def test_threads_share_a_session_and_its_thread_pool(load_node):
+    attributes = {"kernel_size": (7, 7), "dilation": (2, 2)}
+    feeds = [packed(1, (20 + index, 28), 2, 32, (7, 7)) for index in range(6)]
+    with load_node(PACKED_OPERATOR, feeds[0], True, threads=3, **attributes) as session:
+        together = threading.Barrier(6)
+
+        def work(index: int) -> list[np.ndarray]:
+            together.wait(timeout=60)
+            return [session.run(feeds[index])["output"] for _ in range(5)]
+
+        with ThreadPoolExecutor(6) as pool:
+            results = list(pool.map(work, range(6)))
+    for arrays, outputs in zip(feeds, results, strict=True):
+        expect_reference({"output": outputs[0]}, PACKED_OPERATOR, arrays, attributes, "float32")
+        assert all(np.array_equal(outputs[0], other) for other in outputs[1:])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_gives_the_same_numbers(load_node, threads: int):
+    arrays = packed(2, (30, 31), 3, 32, (7, 7))
+    with load_node(PACKED_OPERATOR, arrays, threads=1, kernel_size=(7, 7)) as alone:
+        expected = alone.run(arrays)["output"]
+    with load_node(PACKED_OPERATOR, arrays, threads=threads, kernel_size=(7, 7)) as session:
+        assert np.array_equal(session.run(arrays)["output"], expected)
+
+
+# --------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("operator", "declared", "given", "attributes", "message"),
+    [
+        (
+            PACKED_OPERATOR,
+            packed(1, (9, 9), 2, 8),
+            packed(1, (9, 6), 2, 8),
+            {"kernel_size": (3, 3), "dilation": (1, 3)},
+            r"NeighborhoodAttentionQKV node 'layer3.attn': .*3\*3 = 9.* length 6 ",
+        ),
+        (
+            PACKED_OPERATOR,
+            {"qkv": normal(1, 9, 9, 3, 2, 8), "rel_pos_bias": normal(2, 5, 7)},
+            None,
+            {"kernel_size": (3, 3)},
+            r"'layer3.attn': rel_pos_bias must be \(2, 5, 5\) for this kernel_size, got \(2, 5, 7\)",
+        ),
+        (
+            PACKED_OPERATOR,
+            {"qkv": normal(1, 9, 9, 2, 2, 8)},
+            None,
+            {"kernel_size": (3, 3)},
+            r"qkv must be \(B, 2 spatial axes, 3, H, D\) for this kernel_size, got \(1, 9, 9, 2, 2, 8\)",
+        ),
+        (
+            SEPARATE_OPERATOR,
+            separate(1, (9, 9), (3, 2), (8, 8)),
+            None,
+            {"kernel_size": (3, 3)},
+            "query has 3 heads, which is not a multiple of key's 2",
+        ),
+        (
+            SEPARATE_OPERATOR,
+            separate(1, (9, 9), (2, 2), (8, 8)) | {"key": normal(1, 9, 9, 2, 7)},
+            None,
+            {"kernel_size": (3, 3)},
+            r"key must be \(1, 9, 9, 2, 8\) to fit query, got \(1, 9, 9, 2, 7\)",
+        ),
+        (
+            SEPARATE_OPERATOR,
+            separate(1, (9, 9), (2, 2), (8, 8)) | {"value": normal(1, 9, 8, 2, 8)},
+            None,
+            {"kernel_size": (3, 3)},
+            r"value must be \(1, 9, 9, 2, 8\) to fit query and key, got \(1, 9, 8, 2, 8\)",
+        ),
+        (
+            SEPARATE_OPERATOR,
+            separate(1, (9, 9), (2, 2), (8, 8)) | {"additional_key": normal(1, 4, 2, 8)},
+            None,
+            {"kernel_size": (3, 3)},
+            "additional_key and additional_value come together, got only additional_key",
+        ),
+        (
+            SEPARATE_OPERATOR,
+            separate(2, (9, 9), (2, 2), (8, 8), 3) | {"additional_value": normal(2, 4, 2, 8)},
+            None,
+            {"kernel_size": (3, 3)},
+            r"additional_value must be \(2, 3, 2, 8\) to fit query, key and value, got \(2, 4, 2, 8\)",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_told_what_was_expected(
+    load_node, operator: str, declared: Arrays, given: Arrays | None, attributes: dict[str, Any], message: str
+):
+    with load_node(operator, declared, given is not None, **attributes) as session:
+        with pytest.raises(NaDeployError, match=message) as error:
+            session.run(declared if given is None else given)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({}, "the attribute kernel_size is missing"),
+        ({"kernel_size": (3, 3), "dilation": (2,)}, r"dilation has 1 values \(2\) and kernel_size has 2"),
+        ({"kernel_size": (3, 3, 3, 3)}, "kernel_size must have 1 to 3 values, one per spatial axis, got 4"),
+        ({"kernel_size": (3, 3), "stride": 1.5}, "the attribute stride must be a list of integers"),
+        ({"kernel_size": (3, 3), "scale": (0.5, 0.5)}, "the attribute scale must be a number"),
+    ],
+)
+def test_attributes_that_cannot_be_are_refused_when_the_model_is_loaded(load_node, attributes: dict, message: str):
+    with pytest.raises(NaDeployError, match=rf"NeighborhoodAttentionQKV node 'layer3.attn': {message}") as error:
+        load_node(PACKED_OPERATOR, packed(1, (9, 9), 2, 8), **attributes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"kernel_size": (3, 0)}, "kernel_size.* 0"),
+        ({"kernel_size": (3, 3), "dilation": (0, 1)}, "dilation.* 0"),
+        ({"kernel_size": (3, 3), "stride": (1, 4)}, "stride.* 4"),
+        ({"kernel_size": (3, 3), "stride": (-1, 1)}, "stride.* -1"),
+        ({"kernel_size": (2**40, 3)}, "kernel_size.* 1099511627776"),
+        ({"kernel_size": (3, 3), "dilation": (2**62, 1)}, "4611686018427387904"),
+    ],
+)
+def test_attributes_out_of_range_are_refused_with_their_value(load_node, attributes: dict, message: str):
+    arrays = packed(1, (9, 9), 2, 8)
+    with pytest.raises(NaDeployError, match=rf"NeighborhoodAttentionQKV node 'layer3.attn': .*{message}"):
+        load_node(PACKED_OPERATOR, arrays, **attributes).run(arrays)
+
+
+# --------------------------------------------------------------------------- beside the function body
+
+
+def test_a_model_with_function_bodies_runs_on_the_library_where_it_is_installed(write_model, tmp_path: Path):
+    path = write_model(batch="batch")
+
+    def kernels(custom: bool) -> set[str]:
+        options = onnxruntime.SessionOptions()
+        if custom:
+            options.register_custom_ops_library(str(LIBRARY))
+        options.optimized_model_filepath = str(tmp_path / f"optimized_{custom}.onnx")
+        options.log_severity_level = 4
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return {node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node}
+
+    assert PACKED_OPERATOR in kernels(True)
+    assert "Softmax" not in kernels(True)
+    assert PACKED_OPERATOR not in kernels(False)
+
+    images = np.random.default_rng(5).normal(size=(3, 3, 32, 32)).astype(np.float32)
+    with na_deploy.load(path) as ours, na_deploy.load(path, custom_operators=False) as stock:
+        assert ours.library == LIBRARY
+        assert stock.library is None
+        expected = stock.run(images)["logits"]
+        np.testing.assert_allclose(ours.run(images)["logits"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_many_sessions_register_the_library(write_model):
+    images = np.random.default_rng(5).normal(size=(1, 3, 32, 32)).astype(np.float32)
+    path = write_model()
+    sessions = [na_deploy.load(path) for _ in range(4)]
+    sessions.pop(0).close()
+    logits = [session.run(images)["logits"] for session in sessions]
+    assert all(np.array_equal(logits[0], other) for other in logits[1:])
+
+
+def test_a_second_registration_in_the_same_options_is_refused_not_fatal():
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(LIBRARY))
+    with pytest.raises(Exception, match=DOMAIN):
+        options.register_custom_ops_library(str(LIBRARY))
