@@ -3,6 +3,9 @@
 namespace na_deploy {
 namespace {
 
+// Of kernel_size and dilation: their product fits 64 bits.
+constexpr int64_t kLargest = 0x7fffffff;
+
 // ONNX Runtime answers a missing attribute and one of another type with the same code: does any type fit?
 bool is_present(const OrtKernelInfo* info, const char* name) {
   const OrtApi& api = Ort::GetApi();
@@ -29,6 +32,7 @@ bool read_ints(const OrtKernelInfo* info, const char* name, std::vector<int64_t>
     if (is_present(info, name)) refuse("the attribute ", name, " must be a list of integers (INTS)");
     return false;
   }
+  if (size == 0) refuse("the attribute ", name, " must be a list of integers (INTS), one per spatial axis");
   values.resize(size);
   Ort::ThrowOnError(api.KernelInfoGetAttributeArray_int64(info, name, values.data(), &size));
   return true;
@@ -42,6 +46,19 @@ std::vector<int64_t> read_per_axis(const OrtKernelInfo* info, const char* name, 
            "; both need one per spatial axis");
   }
   return values;
+}
+
+void check_ranges(const Attributes& attributes) {
+  for (size_t axis = 0; axis < attributes.kernel_size.size(); ++axis) {
+    const int64_t kernel = attributes.kernel_size[axis];
+    const int64_t dilation = attributes.dilation[axis];
+    const int64_t stride = attributes.stride[axis];
+    if (kernel < 1 || kernel > kLargest) refuse("kernel_size must lie between 1 and ", kLargest, ", got ", kernel, " on axis ", axis);
+    if (dilation < 1 || dilation > kLargest) refuse("dilation must lie between 1 and ", kLargest, ", got ", dilation, " on axis ", axis);
+    if (stride < 1 || stride > kernel) {
+      refuse("stride must lie between 1 and kernel_size=", kernel, ", got ", stride, " on axis ", axis);
+    }
+  }
 }
 
 }  // namespace
@@ -61,6 +78,7 @@ Attributes read_attributes(const OrtKernelInfo* info) {
     if (is_present(info, "scale")) refuse("the attribute scale must be a number (FLOAT)");
     attributes.scale = 0.0F;
   }
+  check_ranges(attributes);
   return attributes;
 }
 

@@ -8,7 +8,8 @@
 
 namespace na_deploy {
 
-// One value per spatial axis; what a node leaves out has its default. Ranges are checked by na_cpu_check.
+// One value per spatial axis; what a node leaves out has its default. Sizes fit 31 bits, strides
+// lie between 1 and kernel_size; whether windows fit the map is known when the node runs.
 struct Attributes {
   std::vector<int64_t> kernel_size;
   std::vector<int64_t> dilation;
@@ -19,7 +20,7 @@ struct Attributes {
   int rank() const { return static_cast<int>(kernel_size.size()); }
 };
 
-// Throws InvalidModel where an attribute is missing, of another type, or not given for every axis.
+// Throws InvalidModel where an attribute is missing, of another type, out of range, or not given for every axis.
 Attributes read_attributes(const OrtKernelInfo* info);
 
 }  // namespace na_deploy

@@ -332,9 +332,8 @@ def test_attributes_that_cannot_be_are_refused_when_the_model_is_loaded(load_nod
     ],
 )
 def test_attributes_out_of_range_are_refused_with_their_value(load_node, attributes: dict, message: str):
-    arrays = packed(1, (9, 9), 2, 8)
     with pytest.raises(NaDeployError, match=rf"NeighborhoodAttentionQKV node 'layer3.attn': .*{message}"):
-        load_node(PACKED_OPERATOR, arrays, **attributes).run(arrays)
+        load_node(PACKED_OPERATOR, packed(1, (9, 9), 2, 8), **attributes)
 
 
 # --------------------------------------------------------------------------- beside the function body
@@ -371,10 +370,3 @@ def test_many_sessions_register_the_library(write_model):
     sessions.pop(0).close()
     logits = [session.run(images)["logits"] for session in sessions]
     assert all(np.array_equal(logits[0], other) for other in logits[1:])
-
-
-def test_a_second_registration_in_the_same_options_is_refused_not_fatal():
-    options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(str(LIBRARY))
-    with pytest.raises(Exception, match=DOMAIN):
-        options.register_custom_ops_library(str(LIBRARY))
