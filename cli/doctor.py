@@ -27,8 +27,10 @@ def command(context: click.Context, as_json: bool) -> None:
 
     findings = examine()
     if core_works(findings):
-        from na_deploy.cli.self_check import check_attention
+        from na_deploy.cli.self_check import check_attention, check_native_kernels
+        from na_deploy.runtime.environment import NATIVE_KERNELS
 
+        findings = [check_native_kernels(found) if found.name == NATIVE_KERNELS else found for found in findings]
         findings.insert(3, check_attention())
     good = core_works(findings)
     if as_json:

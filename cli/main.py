@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Failures are printed to stderr."""
     state = _State()
+    warnings.showwarning = _warn
     try:
         code = cli.main(args=arguments, prog_name="na-deploy", standalone_mode=False, obj=state)
         sys.stdout.flush()  # here rather than at exit, where a closed pipe could not be handled
@@ -123,6 +125,10 @@ def _explain(error: Exception) -> tuple[int, str]:
         1,
         f"{type(error).__name__}: {text[:500]} (this is a defect; run with `na-deploy --debug` to see where)",
     )
+
+
+def _warn(message: Warning | str, *_: object) -> None:
+    _say(f"warning: {message}")
 
 
 def _say(line: str) -> None:

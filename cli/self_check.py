@@ -1,8 +1,9 @@
-"""Whether neighborhood attention runs here: a small model in ONNX Runtime against the float64 reference."""
+"""Whether neighborhood attention runs here, in the function body and in native kernels, against float64."""
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from na_deploy.runtime.environment import Finding
 from na_deploy.runtime.session import load
 
 OPSET = 20
+NATIVE_REMEDY = "report this; setting NA_DEPLOY_ORT_LIBRARY to nothing leaves the native kernels unused"
 TOLERANCE = 1e-5
 
 
@@ -34,8 +36,25 @@ def check_attention() -> Finding:
     return Finding(name, needed_for, "works", detail, core=True)
 
 
-def attention_difference() -> float:
+def check_native_kernels(finding: Finding) -> Finding:
+    """Return what was found about the native kernels, with whether they are right where they are installed."""
+    if finding.status != "works":
+        return finding
+    try:
+        difference = attention_difference(custom_operators=True)
+    except Exception as error:
+        return replace(finding, status="broken", detail=str(error).splitlines()[0], remedy=NATIVE_REMEDY)
+    detail = f"{finding.detail}; largest relative difference to float64: {difference:.1e}"
+    if not difference < TOLERANCE:
+        return replace(finding, status="broken", detail=detail, remedy=NATIVE_REMEDY)
+    return replace(finding, detail=detail)
+
+
+def attention_difference(custom_operators: bool = False) -> float:
     """Run a small neighborhood attention in ONNX Runtime; return its largest relative difference to float64.
+
+    Args:
+        custom_operators: run our native kernels instead of the embedded function body.
 
     Raises:
         NaDeployError: the model cannot be loaded or run.
@@ -73,7 +92,8 @@ def attention_difference() -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "check.onnx"
         onnx.save(model, path)
-        with load(path, custom_operators=False, threads=1, providers=["CPUExecutionProvider"]) as session:
+        providers = ["CPUExecutionProvider"]
+        with load(path, custom_operators=custom_operators, threads=1, providers=providers) as session:
             found = session.run({"qkv": qkv, "rel_pos_bias": bias})["output"]
     spec = NeighborhoodSpec.create(2, (3, 3), (1, 2))
     expected = reference_attention_qkv(qkv, spec, scale=scale, rel_pos_bias=bias).output

@@ -12,8 +12,8 @@ set(NA_DEPLOY_MINIMUM_ORT_API 21)
 set(NA_DEPLOY_MINIMUM_HIGHWAY 1.2.0)
 
 function(_na_deploy_find)
-  if(NA_DEPLOY_NATIVE STREQUAL "OFF" OR "$ENV{NA_DEPLOY_NATIVE}" STREQUAL "OFF")
-    set(NA_DEPLOY_MISSING "it was turned off with NA_DEPLOY_NATIVE=OFF when na-deploy was installed" PARENT_SCOPE)
+  if(NA_DEPLOY_NATIVE STREQUAL "OFF")
+    set(NA_DEPLOY_MISSING "NA_DEPLOY_NATIVE was OFF when na-deploy was installed" PARENT_SCOPE)
     return()
   endif()
 
@@ -24,6 +24,7 @@ function(_na_deploy_find)
   if(ONNXRUNTIME_INCLUDE_DIR)
     set(headers "${ONNXRUNTIME_INCLUDE_DIR}")
   else()
+    unset(NA_DEPLOY_ORT_HEADERS CACHE)
     find_path(NA_DEPLOY_ORT_HEADERS onnxruntime_cxx_api.h
       HINTS "${NA_DEPLOY_FETCHED}/onnxruntime"
       PATH_SUFFIXES onnxruntime onnxruntime/core/session)
@@ -74,6 +75,9 @@ endfunction()
 
 # The compiler first: languages can be enabled at the top level only.
 if(NOT NA_DEPLOY_NATIVE STREQUAL "OFF")
+  if(NOT CMAKE_CXX_COMPILER)
+    unset(CMAKE_CXX_COMPILER CACHE)  # not found the last time: look again
+  endif()
   include(CheckLanguage)
   check_language(CXX)
   if(CMAKE_CXX_COMPILER)

@@ -15,7 +15,10 @@ from importlib import metadata
 
 from na_deploy import __version__
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.native import onnxruntime_library
+from na_deploy.runtime.native import onnxruntime_library, register, why_missing
+
+
+NATIVE_KERNELS = "native CPU kernels"
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,20 @@ def _onnxruntime() -> Finding:
 
 
 def _native_library() -> Finding:
-    name, needed_for = "native CPU kernels", "faster neighborhood attention in ONNX Runtime"
+    name, needed_for = NATIVE_KERNELS, "faster neighborhood attention in ONNX Runtime"
     remedy = "not needed, models run on their embedded function body"
     try:
         library = onnxruntime_library()
     except NaDeployError as error:
         return Finding(name, needed_for, "broken", str(error), "correct or unset the variable")
     if library is None:
-        return Finding(name, needed_for, "missing", "not part of this installation", remedy)
+        return Finding(name, needed_for, "missing", why_missing(), f"{remedy}; docs/build.md says how to have them")
+    try:
+        register(importlib.import_module("onnxruntime").SessionOptions(), library)
+    except ImportError:
+        return Finding(name, needed_for, "missing", f"{library}, but no onnxruntime", "pip install onnxruntime")
+    except NaDeployError as error:
+        return Finding(name, needed_for, "broken", str(error), f"{remedy}; install na-deploy again to compile it anew")
     return Finding(name, needed_for, "works", str(library))
 
 

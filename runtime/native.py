@@ -1,15 +1,18 @@
-"""Where our compiled libraries are, if this installation has them. Does not build or load anything."""
+"""Where our compiled libraries are, if this installation has them, and why it has not. Does not build anything."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import na_deploy
-from na_deploy.errors import UsageError
+from na_deploy.errors import NaDeployError, UsageError
 
 ONNXRUNTIME_LIBRARY = "libna_deploy_ort.so"
 ONNXRUNTIME_LIBRARY_VARIABLE = "NA_DEPLOY_ORT_LIBRARY"
+BUILD_NOTE = "native_build.txt"
+"""Written by CMake in the library's place where it could not be compiled: one sentence that says why."""
 
 
 def onnxruntime_library() -> Path | None:
@@ -27,8 +30,35 @@ def onnxruntime_library() -> Path | None:
         if not Path(chosen).is_file():
             raise UsageError(f"{ONNXRUNTIME_LIBRARY_VARIABLE} names {chosen}, which does not exist")
         return Path(chosen)
+    return _installed(ONNXRUNTIME_LIBRARY)
+
+
+def why_missing() -> str:
+    """Return why :func:`onnxruntime_library` finds nothing, in a few words."""
+    if os.environ.get(ONNXRUNTIME_LIBRARY_VARIABLE) == "":
+        return f"hidden by {ONNXRUNTIME_LIBRARY_VARIABLE}, which is empty"
+    note = _installed(BUILD_NOTE)
+    if note is not None:
+        return f"not compiled: {note.read_text(encoding='utf-8').strip()}"
+    return "not compiled when na-deploy was installed; `pip install -v` of it shows why"
+
+
+def register(settings: Any, library: Path) -> None:
+    """Register the library in ``onnxruntime.SessionOptions``. Only once in one: ONNX Runtime refuses a second time.
+
+    Raises:
+        NaDeployError: the library does not load, or does not fit this ONNX Runtime; the options are then of no use.
+    """
+    try:
+        settings.register_custom_ops_library(str(library))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise NaDeployError(f"onnxruntime refuses the operator library {library}: {reason}") from error
+
+
+def _installed(name: str) -> Path | None:
     for folder in na_deploy.__path__:
-        candidate = Path(folder) / "lib" / ONNXRUNTIME_LIBRARY
+        candidate = Path(folder) / "lib" / name
         if candidate.is_file():
             return candidate
     return None

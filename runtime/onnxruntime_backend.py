@@ -6,6 +6,7 @@ import ctypes
 import math
 import re
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.models.metadata import ModelMetadata
-from na_deploy.runtime.native import onnxruntime_library
+from na_deploy.runtime.native import onnxruntime_library, register
 from na_deploy.runtime.session import Session, SessionOptions
 from na_deploy.runtime.tensors import Array, TensorSpec
 
@@ -40,16 +41,14 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
             "install onnxruntime, or onnxruntime-gpu on a CUDA machine"
         ) from None
     providers = _choose_providers(onnxruntime.get_available_providers(), options.providers)
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = _FATAL_ONLY
-    if options.threads is not None:
-        settings.intra_op_num_threads = options.threads
     library = onnxruntime_library() if options.custom_operators else None
-    try:
-        if library is not None:
-            settings.register_custom_ops_library(str(library))
-    except Exception as error:
-        raise NaDeployError(f"onnxruntime refuses the operator library {library}: {first_line(error)}") from error
+    settings = _settings(onnxruntime, options)
+    if library is not None:
+        try:
+            register(settings, library)
+        except NaDeployError as error:
+            warnings.warn(f"{error}; the model runs on its embedded function bodies", RuntimeWarning, stacklevel=3)
+            library, settings = None, _settings(onnxruntime, options)
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:
@@ -62,8 +61,20 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(path, session, library)
 
 
+def _settings(onnxruntime: Any, options: SessionOptions) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _FATAL_ONLY
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    return settings
+
+
 class OnnxRuntimeSession(Session):
-    """A model in ONNX Runtime."""
+    """A model in ONNX Runtime.
+
+    Attributes:
+        library: our operator library, where it is registered.
+    """
 
     backend = "onnxruntime"
 

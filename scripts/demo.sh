@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 
 echo "== Setting up .venv (a few minutes the first time)"
 make_environment .venv
+prepare_native
 install_torch
 install_packages ".[export,plot]"
 

@@ -1,5 +1,6 @@
 # Sourced by demo.sh and test.sh: a virtual environment with na-deploy in it, made once and brought up to date after.
 #
+# NA_DEPLOY_NATIVE=OFF compiles nothing; models then run on their embedded function bodies.
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch's small CPU build instead of the default one with CUDA.
 
 find_python() {
@@ -30,6 +31,11 @@ make_environment() {
   # shellcheck source=/dev/null
   . "$1/bin/activate"
   export PIP_DISABLE_PIP_VERSION_CHECK=1
+}
+
+# prepare_native: fetches what compiling the operator library needs; goes on without where it cannot be had.
+prepare_native() {
+  bash scripts/native_dependencies.sh
 }
 
 # install_packages ARGUMENTS…: pip install, quiet, with the pinned versions.
