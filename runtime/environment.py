@@ -17,7 +17,6 @@ from na_deploy import __version__
 from na_deploy.errors import NaDeployError
 from na_deploy.runtime.native import onnxruntime_library, register, why_missing
 
-
 NATIVE_KERNELS = "native CPU kernels"
 
 

@@ -52,7 +52,7 @@ def register(settings: Any, library: Path) -> None:
     try:
         settings.register_custom_ops_library(str(library))
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ").split(" : ", 2)[-1]
         raise NaDeployError(f"onnxruntime refuses the operator library {library}: {reason}") from error
 
 

@@ -45,7 +45,7 @@ if have_onnxruntime && have_highway; then exit 0; fi
 command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null ||
   without "there is no C++ compiler (Debian, Ubuntu: apt install g++)"
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
-  without "this system has no apt to take headers with; put them where docs/build.md says"
+  without "this system has no apt to take headers with; docs/build.md says where else to have them from"
 [ -e "$keyring" ] || without "Debian's keys are not installed (Ubuntu: apt install debian-archive-keyring)"
 
 mkdir -p "$folder"

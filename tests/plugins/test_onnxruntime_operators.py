@@ -97,7 +97,12 @@ def normal(*shape: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:
 
 
 def packed(
-    batch: int, lengths: Sequence[int], heads: int, head_dim: int, kernel_size: Sequence[int] = (), dtype: str = "float32"
+    batch: int,
+    lengths: Sequence[int],
+    heads: int,
+    head_dim: int,
+    kernel_size: Sequence[int] = (),
+    dtype: str = "float32",
 ) -> Arrays:
     """A packed tensor and, given a kernel size, a bias."""
     arrays = {"qkv": normal(batch, *lengths, 3, heads, head_dim, dtype=dtype)}
@@ -107,7 +112,12 @@ def packed(
 
 
 def separate(
-    batch: int, lengths: Sequence[int], heads: tuple[int, int], dims: tuple[int, int], extra: int = 0, dtype: str = "float32"
+    batch: int,
+    lengths: Sequence[int],
+    heads: tuple[int, int],
+    dims: tuple[int, int],
+    extra: int = 0,
+    dtype: str = "float32",
 ) -> Arrays:
     """Query, key and value of H and Hkv heads, D and Dv wide, and M additional keys."""
     arrays = {

@@ -1,0 +1,88 @@
+"""A wheel carries the operator library, and works where nothing else is: in an empty environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from na_deploy.runtime.environment import NATIVE_KERNELS
+from na_deploy.runtime.native import onnxruntime_library, why_missing
+
+ROOT = Path(__file__).parents[2]
+NEEDED = ["click", "numpy", "onnx", "onnxruntime", "pillow", "rich"]
+SOURCES = ["attention", "cli", "cmake", "exporter", "models", "na_deploy", "plugins", "runtime"]
+FILES = ["CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(onnxruntime_library() is None, reason=f"the operator library is {why_missing()}"),
+]
+
+
+def build_wheel(source: Path, folder: Path, **environment: str) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--quiet", "--wheel-dir", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def contents(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if name.startswith("na_deploy/lib/")}
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of what a wheel is built from, with nothing fetched."""
+    copy = tmp_path / "sources"
+    for name in SOURCES:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+def test_a_wheel_runs_the_library_in_an_empty_environment(tmp_path: Path):
+    wheel = build_wheel(ROOT, tmp_path / "wheels", NA_DEPLOY_NATIVE="ON")
+    assert contents(wheel) == {"na_deploy/lib/libna_deploy_ort.so"}
+    assert "none-any" not in wheel.name
+
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--no-compile", "-c", ROOT / "constraints.txt"]
+    subprocess.run([*install, *NEEDED], check=True, cwd=tmp_path)
+    subprocess.run([*install, "--no-deps", wheel], check=True, cwd=tmp_path)
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "NA_DEPLOY_ORT_LIBRARY")}
+    doctor = [environment / "bin" / "na-deploy", "doctor", "--json"]
+    said = subprocess.run(doctor, capture_output=True, text=True, check=True, cwd=tmp_path, env=clean).stdout
+    (native,) = (finding for finding in json.loads(said)["findings"] if finding["name"] == NATIVE_KERNELS)
+    assert native["status"] == "works"
+    assert native["detail"].startswith(str(environment))
+    assert "difference to float64" in native["detail"]
+
+
+def test_without_headers_or_a_compiler_the_wheel_says_why(sources: Path, tmp_path: Path):
+    nowhere = str(tmp_path / "nowhere")
+    wheel = build_wheel(sources, tmp_path / "wheels", ONNXRUNTIME_INCLUDE_DIR=nowhere)
+    assert contents(wheel) == {"na_deploy/lib/native_build.txt"}
+    with zipfile.ZipFile(wheel) as archive:
+        note = archive.read("na_deploy/lib/native_build.txt").decode()
+    assert note == f"ONNXRUNTIME_INCLUDE_DIR is {nowhere}, which does not hold onnxruntime_cxx_api.h\n"
+
+
+def test_a_library_that_does_not_compile_does_not_stop_the_installation(sources: Path, tmp_path: Path):
+    shutil.copytree(ROOT / "build" / "native", sources / "build" / "native")
+    (sources / "plugins" / "onnxruntime" / "CMakeLists.txt").write_text("message(FATAL_ERROR broken)\n")
+    wheel = build_wheel(sources, tmp_path / "wheels")
+    assert contents(wheel) == set()
+    assert wheel.name.endswith("none-any.whl")
