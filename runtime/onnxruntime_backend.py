@@ -19,6 +19,8 @@ from na_deploy.runtime.session import Session, SessionOptions
 from na_deploy.runtime.tensors import Array, TensorSpec
 
 PREFERRED_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+LIBRARY_PROVIDERS = ("CPUExecutionProvider",)
+"""What our operator library has kernels for. Elsewhere it would move every attention layer to the CPU."""
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -41,7 +43,8 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
             "install onnxruntime, or onnxruntime-gpu on a CUDA machine"
         ) from None
     providers = _choose_providers(onnxruntime.get_available_providers(), options.providers)
-    library = onnxruntime_library() if options.custom_operators else None
+    wanted = options.custom_operators and providers[0] in LIBRARY_PROVIDERS
+    library = onnxruntime_library() if wanted else None
     settings = _settings(onnxruntime, options)
     if library is not None:
         try:

@@ -117,8 +117,9 @@ def load(
         threads: threads inside one operator; by default the runtime decides.
         providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
             Runtime has it, then the CPU.
-        custom_operators: register our operator library when it is installed; without it, or when false, the
-            function bodies embedded in the model run.
+        custom_operators: register our operator library when it is installed and the model runs on the CPU;
+            without it, or when false, the function bodies embedded in the model run. A library that does not load
+            gives a warning.
 
     Raises:
         UsageError: the file does not exist, or an option is not one of the possible values.

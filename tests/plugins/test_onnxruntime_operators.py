@@ -380,3 +380,15 @@ def test_many_sessions_register_the_library(write_model):
     sessions.pop(0).close()
     logits = [session.run(images)["logits"] for session in sessions]
     assert all(np.array_equal(logits[0], other) for other in logits[1:])
+
+
+def test_on_another_device_the_library_stays_out_of_the_way(write_model, monkeypatch: pytest.MonkeyPatch):
+    path = write_model()
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *given, providers: session(*given, providers=providers[-1:])
+    )
+    assert na_deploy.load(path).library is None
+    assert na_deploy.load(path, providers=["CPUExecutionProvider"]).library == LIBRARY
