@@ -38,12 +38,14 @@ bool read_ints(const OrtKernelInfo* info, const char* name, std::vector<int64_t>
   return true;
 }
 
+// A single value stands for every axis.
 std::vector<int64_t> read_per_axis(const OrtKernelInfo* info, const char* name, int64_t otherwise, size_t rank) {
   std::vector<int64_t> values;
   if (!read_ints(info, name, values)) return std::vector<int64_t>(rank, otherwise);
+  if (values.size() == 1) values.resize(rank, values.front());
   if (values.size() != rank) {
     refuse(name, " has ", values.size(), " values ", to_text(values), " and kernel_size has ", rank,
-           "; both need one per spatial axis");
+           "; give one for all spatial axes or one per axis");
   }
   return values;
 }

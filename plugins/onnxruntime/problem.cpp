@@ -4,10 +4,11 @@ namespace na_deploy {
 namespace {
 
 struct Input {
+  bool present = false;
   const void* data = nullptr;
   std::vector<int64_t> shape;
 
-  explicit operator bool() const { return !shape.empty(); }
+  explicit operator bool() const { return present; }
 };
 
 // Returns an input; an empty one where the node leaves it out.
@@ -20,7 +21,7 @@ Input read_input(const OrtKernelContext* context, size_t index) {
   Ort::ThrowOnError(api.KernelContext_GetInput(context, index, &value));
   if (value == nullptr) return {};
   const Ort::ConstValue tensor{value};
-  return {tensor.GetTensorRawData(), tensor.GetTensorTypeAndShapeInfo().GetShape()};
+  return {true, tensor.GetTensorRawData(), tensor.GetTensorTypeAndShapeInfo().GetShape()};
 }
 
 void expect(const char* name, const Input& input, const std::vector<int64_t>& expected, const char* why) {
@@ -108,6 +109,10 @@ Problem read_problem(Form form, const Attributes& attributes, const OrtKernelCon
     read_packed(context, rank, problem, bias);
   } else {
     read_separate(context, rank, problem, bias);
+  }
+  if (problem.heads < 1 || problem.head_dim < 1 || problem.value_dim < 1) {
+    refuse("there must be at least one head of at least one channel, got ", problem.heads, " heads of ",
+           problem.head_dim, " channels and values of ", problem.value_dim);
   }
   if (bias) {
     std::vector<int64_t> expected{problem.heads};

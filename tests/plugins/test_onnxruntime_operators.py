@@ -194,6 +194,15 @@ def test_a_session_with_free_sizes_runs_any_batch_and_map(load_node):
             expect_reference(session.run(arrays), PACKED_OPERATOR, arrays, attributes, "float32")
 
 
+def test_a_single_value_stands_for_every_axis(load_node):
+    arrays = packed(1, (9, 13), 2, 16)
+    single = {"dilation": (2,), "stride": (3,), "is_causal": (1,)}
+    with load_node(PACKED_OPERATOR, arrays, kernel_size=(4, 3), **single) as session:
+        found = session.run(arrays)
+    full = {name: value * 2 for name, value in single.items()}
+    expect_reference(found, PACKED_OPERATOR, arrays, {"kernel_size": (4, 3), **full}, "float32")
+
+
 @pytest.mark.parametrize("operator", [PACKED_OPERATOR, SEPARATE_OPERATOR])
 def test_an_empty_batch_gives_an_empty_output(load_node, operator: str):
     arrays = packed(0, (9, 8), 2, 16) if operator == PACKED_OPERATOR else separate(0, (9, 8), (2, 2), (16, 24))
@@ -318,7 +327,7 @@ def test_tensors_that_do_not_fit_are_told_what_was_expected(
     ("attributes", "message"),
     [
         ({}, "the attribute kernel_size is missing"),
-        ({"kernel_size": (3, 3), "dilation": (2,)}, r"dilation has 1 values \(2\) and kernel_size has 2"),
+        ({"kernel_size": (3, 3), "dilation": (2, 2, 2)}, r"dilation has 3 values \(2, 2, 2\) and kernel_size has 2"),
         ({"kernel_size": (3, 3, 3, 3)}, "kernel_size must have 1 to 3 values, one per spatial axis, got 4"),
         ({"kernel_size": (3, 3), "stride": 1.5}, "the attribute stride must be a list of integers"),
         ({"kernel_size": (3, 3), "scale": (0.5, 0.5)}, "the attribute scale must be a number"),
