@@ -1,6 +1,5 @@
 # Sourced by demo.sh and test.sh: a virtual environment with na-deploy in it, made once and brought up to date after.
 #
-# NA_DEPLOY_NATIVE=OFF compiles nothing; models then run on their embedded function bodies.
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch's small CPU build instead of the default one with CUDA.
 
 find_python() {
@@ -34,6 +33,7 @@ make_environment() {
 }
 
 # prepare_native: fetches what compiling the operator library needs; goes on without where it cannot be had.
+# With NA_DEPLOY_NATIVE=OFF nothing is fetched or compiled; models then run on their embedded function bodies.
 prepare_native() {
   bash scripts/native_dependencies.sh
 }

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -18,7 +19,6 @@ from na_deploy.runtime.native import onnxruntime_library, why_missing
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ["click", "numpy", "onnx", "onnxruntime", "pillow", "rich"]
-SOURCES = ["attention", "cli", "cmake", "exporter", "models", "na_deploy", "plugins", "runtime"]
 FILES = ["CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml"]
 
 pytestmark = [
@@ -44,7 +44,9 @@ def contents(wheel: Path) -> set[str]:
 def sources(tmp_path: Path) -> Path:
     """A copy of what a wheel is built from, with nothing fetched."""
     copy = tmp_path / "sources"
-    for name in SOURCES:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["scikit-build"]["wheel"]["packages"].values()
+    for name in (*packages, "cmake", "plugins"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in FILES:
         shutil.copy(ROOT / name, copy / name)
