@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import natten
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
-from machine import describe_machine, time_interleaved
+from machine import describe_machine, open_session, time_interleaved
 from onnx import helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
@@ -63,13 +63,6 @@ def floor_of(path: Path) -> onnx.ModelProto:
     return model
 
 
-def session(model: bytes | str, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def eager(model: nn.Module, image: Tensor, implementation: torch_ops.Implementation) -> Callable[[], object]:
     def run() -> object:
         with torch_ops.use_implementation(implementation), torch.inference_mode():
@@ -86,7 +79,7 @@ def measure(name: str, threads: int, rounds: int, folder: Path) -> dict[str, flo
     export(loaded, path)
     image = torch.randn(1, 3, *loaded.input_size, generator=torch.Generator().manual_seed(0))
     feed = {"image": image.numpy()}
-    exported, floor = session(str(path), threads), session(floor_of(path).SerializeToString(), threads)
+    exported, floor = open_session(str(path), threads), open_session(floor_of(path).SerializeToString(), threads)
     return time_interleaved(
         {
             "ONNX Runtime": lambda: exported.run(None, feed),
@@ -106,6 +99,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", module="torch.nn.attention")  # flex attention, not compiled: natten's CPU path
     console = Console(width=150)
     console.print(describe_machine(arguments.threads), f"natten {natten.__version__}", sep=", ")
     table = Table(title="224×224, batch 1, fp32: milliseconds (medians), and times slower than the exported file")
