@@ -1,0 +1,99 @@
+"""The PyTorch operators against the float64 reference, in every precision and formulation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv, torch_ops
+from na_deploy.attention.torch_ops import neighborhood_attention, neighborhood_attention_qkv, use_implementation
+from na_deploy.errors import UsageError
+
+LIMIT = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+PROBLEMS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((31,), {"kernel_size": 7, "dilation": 3, "stride": 2}),
+    ((40,), {"kernel_size": 9, "is_causal": True, "stride": 4}),
+    ((13, 17), {"kernel_size": (5, 7), "dilation": (2, 2)}),
+    ((14, 14), {"kernel_size": 7, "dilation": 2}),
+    ((9, 11), {"kernel_size": (4, 3), "stride": (3, 2), "is_causal": (False, True)}),
+    ((7, 7), {"kernel_size": 7}),
+    ((5, 6, 7), {"kernel_size": (3, 2, 3), "dilation": (1, 3, 2), "is_causal": (True, False, False)}),
+]
+
+
+def relative(found: torch.Tensor, expected: np.ndarray) -> float:
+    difference = np.linalg.norm(found.double().numpy() - expected)
+    return float(difference / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("implementation", [torch_ops.tiled, torch_ops.dense])
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize(("lengths", "attributes"), PROBLEMS)
+def test_separate_tensors_with_everything(
+    lengths: tuple[int, ...],
+    attributes: dict[str, Any],
+    dtype: torch.dtype,
+    implementation: torch_ops.Implementation,
+):
+    generator = torch.Generator().manual_seed(sum(lengths))
+    spec = NeighborhoodSpec.create(len(lengths), **attributes)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    query, key, value = normal(2, *lengths, 4, 16), normal(2, *lengths, 2, 16), normal(2, *lengths, 2, 12)
+    bias = normal(4, *(2 * kernel - 1 for kernel in spec.kernel_size))
+    extra = normal(2, 5, 2, 16), normal(2, 5, 2, 12)
+    with use_implementation(implementation):
+        output, lse = neighborhood_attention(query, key, value, bias, *extra, scale=0.3, **attributes)
+    expected = reference_attention(
+        *(tensor.double() for tensor in (query, key, value)),
+        spec,
+        scale=0.3,
+        rel_pos_bias=bias.double(),
+        additional_key=extra[0].double(),
+        additional_value=extra[1].double(),
+    )
+    assert output.dtype == dtype
+    assert relative(output, expected.output) < LIMIT[dtype]
+    assert relative(lse, expected.lse) < LIMIT[torch.float64 if dtype == torch.float64 else torch.float32]
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize(("lengths", "attributes"), PROBLEMS)
+def test_packed_tensors_of_any_batch(lengths: tuple[int, ...], attributes: dict[str, Any], batch: int):
+    qkv = torch.randn(batch, *lengths, 3, 2, 8, generator=torch.Generator().manual_seed(batch))
+    spec = NeighborhoodSpec.create(len(lengths), **attributes)
+    output = neighborhood_attention_qkv(qkv, **attributes)
+    assert output.shape == (batch, *lengths, 2, 8)
+    if batch:
+        assert relative(output, reference_attention_qkv(qkv, spec).output) < 2e-6
+
+
+def test_the_operators_keep_pytorchs_rules():
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 9, 8, 3, 2, 8, generator=generator)
+    query, key, value = (torch.randn(2, 9, 8, 2, 8, generator=generator) for _ in range(3))
+    bias = torch.randn(2, 5, 5, generator=generator)
+    attributes = ([3, 3], [2, 1], [1, 2], [0, 1], 0.0)
+    utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for arguments in ((qkv, bias, *attributes), (qkv, None, *attributes)):
+        torch.library.opcheck(torch.ops.na_deploy.neighborhood_attention_qkv, arguments, test_utils=utilities)
+    arguments = (query, key, value, bias, None, None, *attributes)
+    torch.library.opcheck(torch.ops.na_deploy.neighborhood_attention, arguments, test_utils=utilities)
+
+
+def test_misfits_are_told_apart():
+    qkv = torch.randn(1, 8, 8, 3, 2, 8)
+    with pytest.raises(UsageError, match=r"9\*1 = 9 exceeds the length 8"):
+        neighborhood_attention_qkv(qkv, kernel_size=9)
+    with pytest.raises(UsageError, match=r"rel_pos_bias must have shape \(2, 5, 5\) .* got \(2, 7, 7\)"):
+        neighborhood_attention_qkv(qkv, torch.randn(2, 7, 7), kernel_size=3)
+    query, key = torch.randn(1, 8, 8, 3, 8), torch.randn(1, 8, 8, 2, 8)
+    with pytest.raises(UsageError, match="3 heads, which is not a multiple of key's 2"):
+        neighborhood_attention(query, key, key, kernel_size=3)
+    with pytest.raises(UsageError, match="give both or neither"):
+        neighborhood_attention(query, query, query, additional_key=torch.randn(1, 2, 3, 8), kernel_size=3)
