@@ -1,0 +1,277 @@
+"""The function bodies in stock ONNX Runtime: right for every attribute and size, and folded where sizes are known."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv
+from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
+from na_deploy.attention.tiling import plan_tiles
+from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
+from na_deploy.exporter.widening import widen_bfloat16
+
+OPSET = 22
+KINDS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+LIMIT = {"float32": 2e-6, "float16": 1e-3}
+LONGEST = {1: 60, 2: 19, 3: 9}
+FREE = ("fixed", "batch", "everything")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One node and its inputs."""
+
+    spec: NeighborhoodSpec
+    inputs: dict[str, np.ndarray]
+    scale: float | None = None
+    features: BodyFeatures = field(default_factory=BodyFeatures)
+
+    @property
+    def operator(self) -> str:
+        return PACKED_OPERATOR if "qkv" in self.inputs else SEPARATE_OPERATOR
+
+    def expected(self) -> tuple[np.ndarray, np.ndarray]:
+        named = {name: array.astype(np.float64) for name, array in self.inputs.items()}
+        if "qkv" in named:
+            return reference_attention_qkv(named.pop("qkv"), self.spec, scale=self.scale, **named)
+        return reference_attention(
+            named.pop("query"), named.pop("key"), named.pop("value"), self.spec, scale=self.scale, **named
+        )
+
+    def attributes(self) -> dict[str, Any]:
+        given: dict[str, Any] = {
+            "kernel_size": self.spec.kernel_size,
+            "dilation": self.spec.dilation,
+            "stride": self.spec.stride,
+            "is_causal": [int(causal) for causal in self.spec.is_causal],
+        }
+        # What has its default may be left away.
+        defaults = {"dilation": {1}, "stride": {1}, "is_causal": {0}}
+        given = {name: value for name, value in given.items() if set(value) != defaults.get(name)}
+        return given if self.scale is None else {**given, "scale": self.scale}
+
+
+def random_problem(seed: int, packed: bool, dtype: str = "float32", batch: int = 2) -> Problem:
+    random = np.random.default_rng(seed)
+    rank = seed % 3 + 1
+    lengths, kernels, dilations, strides, causal = [], [], [], [], []
+    for _ in range(rank):
+        length = int(random.integers(3, LONGEST[rank] + 1))
+        kernel = int(random.integers(1, min(length, 9) + 1))
+        lengths.append(length)
+        kernels.append(kernel)
+        dilations.append(int(random.integers(1, length // kernel + 1)))
+        strides.append(int(random.integers(1, kernel + 1)) if random.random() < 0.6 else 1)
+        causal.append(bool(random.random() < 0.3))
+    spec = NeighborhoodSpec.create(rank, kernels, dilations, strides, causal)
+    key_heads = int(random.integers(1, 3))
+    heads = key_heads * (1 if packed else int(random.integers(1, 4)))
+    head_dim, value_dim, additional = (int(random.choice(sizes)) for sizes in ([4, 8, 24], [4, 12], [0, 1, 5]))
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(dtype)
+
+    if packed:
+        inputs = {"qkv": normal(batch, *lengths, 3, heads, head_dim)}
+        additional = 0
+    else:
+        inputs = {
+            "query": normal(batch, *lengths, heads, head_dim),
+            "key": normal(batch, *lengths, key_heads, head_dim),
+            "value": normal(batch, *lengths, key_heads, value_dim),
+        }
+    # Additional keys stand behind rel_pos_bias, so a node with them has one.
+    if additional or random.random() < 0.5:
+        inputs["rel_pos_bias"] = normal(heads, *(2 * kernel - 1 for kernel in kernels))
+    if additional:
+        inputs["additional_key"] = normal(batch, additional, key_heads, head_dim)
+        inputs["additional_value"] = normal(batch, additional, key_heads, value_dim)
+    scale = None if random.random() < 0.5 else float(np.float32(random.uniform(0.1, 1)))
+    features = BodyFeatures(
+        rank=rank,
+        mixed_ranks=False,
+        rel_pos_bias="rel_pos_bias" in inputs,
+        additional=bool(additional),
+        lse=bool(random.random() < 0.5),
+    )
+    return Problem(spec, inputs, scale, features)
+
+
+def build(problem: Problem, free: str = "fixed", kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """A model of one node and its body; ``free`` says which sizes the file leaves open."""
+    function = {PACKED_OPERATOR: packed_function, SEPARATE_OPERATOR: separate_function}[problem.operator]
+    rank = problem.spec.rank
+
+    def shape(name: str, array: np.ndarray) -> list[int | str]:
+        sizes: list[int | str] = list(array.shape)
+        if name == "rel_pos_bias" or free == "fixed":
+            return sizes
+        sizes[0] = "batch"
+        if free == "everything":
+            spatial = ["tokens"] if name.startswith("additional") else [f"x{axis}" for axis in range(rank)]
+            sizes[1 : 1 + len(spatial)] = spatial
+        return sizes
+
+    outputs = ["output", "lse"] if problem.features.lse else ["output"]
+    node = helper.make_node(problem.operator, list(problem.inputs), outputs, domain=DOMAIN, **problem.attributes())
+    graph = helper.make_graph(
+        [node],
+        "one_node",
+        [helper.make_tensor_value_info(name, kind, shape(name, array)) for name, array in problem.inputs.items()],
+        [helper.make_tensor_value_info("output", kind, None)]
+        + [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs[1:]],
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    body = function(problem.features, OPSET)
+    return helper.make_model(graph, functions=[body], opset_imports=opsets, ir_version=10)
+
+
+def session(model: onnx.ModelProto, optimized: Path | None = None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    assert found.shape == expected.shape
+    return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected))
+
+
+def check(problem: Problem, free: str = "fixed", dtype: str = "float32") -> None:
+    found = session(build(problem, free, KINDS[dtype])).run(None, problem.inputs)
+    output, lse = problem.expected()
+    assert found[0].dtype == np.dtype(dtype)
+    assert relative(found[0], output) < LIMIT[dtype], problem
+    if problem.features.lse:
+        assert found[1].dtype == np.float32
+        assert relative(found[1], lse) < 2e-6, problem
+
+
+@pytest.mark.parametrize("seed", range(45))
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "separate"])
+def test_random_problems(packed: bool, seed: int):
+    check(random_problem(seed, packed), FREE[seed // 3 % 3])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "separate"])
+def test_float16_is_float32_inside(packed: bool, seed: int):
+    check(random_problem(100 + seed, packed, "float16"), dtype="float16")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bfloat16_nodes_agree_when_widened(seed: int):
+    problem = random_problem(200 + seed, packed=True)
+    model = build(problem, kind=TensorProto.BFLOAT16)
+    narrow = {name: _to_bfloat16(array) for name, array in problem.inputs.items()}
+    found = session(widen_bfloat16(model)).run(None, narrow)[0]
+    rounded = Problem(problem.spec, narrow, problem.scale, problem.features)
+    assert relative(found, rounded.expected()[0]) < 4e-3
+
+
+def _to_bfloat16(array: np.ndarray) -> np.ndarray:
+    return (array.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+@pytest.mark.parametrize("free", FREE)
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "separate"])
+def test_no_image_and_one_image(packed: bool, batch: int, free: str):
+    problem = random_problem(4, packed, batch=batch)
+    found = session(build(problem, free)).run(None, problem.inputs)[0]
+    assert found.shape[0] == batch
+    if batch:
+        assert relative(found, problem.expected()[0]) < 2e-6
+
+
+def test_one_session_takes_maps_of_any_size():
+    spec = NeighborhoodSpec.create(2, (5, 4), (2, 3), (2, 1), (False, True))
+    runtime: ort.InferenceSession | None = None
+    random = np.random.default_rng(0)
+    for lengths in ((10, 12), (11, 13), (40, 12), (23, 57), (10, 100)):
+        qkv = random.standard_normal((1, *lengths, 3, 2, 8)).astype(np.float32)
+        problem = Problem(spec, {"qkv": qkv}, features=BodyFeatures(rank=2, mixed_ranks=False))
+        runtime = runtime or session(build(problem, "everything"))
+        assert relative(runtime.run(None, problem.inputs)[0], problem.expected()[0]) < 2e-6, lengths
+
+
+def test_nodes_of_all_ranks_and_attributes_share_one_body():
+    random = np.random.default_rng(0)
+    problems = [
+        Problem(NeighborhoodSpec.create(rank, **attributes), {"qkv": random.standard_normal(shape).astype(np.float32)})
+        for rank, attributes, shape in (
+            (1, {"kernel_size": 9, "dilation": 3, "stride": 4}, (2, 41, 3, 2, 8)),
+            (2, {"kernel_size": (3, 7), "is_causal": (True, False)}, (2, 12, 15, 3, 1, 16)),
+            (3, {"kernel_size": 3, "dilation": (1, 2, 3)}, (1, 5, 8, 10, 3, 2, 4)),
+            (2, {"kernel_size": 7}, (1, 7, 7, 3, 4, 8)),
+        )
+    ]
+    nodes, inputs, feeds = [], [], {}
+    for number, problem in enumerate(problems):
+        nodes.append(
+            helper.make_node(
+                PACKED_OPERATOR, [f"qkv{number}"], [f"output{number}"], domain=DOMAIN, **problem.attributes()
+            )
+        )
+        feeds[f"qkv{number}"] = problem.inputs["qkv"]
+        inputs.append(helper.make_tensor_value_info(f"qkv{number}", TensorProto.FLOAT, problem.inputs["qkv"].shape))
+    outputs = [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None) for node in nodes]
+    model = helper.make_model(
+        helper.make_graph(nodes, "four_nodes", inputs, outputs),
+        functions=[packed_function(BodyFeatures(rank=3, mixed_ranks=True), OPSET)],
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
+        ir_version=10,
+    )
+    for problem, found in zip(problems, session(model).run(None, feeds), strict=True):
+        assert relative(found, problem.expected()[0]) < 2e-6
+
+
+@pytest.mark.parametrize("free", ["fixed", "batch"])
+@pytest.mark.parametrize(("side", "dilation"), [(56, 1), (28, 4), (7, 1)])
+def test_planning_folds_into_constants(side: int, dilation: int, free: str, tmp_path: Path):
+    random = np.random.default_rng(0)
+    spec = NeighborhoodSpec.create(2, 7, dilation)
+    qkv = random.standard_normal((1, side, side, 3, 2, 32)).astype(np.float32)
+    features = BodyFeatures(rank=2, mixed_ranks=False, rel_pos_bias=True)
+    model = build(Problem(spec, {"qkv": qkv, "rel_pos_bias": np.zeros((2, 13, 13))}, features=features), free)
+    bias = random.standard_normal((2, 13, 13)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(bias, "rel_pos_bias"))
+    del model.graph.input[1:]
+    session(model, tmp_path / "optimized.onnx")
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    assert Counter(node.op_type for node in optimized.graph.node) == {
+        "Reshape": 3,
+        "Gather": 4,
+        "FusedMatMul": 1,
+        "Add": 1,
+        "Softmax": 1,
+        "MatMul": 1,
+    }
+    # And the tables are those that attention/tiling.py plans.
+    plan = plan_tiles((side, side), spec)
+    tables = {tuple(tensor.dims) for tensor in optimized.graph.initializer}
+    tiles, queries, keys = plan.visible.shape
+    assert {(tiles, 2, queries), (tiles, 2, keys), (tiles, 2, queries, keys)} <= tables
+
+
+def test_no_tensor_of_a_body_has_more_than_eight_axes():
+    # TensorRT's limit. Shapes are those of one run, by inference over the body with known sizes.
+    problem = random_problem(5, packed=False)
+    assert problem.spec.rank == 3
+    model = onnx.inliner.inline_local_functions(build(problem))
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    ranks = [len(value.type.tensor_type.shape.dim) for value in inferred.graph.value_info]
+    assert len(ranks) > 200
+    assert max(ranks) <= 8
