@@ -13,9 +13,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from na_deploy.attention.shapes import check_additional_pair, check_packed, check_shapes
 from na_deploy.attention.tiling import plan_tiles
 from na_deploy.attention.windows import NeighborhoodSpec
-from na_deploy.errors import UsageError
 
 MASKED = -1e30
 
@@ -100,8 +100,7 @@ def neighborhood_attention(
         UsageError: shapes or attributes do not fit together.
     """
     spec = NeighborhoodSpec.create(query.dim() - 3, kernel_size, dilation, stride, is_causal)
-    if (additional_key is None) != (additional_value is None):
-        raise UsageError("additional_key and additional_value go together: give both or neither")
+    check_additional_pair(additional_key is not None, additional_value is not None)
     causal = [int(c) for c in spec.is_causal]
     return torch.ops.na_deploy.neighborhood_attention(  # type: ignore[no-any-return]
         query,
@@ -128,6 +127,7 @@ def _packed_op(
     is_causal: Sequence[int],
     scale: float,
 ) -> Tensor:
+    check_packed(qkv.shape, len(kernel_size))
     query, key, value = qkv.unbind(-3)
     return _run(query, key, value, rel_pos_bias, None, None, kernel_size, dilation, stride, is_causal, scale)[0]
 
@@ -209,15 +209,8 @@ def _run(
     spec = NeighborhoodSpec.create(
         len(kernel_size), tuple(kernel_size), tuple(dilation), tuple(stride), [bool(c) for c in is_causal]
     )
-    spec.check_lengths(query.shape[1:-2])
-    if query.shape[-2] % key.shape[-2]:
-        raise UsageError(f"query has {query.shape[-2]} heads, which is not a multiple of key's {key.shape[-2]}")
-    if rel_pos_bias is not None:
-        expected = (query.shape[-2], *(2 * k - 1 for k in spec.kernel_size))
-        if tuple(rel_pos_bias.shape) != expected:
-            raise UsageError(
-                f"rel_pos_bias must have shape {expected} for this window, got {tuple(rel_pos_bias.shape)}"
-            )
+    tensors = (query, key, value, rel_pos_bias, additional_key, additional_value)
+    check_shapes(spec, query.shape, *(None if tensor is None else tensor.shape for tensor in tensors[1:]))
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
 
     def widen(tensor: Tensor | None) -> Tensor | None:

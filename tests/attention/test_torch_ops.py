@@ -86,14 +86,51 @@ def test_the_operators_keep_pytorchs_rules():
     torch.library.opcheck(torch.ops.na_deploy.neighborhood_attention, arguments, test_utils=utilities)
 
 
-def test_misfits_are_told_apart():
+def test_misfits_of_packed_tensors_are_told_apart():
     qkv = torch.randn(1, 8, 8, 3, 2, 8)
     with pytest.raises(UsageError, match=r"9\*1 = 9 exceeds the length 8"):
         neighborhood_attention_qkv(qkv, kernel_size=9)
     with pytest.raises(UsageError, match=r"rel_pos_bias must have shape \(2, 5, 5\) .* got \(2, 7, 7\)"):
         neighborhood_attention_qkv(qkv, torch.randn(2, 7, 7), kernel_size=3)
-    query, key = torch.randn(1, 8, 8, 3, 8), torch.randn(1, 8, 8, 2, 8)
-    with pytest.raises(UsageError, match="3 heads, which is not a multiple of key's 2"):
-        neighborhood_attention(query, key, key, kernel_size=3)
-    with pytest.raises(UsageError, match="give both or neither"):
-        neighborhood_attention(query, query, query, additional_key=torch.randn(1, 2, 3, 8), kernel_size=3)
+    with pytest.raises(UsageError, match=r"qkv must be \(B, 2 spatial axes, 3, H, D\) .* got \(1, 8, 8, 4, 2, 8\)"):
+        neighborhood_attention_qkv(torch.randn(1, 8, 8, 4, 2, 8), kernel_size=3)
+    with pytest.raises(UsageError, match="1 to 3 spatial axes, got 0"):
+        neighborhood_attention_qkv(torch.randn(1, 3, 2, 8), kernel_size=3)
+
+
+FITTING = {
+    "query": (2, 6, 8, 4, 8),
+    "key": (2, 6, 8, 2, 8),
+    "value": (2, 6, 8, 2, 5),
+    "rel_pos_bias": (4, 5, 5),
+    "additional_key": (2, 3, 2, 8),
+    "additional_value": (2, 3, 2, 5),
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"query": (2, 6, 8, 3, 8)}, "3 heads, which is not a multiple of key's 2"),
+        ({"key": (2, 8, 6, 2, 8)}, r"key must have shape \(2, 6, 8, Hkv, 8\) .* got \(2, 8, 6, 2, 8\)"),
+        ({"key": (2, 9, 9, 2, 8)}, r"key must have shape \(2, 6, 8, Hkv, 8\)"),
+        ({"key": (2, 48, 2, 8)}, r"key must have shape \(2, 6, 8, Hkv, 8\)"),
+        ({"key": (1, 6, 8, 2, 8)}, r"key must have shape \(2, 6, 8, Hkv, 8\)"),
+        ({"key": (2, 6, 8, 2, 4)}, r"key must have shape \(2, 6, 8, Hkv, 8\)"),
+        ({"value": (2, 6, 8, 1, 5)}, r"value must have shape \(2, 6, 8, 2, Dv\)"),
+        ({"value": (2, 9, 9, 2, 5)}, r"value must have shape \(2, 6, 8, 2, Dv\)"),
+        ({"rel_pos_bias": (1, 5, 5)}, r"rel_pos_bias must have shape \(4, 5, 5\)"),
+        ({"additional_key": (2, 3, 1, 8)}, r"additional_key must have shape \(2, M, 2, 8\)"),
+        ({"additional_key": (1, 3, 2, 8)}, r"additional_key must have shape \(2, M, 2, 8\)"),
+        ({"additional_value": (2, 4, 2, 5)}, r"additional_value must have shape \(2, 3, 2, 5\)"),
+        ({"additional_value": None}, "give both or neither"),
+        ({"additional_key": None}, "give both or neither"),
+    ],
+)
+def test_misfits_of_separate_tensors_are_told_apart(changed: dict[str, tuple[int, ...] | None], sentence: str):
+    tensors = {name: None if shape is None else torch.randn(shape) for name, shape in {**FITTING, **changed}.items()}
+    with pytest.raises(UsageError, match=sentence):
+        neighborhood_attention(**tensors, kernel_size=3)
+    query, key, value = (tensors.pop(name) for name in ("query", "key", "value"))
+    with pytest.raises(UsageError, match=sentence):
+        reference_attention(query, key, value, NeighborhoodSpec.create(2, 3), **tensors)
