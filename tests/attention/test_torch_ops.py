@@ -62,6 +62,68 @@ def test_separate_tensors_with_everything(
     assert relative(lse, expected.lse) < LIMIT[torch.float64 if dtype == torch.float64 else torch.float32]
 
 
+def random_problem(seed: int) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Draw sizes and attributes: dilations that do not divide, windows as long as the axis, every rank."""
+    random = np.random.default_rng(seed)
+    rank = seed % 3 + 1
+    longest = {1: 50, 2: 14, 3: 8}[rank]
+    lengths = [int(random.integers(2, longest + 1)) for _ in range(rank)]
+    kernels = [int(random.integers(1, min(length, 9) + 1)) for length in lengths]
+    pairs = list(zip(lengths, kernels, strict=True))
+    return tuple(lengths), {
+        "kernel_size": kernels,
+        "dilation": [int(random.integers(1, length // kernel + 1)) for length, kernel in pairs],
+        "stride": [int(random.integers(1, kernel + 1)) for kernel in kernels],
+        "is_causal": [bool(causal) for causal in random.random(rank) < 0.3],
+    }
+
+
+@pytest.mark.parametrize("implementation", [torch_ops.tiled, torch_ops.dense])
+@pytest.mark.parametrize("seed", range(60))
+def test_random_problems(seed: int, implementation: torch_ops.Implementation):
+    lengths, attributes = random_problem(seed)
+    random = np.random.default_rng(1000 + seed)
+    spec = NeighborhoodSpec.create(len(lengths), **attributes)
+    batch, key_heads, groups = (int(random.integers(1, 4)) for _ in range(3))
+    heads = key_heads * groups
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(random.standard_normal(shape).astype(np.float32))
+
+    query, key = normal(batch, *lengths, heads, 8), normal(batch, *lengths, key_heads, 8)
+    value = normal(batch, *lengths, key_heads, int(random.integers(1, 12)))
+    more: dict[str, torch.Tensor] = {}
+    if seed // 3 % 2:
+        more["rel_pos_bias"] = normal(heads, *(2 * kernel - 1 for kernel in spec.kernel_size))
+    if seed // 6 % 2:
+        more["additional_key"] = normal(batch, 4, key_heads, 8)
+        more["additional_value"] = normal(batch, 4, key_heads, value.shape[-1])
+    scale = None if seed // 12 % 2 else float(random.uniform(0.1, 1.0))
+    with use_implementation(implementation):
+        output, lse = neighborhood_attention(query, key, value, **more, scale=scale, **attributes)
+    expected = reference_attention(query, key, value, spec, scale=scale, **more)
+    assert relative(output, expected.output) < LIMIT[torch.float32]
+    np.testing.assert_allclose(lse, expected.lse, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", [torch_ops.tiled, torch_ops.dense])
+def test_no_image_gives_no_output(implementation: torch_ops.Implementation):
+    tensors = {name: torch.randn(0, *shape[1:]) for name, shape in FITTING.items() if name != "rel_pos_bias"}
+    with use_implementation(implementation):
+        output, lse = neighborhood_attention(**tensors, rel_pos_bias=torch.randn(4, 5, 5), kernel_size=3)
+    assert output.shape == (0, 6, 8, 4, 5)
+    assert lse.shape == (0, 6, 8, 4)
+
+
+def test_a_scale_of_zero_and_none_at_all_are_the_inverse_root_of_head_dim():
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(1, 9, 9, 3, 2, 16, generator=generator)
+    expected = neighborhood_attention_qkv(qkv, kernel_size=3, scale=0.25)
+    assert torch.equal(neighborhood_attention_qkv(qkv, kernel_size=3), expected)
+    assert torch.equal(neighborhood_attention_qkv(qkv, kernel_size=3, scale=0.0), expected)
+    assert not torch.allclose(neighborhood_attention_qkv(qkv, kernel_size=3, scale=0.5), expected)
+
+
 @pytest.mark.parametrize("batch", [0, 1, 3])
 @pytest.mark.parametrize(("lengths", "attributes"), PROBLEMS)
 def test_packed_tensors_of_any_batch(lengths: tuple[int, ...], attributes: dict[str, Any], batch: int):
@@ -82,8 +144,14 @@ def test_the_operators_keep_pytorchs_rules():
     utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for arguments in ((qkv, bias, *attributes), (qkv, None, *attributes)):
         torch.library.opcheck(torch.ops.na_deploy.neighborhood_attention_qkv, arguments, test_utils=utilities)
-    arguments = (query, key, value, bias, None, None, *attributes)
-    torch.library.opcheck(torch.ops.na_deploy.neighborhood_attention, arguments, test_utils=utilities)
+    extra = (torch.randn(2, 3, 2, 8, generator=generator), torch.randn(2, 3, 2, 5, generator=generator))
+    narrow = torch.randn(2, 9, 8, 2, 5, generator=generator)
+    for arguments in (
+        (query, key, value, bias, None, None, *attributes),
+        (query, key, narrow, None, *extra, *attributes),
+        (query.half(), key.half(), value.half(), None, None, None, *attributes),
+    ):
+        torch.library.opcheck(torch.ops.na_deploy.neighborhood_attention, arguments, test_utils=utilities)
 
 
 def test_misfits_of_packed_tensors_are_told_apart():
