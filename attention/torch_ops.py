@@ -233,11 +233,13 @@ def _run(
 
 
 @lru_cache(maxsize=64)
-def _tile_tensors(lengths: tuple[int, ...], spec: NeighborhoodSpec) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _tile_tensors(
+    lengths: tuple[int, ...], spec: NeighborhoodSpec, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     plan = plan_tiles(lengths, spec)
-    mask = torch.from_numpy(plan.visible).logical_not() * MASKED  # (NT, Tq, Wk)
     tables = (plan.query, plan.key, plan.bias_index, plan.home)
-    query, key, bias_index, home = (torch.from_numpy(table) for table in tables)
+    query, key, bias_index, home = (torch.from_numpy(table).to(device) for table in tables)
+    mask = torch.from_numpy(plan.visible).to(device).logical_not() * MASKED  # (NT, Tq, Wk)
     return query, key, bias_index, home, mask.float()
 
 
@@ -253,7 +255,7 @@ def tiled(
 ) -> tuple[Tensor, Tensor]:
     """Dense attention on tiles, masked inside; the default. See :data:`Implementation`."""
     batch, *lengths, heads, _ = query.shape
-    query_at, key_at, bias_index, home, mask = _tile_tensors(tuple(lengths), spec)
+    query_at, key_at, bias_index, home, mask = _tile_tensors(tuple(lengths), spec, query.device)
     repeat = heads // key.shape[-2]
 
     def cut(tensor: Tensor, table: Tensor) -> Tensor:  # (B, *X, h, e) -> (B, NT, h, a, e)
@@ -296,7 +298,7 @@ def dense(
 ) -> tuple[Tensor, Tensor]:
     """Full attention with a dense mask, as without a neighborhood kernel. See :data:`Implementation`."""
     batch, *lengths, heads, _ = query.shape
-    visible, bias_index = _dense_tensors(tuple(lengths), spec)
+    visible, bias_index = _dense_tensors(tuple(lengths), spec, query.device)
     repeat = heads // key.shape[-2]
 
     def rows(tensor: Tensor) -> Tensor:  # (B, …, h, e) -> (B, h, N, e)
@@ -322,7 +324,7 @@ def dense(
 
 
 @lru_cache(maxsize=8)
-def _dense_tensors(lengths: tuple[int, ...], spec: NeighborhoodSpec) -> tuple[Tensor, Tensor]:
+def _dense_tensors(lengths: tuple[int, ...], spec: NeighborhoodSpec, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return (N, N) visibility and bias index of every pair of positions."""
     plan = plan_tiles(lengths, spec)
     count = plan.home.size
@@ -334,7 +336,7 @@ def _dense_tensors(lengths: tuple[int, ...], spec: NeighborhoodSpec) -> tuple[Te
     flat = (query * count + key)[seen]
     visible.view(-1)[flat] = True
     index.view(-1)[flat] = torch.from_numpy(plan.bias_index)[seen]
-    return visible, index
+    return visible.to(device), index.to(device)
 
 
 _implementation: Implementation = tiled
