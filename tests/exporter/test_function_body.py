@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
-from na_deploy.attention.tiling import plan_tiles
+from na_deploy.attention.tiling import plan_axis, plan_tiles, tile_size
 from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
 from na_deploy.exporter.widening import widen_bfloat16
 
@@ -238,6 +238,47 @@ def test_nodes_of_all_ranks_and_attributes_share_one_body():
         assert relative(found, problem.expected()[0]) < 2e-6
 
 
+@pytest.mark.parametrize("seed", range(18))
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "separate"])
+def test_a_body_for_three_axes_serves_fewer(packed: bool, seed: int):
+    # With all that a node may carry: bias, additional keys, lse, free sizes.
+    problem = random_problem(300 + seed, packed)
+    features = replace(problem.features, rank=3, mixed_ranks=True, lse=True)
+    check(replace(problem, features=features), FREE[seed // 3 % 3])
+
+
+@pytest.mark.parametrize("free", FREE)
+def test_additional_keys_need_no_bias(free: str):
+    problem = random_problem(2, packed=False)
+    assert problem.features.additional
+    inputs = {name: array for name, array in problem.inputs.items() if name != "rel_pos_bias"}
+    problem = replace(problem, inputs=inputs, features=replace(problem.features, rel_pos_bias=False, lse=True))
+    model = build(problem, free)
+    model.graph.node[0].input.insert(3, "")
+    output, lse = session(model).run(None, problem.inputs)
+    assert relative(output, problem.expected()[0]) < 2e-6
+    assert relative(lse, problem.expected()[1]) < 2e-6
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "separate"])
+def test_a_scale_of_zero_and_none_at_all_are_the_inverse_root_of_head_dim(packed: bool):
+    problem = replace(random_problem(7, packed), scale=None)
+    head_dim = next(iter(problem.inputs.values())).shape[-1]
+    outputs = []
+    for scale in (None, 0.0, head_dim**-0.5, 0.7):
+        scaled = replace(problem, scale=scale)
+        outputs.append(session(build(scaled)).run(None, scaled.inputs)[0])
+    standard = problem.expected()[0]
+    assert all(relative(output, standard) < 2e-6 for output in outputs[:3])
+    assert relative(outputs[3], standard) > 1e-2
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "separate"])
+def test_far_apart_scores_stay_finite(packed: bool):
+    problem = replace(random_problem(10, packed), scale=40.0)
+    check(replace(problem, features=replace(problem.features, lse=True)))
+
+
 @pytest.mark.parametrize("free", ["fixed", "batch"])
 @pytest.mark.parametrize(("side", "dilation"), [(56, 1), (28, 4), (7, 1)])
 def test_planning_folds_into_constants(side: int, dilation: int, free: str, tmp_path: Path):
@@ -264,6 +305,47 @@ def test_planning_folds_into_constants(side: int, dilation: int, free: str, tmp_
     tables = {tuple(tensor.dims) for tensor in optimized.graph.initializer}
     tiles, queries, keys = plan.visible.shape
     assert {(tiles, 2, queries), (tiles, 2, keys), (tiles, 2, queries, keys)} <= tables
+
+
+@pytest.mark.parametrize("free", ["fixed", "batch"])
+@pytest.mark.parametrize("seed", range(9))
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "separate"])
+def test_planning_folds_for_every_rank_and_attribute(packed: bool, seed: int, free: str, tmp_path: Path):
+    problem = random_problem(400 + seed, packed)
+    if seed % 2:
+        problem = replace(problem, features=replace(problem.features, rank=3, mixed_ranks=True))
+    session(build(problem, free), tmp_path / "optimized.onnx")
+    found = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    attention = {"Reshape", "Gather", "FusedMatMul", "Add", "Softmax", "MatMul"}
+    if problem.features.rel_pos_bias:
+        attention |= {"Pad"}  # the bias is an input here, so its table is looked up at run time
+    if problem.features.additional:
+        attention |= {"Concat", "Pad"}
+    if problem.features.lse:
+        attention |= {"ReduceMax", "Sub", "Exp", "ReduceSum", "Log", "ReduceLogSumExp", "Squeeze"}
+    assert found <= attention
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_tiles_are_those_of_the_numpy_plan(rank: int, tmp_path: Path):
+    # One long axis, so that the folded tables show its tile and span; the others hold one position.
+    random = np.random.default_rng(rank)
+    for number in range(25):
+        kernel, dilation = int(random.integers(2, 40)), int(random.integers(1, 4))
+        stride = int(random.integers(1, kernel + 1)) if number % 2 else 1
+        length = kernel * dilation + int(random.integers(0, 60))
+        short = [1] * (rank - 1)
+        spec = NeighborhoodSpec.create(rank, [*short, kernel], [*short, dilation], [*short, stride])
+        qkv = random.standard_normal((1, *short, length, 3, 5, 4)).astype(np.float32)
+        problem = Problem(spec, {"qkv": qkv}, features=BodyFeatures(rank=rank, mixed_ranks=False))
+        session(build(problem), tmp_path / "optimized.onnx")
+        optimized = onnx.load(tmp_path / "optimized.onnx").graph
+        tables = {tuple(tensor.dims) for tensor in optimized.initializer if len(tensor.dims) >= 3}
+        plan = plan_axis(length, kernel, dilation, stride, rank=rank)
+        assert plan.tile == tile_size(-(-length // dilation), kernel, stride, rank)
+        tiles = plan.tiles * dilation
+        expected = {(tiles, 5, plan.tile), (tiles, 5, plan.span), (tiles, 1, plan.tile, plan.span)}
+        assert tables == expected, (length, kernel, dilation, stride)
 
 
 def test_no_tensor_of_a_body_has_more_than_eight_axes():
