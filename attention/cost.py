@@ -21,7 +21,7 @@ class AttentionCost:
     Attributes:
         pairs: query-key pairs attended to, per head and image; exact under causality, strides and borders.
         multiply_adds: of QKᵀ and PV over those pairs.
-        tiled_multiply_adds: the same over all pairs that tiles compute, masked ones included.
+        tiled_multiply_adds: the same over all pairs that tiles compute, masked ones and padded queries included.
         tile: queries per tile and axis in the portable path.
         span: keys that a tile reads, per axis.
     """
@@ -58,7 +58,7 @@ def attention_cost(
         UsageError: a window does not fit its axis.
     """
     spec.check_lengths(lengths)
-    pairs, tiled_pairs = 1, 1
+    pairs, tiled_pairs, tiled_queries = 1, 1, 1
     tile, span = [], []
     for length, kernel, dilation, stride, causal in zip(
         lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True
@@ -66,15 +66,18 @@ def attention_cost(
         start, end = window_bounds(length, kernel, dilation, stride, causal)
         plan = plan_axis(length, kernel, dilation, stride, causal, spec.rank)
         pairs *= int((end - start).sum())
-        tiled_pairs *= dilation * plan.tiles * plan.tile * plan.span
+        queries = dilation * plan.tiles * plan.tile
+        tiled_queries *= queries
+        tiled_pairs *= queries * plan.span
         tile.append(plan.tile)
         span.append(plan.span)
-    extra = math.prod(lengths) * additional
+    pairs += math.prod(lengths) * additional
+    tiled_pairs += tiled_queries * additional
     per_pair = batch * heads * (head_dim + (head_dim if value_dim is None else value_dim))
     return AttentionCost(
-        pairs=pairs + extra,
-        multiply_adds=per_pair * (pairs + extra),
-        tiled_multiply_adds=per_pair * (tiled_pairs + extra),
+        pairs=pairs,
+        multiply_adds=per_pair * pairs,
+        tiled_multiply_adds=per_pair * tiled_pairs,
         tile=tuple(tile),
         span=tuple(span),
     )

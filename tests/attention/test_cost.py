@@ -24,10 +24,12 @@ def test_pairs_are_counted_exactly(seed: int):
     attributes = zip(lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True)
     pairs = int(np.prod([axis_mask(*axis).sum() for axis in attributes]))
     extra = 3 * int(np.prod(lengths))
+    plan = plan_tiles(lengths, spec)
+    computed = plan.visible.size + 3 * plan.query.size  # padded queries read additional keys as well
     cost = attention_cost(lengths, spec, 2, 8, batch=5, value_dim=4, additional=3)
     assert cost.pairs == pairs + extra
     assert cost.multiply_adds == 5 * 2 * (8 + 4) * (pairs + extra)
-    assert cost.tiled_multiply_adds == 5 * 2 * (8 + 4) * (plan_tiles(lengths, spec).visible.size + extra)
+    assert cost.tiled_multiply_adds == 5 * 2 * (8 + 4) * computed
 
 
 def test_a_layer_of_nat_mini_costs_what_its_formula_says():
