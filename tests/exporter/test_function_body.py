@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
-from na_deploy.attention.tiling import plan_axis, plan_tiles, tile_size
+from na_deploy.attention.tiling import TILE_LIMIT, TILE_MINIMUM, plan_axis, plan_tiles, tile_size
 from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
 from na_deploy.exporter.options import OPSETS
 from na_deploy.exporter.widening import widen_bfloat16
@@ -341,14 +341,25 @@ def test_planning_folds_for_every_rank_and_attribute(packed: bool, seed: int, fr
     assert found <= attention
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
-def test_tiles_are_those_of_the_numpy_plan(rank: int, tmp_path: Path):
-    # One long axis, so that the folded tables show its tile and span; the others hold one position.
+def axes_to_tile(rank: int) -> list[tuple[int, int, int, int]]:
+    """Length, kernel, dilation and stride: small kernels around the sizes that become one tile, and any others."""
+    axes = []
+    for kernel in (2, 3, 4, 6, 9):
+        aim = min(max((kernel + 1) // 2, TILE_MINIMUM[rank]), TILE_LIMIT[rank])
+        axes += [(length, kernel, 1, 1) for length in range(2 * aim - 1, 2 * aim + 2) if length >= kernel]
     random = np.random.default_rng(rank)
     for number in range(25):
         kernel, dilation = int(random.integers(2, 40)), int(random.integers(1, 4))
         stride = int(random.integers(1, kernel + 1)) if number % 2 else 1
-        length = kernel * dilation + int(random.integers(0, 60))
+        axes.append((kernel * dilation + int(random.integers(0, 60)), kernel, dilation, stride))
+    return axes
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_tiles_are_those_of_the_numpy_plan(rank: int, tmp_path: Path):
+    # One long axis, so that the folded tables show its tile and span; the others hold one position.
+    random = np.random.default_rng(rank)
+    for length, kernel, dilation, stride in axes_to_tile(rank):
         short = [1] * (rank - 1)
         spec = NeighborhoodSpec.create(rank, [*short, kernel], [*short, dilation], [*short, stride])
         qkv = random.standard_normal((1, *short, length, 3, 5, 4)).astype(np.float32)
