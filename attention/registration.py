@@ -133,17 +133,11 @@ def _spec(context: InferenceContext) -> NeighborhoodSpec:
     kernel_size = _ints(context, "kernel_size")
     if not kernel_size:
         raise InferenceError("neighborhood attention needs the attribute kernel_size, one value per spatial axis")
-    rank = len(kernel_size)
     dilation, stride, is_causal = (
-        _per_axis(context, name, rank, default) for name, default in (("dilation", 1), ("stride", 1), ("is_causal", 0))
+        _ints(context, name) or [default] for name, default in (("dilation", 1), ("stride", 1), ("is_causal", 0))
     )
-    return NeighborhoodSpec.create(rank, kernel_size, dilation, stride, [bool(causal) for causal in is_causal])
-
-
-def _per_axis(context: InferenceContext, name: str, rank: int, default: int) -> list[int]:
-    """Return an attribute; one value, as in the defaults, stands for every axis."""
-    values = _ints(context, name) or [default]
-    return values * rank if len(values) == 1 else values
+    causal = [bool(flag) for flag in is_causal]
+    return NeighborhoodSpec.create(len(kernel_size), kernel_size, dilation, stride, causal)
 
 
 def _ints(context: InferenceContext, name: str) -> list[int]:

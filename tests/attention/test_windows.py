@@ -60,6 +60,7 @@ def test_one_number_stands_for_every_axis():
     spec = NeighborhoodSpec.create(3, 5, dilation=(1, 2, 3), stride=2, is_causal=(True, False, False))
     assert spec == NeighborhoodSpec((5, 5, 5), (1, 2, 3), (2, 2, 2), (True, False, False))
     assert spec.rank == 3
+    assert NeighborhoodSpec.create(2, (3, 5), [2], [1], [True]) == NeighborhoodSpec.create(2, (3, 5), 2, 1, True)
 
 
 @pytest.mark.parametrize(
