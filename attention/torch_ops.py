@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,77 +118,37 @@ def neighborhood_attention(
     )
 
 
-@torch.library.custom_op("na_deploy::neighborhood_attention_qkv", mutates_args=())
-def _packed_op(
-    qkv: Tensor,
-    rel_pos_bias: Tensor | None,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[int],
-    scale: float,
-) -> Tensor:
+_ATTRIBUTES = "int[] kernel_size, int[] dilation, int[] stride, int[] is_causal, float scale"
+
+
+@torch.library.custom_op(
+    "na_deploy::neighborhood_attention_qkv",
+    mutates_args=(),
+    schema=f"(Tensor qkv, Tensor? rel_pos_bias, {_ATTRIBUTES}) -> Tensor",
+)
+def _packed_op(qkv: Tensor, rel_pos_bias: Tensor | None, kernel_size: Sequence[int], *attributes: Any) -> Tensor:
     check_packed(qkv.shape, len(kernel_size))
     query, key, value = qkv.unbind(-3)
-    return _run(query, key, value, rel_pos_bias, None, None, kernel_size, dilation, stride, is_causal, scale)[0]
+    return _run(query, key, value, rel_pos_bias, None, None, kernel_size, *attributes)[0]
 
 
 @_packed_op.register_fake
-def _(
-    qkv: Tensor,
-    rel_pos_bias: Tensor | None,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[int],
-    scale: float,
-) -> Tensor:
+def _(qkv: Tensor, *_: Any) -> Tensor:
     return qkv.new_empty((*qkv.shape[:-3], *qkv.shape[-2:]))
 
 
-@torch.library.custom_op("na_deploy::neighborhood_attention", mutates_args=())
-def _separate_op(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rel_pos_bias: Tensor | None,
-    additional_key: Tensor | None,
-    additional_value: Tensor | None,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    return _run(
-        query,
-        key,
-        value,
-        rel_pos_bias,
-        additional_key,
-        additional_value,
-        kernel_size,
-        dilation,
-        stride,
-        is_causal,
-        scale,
-    )
+@torch.library.custom_op(
+    "na_deploy::neighborhood_attention",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor? rel_pos_bias, Tensor? additional_key, "
+    f"Tensor? additional_value, {_ATTRIBUTES}) -> (Tensor, Tensor)",
+)
+def _separate_op(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _run(*arguments)
 
 
 @_separate_op.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rel_pos_bias: Tensor | None,
-    additional_key: Tensor | None,
-    additional_value: Tensor | None,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     output = query.new_empty((*query.shape[:-1], value.shape[-1]))
     lse_type = torch.float64 if query.dtype == torch.float64 else torch.float32
     return output, query.new_empty(query.shape[:-1], dtype=lse_type)
@@ -206,6 +167,7 @@ def _run(
     is_causal: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    """Check the tensors, widen them and attend; the arguments are those of the operators' schemas."""
     spec = NeighborhoodSpec.create(
         len(kernel_size), tuple(kernel_size), tuple(dilation), tuple(stride), [bool(c) for c in is_causal]
     )
