@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from na_deploy.attention.shapes import check_additional_pair, check_packed, check_shapes
 from na_deploy.attention.windows import IntArray, NeighborhoodSpec, axis_mask
-from na_deploy.errors import UsageError
 
 FloatArray = NDArray[np.float64]
 
@@ -51,11 +51,12 @@ def reference_attention(
         UsageError: shapes or attributes do not fit together.
     """
     q, k, v = (np.asarray(array, dtype=np.float64) for array in (query, key, value))
+    optional = (rel_pos_bias, additional_key, additional_value)
+    check_additional_pair(additional_key is not None, additional_value is not None)
+    shapes = (None if array is None else np.shape(array) for array in optional)
+    check_shapes(spec, q.shape, k.shape, v.shape, *shapes)
     batch, *lengths, heads, head_dim = q.shape
-    spec.check_lengths(lengths)
-    groups, remainder = divmod(heads, k.shape[-2])
-    if remainder:
-        raise UsageError(f"query has {heads} heads, which is not a multiple of key's {k.shape[-2]}")
+    groups = heads // k.shape[-2]
     tokens = int(np.prod(lengths))
 
     def rows(array: FloatArray, repeat: int) -> FloatArray:  # (B, …, h, d) -> (B, H, N, d)
@@ -92,6 +93,7 @@ def reference_attention_qkv(
 ) -> AttentionResult:
     """Return :func:`reference_attention` of a packed ``qkv`` (B, *X, 3, H, D), as one linear layer leaves it."""
     packed = np.asarray(qkv, dtype=np.float64)
+    check_packed(packed.shape, spec.rank)
     query, key, value = (packed[..., part, :, :] for part in range(3))
     return reference_attention(query, key, value, spec, scale=scale, rel_pos_bias=rel_pos_bias)
 
@@ -108,8 +110,6 @@ def _dense_mask(lengths: list[int], spec: NeighborhoodSpec) -> NDArray[np.bool_]
 def _dense_bias(bias: FloatArray, lengths: list[int], spec: NeighborhoodSpec) -> FloatArray:
     """Return (H, N, N): the relative position bias of every pair; pairs outside the window hold no meaning."""
     expected = tuple(2 * kernel - 1 for kernel in spec.kernel_size)
-    if bias.shape[1:] != expected:
-        raise UsageError(f"rel_pos_bias must have shape (heads, {', '.join(map(str, expected))}), got {bias.shape}")
     rank = spec.rank
     indices: list[IntArray] = []
     for axis, (length, kernel, step) in enumerate(zip(lengths, spec.kernel_size, spec.dilation, strict=True)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import onnx
 from onnx import AttributeProto, defs
@@ -15,10 +16,9 @@ from na_deploy.attention.schema import (
     VERSION,
     attribute_defaults,
 )
-from na_deploy.attention.windows import MAX_RANK
-
-Shape = list[int | str | None]
-"""Sizes: a number, a symbol, or unknown."""
+from na_deploy.attention.shapes import Shape, check_additional_pair, check_packed, check_shapes
+from na_deploy.attention.windows import NeighborhoodSpec
+from na_deploy.errors import UsageError
 
 
 def register_schemas() -> None:
@@ -83,13 +83,11 @@ def _packed_schema() -> defs.OpSchema:
     def infer(context: InferenceContext) -> None:
         shape = _shape(context, 0)
         if shape is not None:
-            rank = _rank(context)
-            if len(shape) != rank + 4 or not _may_be(shape[-3], 3):
-                raise InferenceError(
-                    f"qkv must be (B, {rank} spatial axes, 3, H, D) for this kernel_size, got {_text(shape)}"
-                )
-            _check_bias(context, 1, shape[-2])
-            shape = [*shape[:-3], *shape[-2:]]
+            with _as_inference_error():
+                spec = _spec(context)
+                check_packed(shape, spec.rank)
+                shape = [*shape[:-3], *shape[-2:]]
+                check_shapes(spec, shape, rel_pos_bias=_shape(context, 1))
         _set_outputs(context, shape)
 
     inputs = [
@@ -101,22 +99,12 @@ def _packed_schema() -> defs.OpSchema:
 
 def _separate_schema() -> defs.OpSchema:
     def infer(context: InferenceContext) -> None:
-        query, key, value = (_shape(context, index) for index in range(3))
-        if query is not None:
-            rank = _rank(context)
-            if len(query) != rank + 3:
-                raise InferenceError(
-                    f"query must be (B, {rank} spatial axes, H, D) for this kernel_size, got {_text(query)}"
-                )
-            for name, other in (("key", key), ("value", value)):
-                if other is not None and len(other) != len(query):
-                    raise InferenceError(f"{name} must have query's rank {len(query)}, got {_text(other)}")
-            if key is not None and not _may_be(key[-1], query[-1]):
-                raise InferenceError(f"key's head size must be query's {query[-1]}, got {_text(key)}")
-            if key is not None and isinstance(query[-2], int) and isinstance(key[-2], int) and query[-2] % key[-2]:
-                raise InferenceError(f"query has {query[-2]} heads, which is not a multiple of key's {key[-2]}")
-            _check_bias(context, 3, query[-2])
-        width = None if value is None else value[-1]
+        query, *others = (_shape(context, index) for index in range(6))
+        with _as_inference_error():
+            check_additional_pair(_is_given(context, 4), _is_given(context, 5))
+            if query is not None:
+                check_shapes(_spec(context), query, *others)
+        width = None if others[1] is None else others[1][-1]
         _set_outputs(context, None if query is None else [*query[:-1], width])
 
     inputs = [
@@ -133,19 +121,37 @@ def _separate_schema() -> defs.OpSchema:
 # --------------------------------------------------------------------------- shape inference
 
 
-def _rank(context: InferenceContext) -> int:
-    attribute: AttributeProto | None = context.get_attribute("kernel_size")
-    if attribute is None:
+@contextmanager
+def _as_inference_error() -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        raise InferenceError(str(error)) from error
+
+
+def _spec(context: InferenceContext) -> NeighborhoodSpec:
+    kernel_size = _ints(context, "kernel_size")
+    if not kernel_size:
         raise InferenceError("neighborhood attention needs the attribute kernel_size, one value per spatial axis")
-    rank = len(attribute.ints)
-    if not 1 <= rank <= MAX_RANK:
-        raise InferenceError(f"kernel_size must have 1 to {MAX_RANK} values, one per spatial axis, got {rank}")
-    return rank
+    dilation, stride, is_causal = (
+        _ints(context, name) or [default] for name, default in (("dilation", 1), ("stride", 1), ("is_causal", 0))
+    )
+    causal = [bool(flag) for flag in is_causal]
+    return NeighborhoodSpec.create(len(kernel_size), kernel_size, dilation, stride, causal)
 
 
-def _shape(context: InferenceContext, index: int) -> Shape | None:
+def _ints(context: InferenceContext, name: str) -> list[int]:
+    attribute: AttributeProto | None = context.get_attribute(name)
+    return [] if attribute is None else list(attribute.ints)
+
+
+def _is_given(context: InferenceContext, index: int) -> bool:
+    return bool(index < context.get_num_inputs() and context.has_input(index))
+
+
+def _shape(context: InferenceContext, index: int) -> list[int | str | None] | None:
     """Return an input's shape; ``None`` if it is absent or its rank is unknown."""
-    if index >= context.get_num_inputs() or not context.has_input(index):
+    if not _is_given(context, index):
         return None
     value = context.get_input_type(index)
     if value is None or not value.tensor_type.HasField("shape"):
@@ -153,25 +159,6 @@ def _shape(context: InferenceContext, index: int) -> Shape | None:
     return [
         dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in value.tensor_type.shape.dim
     ]
-
-
-def _check_bias(context: InferenceContext, index: int, heads: int | str | None) -> None:
-    bias = _shape(context, index)
-    if bias is None:
-        return
-    kernel = context.get_attribute("kernel_size").ints
-    expected: Shape = [heads, *(2 * size - 1 for size in kernel)]
-    if len(bias) != len(expected) or not all(map(_may_be, bias, expected)):
-        raise InferenceError(f"rel_pos_bias must be {_text(expected)} for this kernel_size, got {_text(bias)}")
-
-
-def _may_be(found: int | str | None, expected: int | str | None) -> bool:
-    """Return whether two sizes can be the same."""
-    return found == expected or not (isinstance(found, int) and isinstance(expected, int))
-
-
-def _text(shape: Shape) -> str:
-    return f"({', '.join('?' if size is None else str(size) for size in shape)})"
 
 
 def _set_outputs(context: InferenceContext, shape: Shape | None) -> None:

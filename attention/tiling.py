@@ -56,12 +56,12 @@ def tile_size(group: int, kernel_size: int, stride: int, rank: int) -> int:
 
     Half the kernel, within [TILE_MINIMUM, TILE_LIMIT] of the rank, was the fastest or within a tenth of it for kernels
     of 5 to 512 (benchmarks/function_body.py). A group that is hardly longer than the kernel is one tile, since every
-    tile would read all its keys. Tiles are then made equally full, and rounded up to the stride so that each starts
-    with a stride group.
+    tile would read all its keys. Other tiles are made longer rather than left partly empty, and rounded up to the
+    stride so that each starts with a stride group.
     """
     aim = min(max((kernel_size + 1) // 2, TILE_MINIMUM[rank]), TILE_LIMIT[rank])
     whole = min(kernel_size + 1, 2 * aim)
-    tiles = -(-group // (whole if group <= whole else aim))
+    tiles = 1 if group <= whole else max(group // aim, 1)
     balanced = -(-group // tiles)
     return -(-balanced // stride) * stride
 

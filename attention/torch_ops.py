@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from na_deploy.attention.shapes import check_additional_pair, check_packed, check_shapes
 from na_deploy.attention.tiling import plan_tiles
 from na_deploy.attention.windows import NeighborhoodSpec
-from na_deploy.errors import UsageError
 
 MASKED = -1e30
 
@@ -100,8 +101,7 @@ def neighborhood_attention(
         UsageError: shapes or attributes do not fit together.
     """
     spec = NeighborhoodSpec.create(query.dim() - 3, kernel_size, dilation, stride, is_causal)
-    if (additional_key is None) != (additional_value is None):
-        raise UsageError("additional_key and additional_value go together: give both or neither")
+    check_additional_pair(additional_key is not None, additional_value is not None)
     causal = [int(c) for c in spec.is_causal]
     return torch.ops.na_deploy.neighborhood_attention(  # type: ignore[no-any-return]
         query,
@@ -118,76 +118,37 @@ def neighborhood_attention(
     )
 
 
-@torch.library.custom_op("na_deploy::neighborhood_attention_qkv", mutates_args=())
-def _packed_op(
-    qkv: Tensor,
-    rel_pos_bias: Tensor | None,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[int],
-    scale: float,
-) -> Tensor:
+_ATTRIBUTES = "int[] kernel_size, int[] dilation, int[] stride, int[] is_causal, float scale"
+
+
+@torch.library.custom_op(
+    "na_deploy::neighborhood_attention_qkv",
+    mutates_args=(),
+    schema=f"(Tensor qkv, Tensor? rel_pos_bias, {_ATTRIBUTES}) -> Tensor",
+)
+def _packed_op(qkv: Tensor, rel_pos_bias: Tensor | None, kernel_size: Sequence[int], *attributes: Any) -> Tensor:
+    check_packed(qkv.shape, len(kernel_size))
     query, key, value = qkv.unbind(-3)
-    return _run(query, key, value, rel_pos_bias, None, None, kernel_size, dilation, stride, is_causal, scale)[0]
+    return _run(query, key, value, rel_pos_bias, None, None, kernel_size, *attributes)[0]
 
 
 @_packed_op.register_fake
-def _(
-    qkv: Tensor,
-    rel_pos_bias: Tensor | None,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[int],
-    scale: float,
-) -> Tensor:
+def _(qkv: Tensor, *_: Any) -> Tensor:
     return qkv.new_empty((*qkv.shape[:-3], *qkv.shape[-2:]))
 
 
-@torch.library.custom_op("na_deploy::neighborhood_attention", mutates_args=())
-def _separate_op(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rel_pos_bias: Tensor | None,
-    additional_key: Tensor | None,
-    additional_value: Tensor | None,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    return _run(
-        query,
-        key,
-        value,
-        rel_pos_bias,
-        additional_key,
-        additional_value,
-        kernel_size,
-        dilation,
-        stride,
-        is_causal,
-        scale,
-    )
+@torch.library.custom_op(
+    "na_deploy::neighborhood_attention",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor? rel_pos_bias, Tensor? additional_key, "
+    f"Tensor? additional_value, {_ATTRIBUTES}) -> (Tensor, Tensor)",
+)
+def _separate_op(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _run(*arguments)
 
 
 @_separate_op.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rel_pos_bias: Tensor | None,
-    additional_key: Tensor | None,
-    additional_value: Tensor | None,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     output = query.new_empty((*query.shape[:-1], value.shape[-1]))
     lse_type = torch.float64 if query.dtype == torch.float64 else torch.float32
     return output, query.new_empty(query.shape[:-1], dtype=lse_type)
@@ -206,18 +167,12 @@ def _run(
     is_causal: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    """Check the tensors, widen them and attend; the arguments are those of the operators' schemas."""
     spec = NeighborhoodSpec.create(
         len(kernel_size), tuple(kernel_size), tuple(dilation), tuple(stride), [bool(c) for c in is_causal]
     )
-    spec.check_lengths(query.shape[1:-2])
-    if query.shape[-2] % key.shape[-2]:
-        raise UsageError(f"query has {query.shape[-2]} heads, which is not a multiple of key's {key.shape[-2]}")
-    if rel_pos_bias is not None:
-        expected = (query.shape[-2], *(2 * k - 1 for k in spec.kernel_size))
-        if tuple(rel_pos_bias.shape) != expected:
-            raise UsageError(
-                f"rel_pos_bias must have shape {expected} for this window, got {tuple(rel_pos_bias.shape)}"
-            )
+    tensors = (query, key, value, rel_pos_bias, additional_key, additional_value)
+    check_shapes(spec, query.shape, *(None if tensor is None else tensor.shape for tensor in tensors[1:]))
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
 
     def widen(tensor: Tensor | None) -> Tensor | None:
@@ -240,11 +195,13 @@ def _run(
 
 
 @lru_cache(maxsize=64)
-def _tile_tensors(lengths: tuple[int, ...], spec: NeighborhoodSpec) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _tile_tensors(
+    lengths: tuple[int, ...], spec: NeighborhoodSpec, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     plan = plan_tiles(lengths, spec)
-    mask = torch.from_numpy(plan.visible).logical_not() * MASKED  # (NT, Tq, Wk)
     tables = (plan.query, plan.key, plan.bias_index, plan.home)
-    query, key, bias_index, home = (torch.from_numpy(table) for table in tables)
+    query, key, bias_index, home = (torch.from_numpy(table).to(device) for table in tables)
+    mask = torch.from_numpy(plan.visible).to(device).logical_not() * MASKED  # (NT, Tq, Wk)
     return query, key, bias_index, home, mask.float()
 
 
@@ -260,7 +217,7 @@ def tiled(
 ) -> tuple[Tensor, Tensor]:
     """Dense attention on tiles, masked inside; the default. See :data:`Implementation`."""
     batch, *lengths, heads, _ = query.shape
-    query_at, key_at, bias_index, home, mask = _tile_tensors(tuple(lengths), spec)
+    query_at, key_at, bias_index, home, mask = _tile_tensors(tuple(lengths), spec, query.device)
     repeat = heads // key.shape[-2]
 
     def cut(tensor: Tensor, table: Tensor) -> Tensor:  # (B, *X, h, e) -> (B, NT, h, a, e)
@@ -303,7 +260,7 @@ def dense(
 ) -> tuple[Tensor, Tensor]:
     """Full attention with a dense mask, as without a neighborhood kernel. See :data:`Implementation`."""
     batch, *lengths, heads, _ = query.shape
-    visible, bias_index = _dense_tensors(tuple(lengths), spec)
+    visible, bias_index = _dense_tensors(tuple(lengths), spec, query.device)
     repeat = heads // key.shape[-2]
 
     def rows(tensor: Tensor) -> Tensor:  # (B, …, h, e) -> (B, h, N, e)
@@ -329,7 +286,7 @@ def dense(
 
 
 @lru_cache(maxsize=8)
-def _dense_tensors(lengths: tuple[int, ...], spec: NeighborhoodSpec) -> tuple[Tensor, Tensor]:
+def _dense_tensors(lengths: tuple[int, ...], spec: NeighborhoodSpec, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return (N, N) visibility and bias index of every pair of positions."""
     plan = plan_tiles(lengths, spec)
     count = plan.home.size
@@ -341,7 +298,7 @@ def _dense_tensors(lengths: tuple[int, ...], spec: NeighborhoodSpec) -> tuple[Te
     flat = (query * count + key)[seen]
     visible.view(-1)[flat] = True
     index.view(-1)[flat] = torch.from_numpy(plan.bias_index)[seen]
-    return visible, index
+    return visible.to(device), index.to(device)
 
 
 _implementation: Implementation = tiled

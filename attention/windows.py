@@ -47,7 +47,7 @@ class NeighborhoodSpec:
         stride: int | Sequence[int] = 1,
         is_causal: bool | Sequence[bool] = False,
     ) -> NeighborhoodSpec:
-        """Return a checked spec; a single number stands for every axis.
+        """Return a checked spec; a number, or a single value but of kernel_size, stands for every axis.
 
         Raises:
             UsageError: the rank, a count of values, or a value is out of its range.
@@ -87,6 +87,8 @@ class NeighborhoodSpec:
 
 def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     values = tuple(int(v) for v in value) if isinstance(value, Sequence) else (int(value),) * rank
+    if len(values) == 1 and name != "kernel_size":  # as the operators' defaults have it; kernel_size tells the rank
+        values *= rank
     if len(values) != rank:
         raise UsageError(f"{name} has {len(values)} values {values} for {rank} spatial axes; give one per axis")
     return values

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import natten
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
-from machine import describe_machine, time_interleaved
+from machine import describe_machine, open_session, time_interleaved
 from onnx import helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from na_deploy.attention import NeighborhoodSpec, torch_ops
 from na_deploy.attention.schema import DOMAIN
 from na_deploy.exporter import export
-from na_deploy.models import load_model, random_checkpoint
+from na_deploy.models import LoadedModel, load_model, random_checkpoint
 
 
 def natten_cpu(
@@ -63,13 +63,6 @@ def floor_of(path: Path) -> onnx.ModelProto:
     return model
 
 
-def session(model: bytes | str, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def eager(model: nn.Module, image: Tensor, implementation: torch_ops.Implementation) -> Callable[[], object]:
     def run() -> object:
         with torch_ops.use_implementation(implementation), torch.inference_mode():
@@ -78,15 +71,19 @@ def eager(model: nn.Module, image: Tensor, implementation: torch_ops.Implementat
     return run
 
 
-def measure(name: str, threads: int, rounds: int, folder: Path) -> dict[str, float]:
-    checkpoint = folder / f"{name}_random.pth"
+def prepare(name: str, folder: Path) -> tuple[LoadedModel, Path]:
+    """Export a model with random weights."""
+    checkpoint, path = folder / f"{name}_random.pth", folder / f"{name}.onnx"
     random_checkpoint(name, seed=0, path=checkpoint)
     loaded = load_model(checkpoint, arch=name)
-    path = folder / f"{name}.onnx"
     export(loaded, path)
+    return loaded, path
+
+
+def measure(loaded: LoadedModel, path: Path, threads: int, rounds: int) -> dict[str, float]:
     image = torch.randn(1, 3, *loaded.input_size, generator=torch.Generator().manual_seed(0))
     feed = {"image": image.numpy()}
-    exported, floor = session(str(path), threads), session(floor_of(path).SerializeToString(), threads)
+    exported, floor = open_session(str(path), threads), open_session(floor_of(path).SerializeToString(), threads)
     return time_interleaved(
         {
             "ONNX Runtime": lambda: exported.run(None, feed),
@@ -106,13 +103,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", module="torch.nn.attention")  # flex attention, not compiled: natten's CPU path
     console = Console(width=150)
     console.print(describe_machine(arguments.threads), f"natten {natten.__version__}", sep=", ")
     table = Table(title="224×224, batch 1, fp32: milliseconds (medians), and times slower than the exported file")
     table.add_column("model")
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.models.split(","):
-            times = measure(name, arguments.threads, arguments.rounds, Path(folder))
+        # All exports first: they verify in sessions of their own, which the shared pool of threads rules out.
+        exported = {name: prepare(name, Path(folder)) for name in arguments.models.split(",")}
+        for name, (loaded, path) in exported.items():
+            times = measure(loaded, path, arguments.threads, arguments.rounds)
             if len(table.columns) == 1:
                 for candidate in times:
                     table.add_column(candidate, justify="right")

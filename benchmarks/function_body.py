@@ -14,8 +14,7 @@ from functools import partial
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from machine import describe_machine, time_interleaved
+from machine import describe_machine, open_session, time_interleaved
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
@@ -114,13 +113,6 @@ def _model(nodes, side, heads, constants, functions) -> onnx.ModelProto:
     return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10)
 
 
-def session(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -136,11 +128,12 @@ def main() -> None:
         qkv = rng.standard_normal((1, side, side, 3, heads, HEAD_DIM)).astype(np.float32)
         longest = -(-side // dilation)
         own = plan_axis(side, KERNEL, dilation, rank=2).tile
-        sessions = {"body": session(body_model(side, heads, dilation, bias), arguments.threads)}
+        body = body_model(side, heads, dilation, bias)
+        sessions = {"body": open_session(body.SerializeToString(), arguments.threads)}
         for tile in sorted({min(tile, longest) for tile in (4, 5, 6, 7, 8, 10, 14)}):
             for layout in ("rows", "axes"):
                 model = baked_model(side, heads, dilation, bias, tile, layout)
-                sessions[f"{layout} {tile}"] = session(model, arguments.threads)
+                sessions[f"{layout} {tile}"] = open_session(model.SerializeToString(), arguments.threads)
         expected = sessions["body"].run(None, {"qkv": qkv})[0]
         for name, candidate in sessions.items():
             found = candidate.run(None, {"qkv": qkv})[0]

@@ -10,16 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import onnxruntime as ort
+
 
 def describe_machine(threads: int) -> str:
     """Return processor, cores used and library versions in one line."""
     import numpy
-    import onnxruntime
 
     versions = [
         f"Python {platform.python_version()}",
         f"NumPy {numpy.__version__}",
-        f"ONNX Runtime {onnxruntime.__version__}",
+        f"ONNX Runtime {ort.__version__}",
     ]
     if importlib.util.find_spec("torch"):
         import torch
@@ -36,6 +37,26 @@ def _processor() -> str:
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     flags = next((line for line in lines if line.startswith("flags")), "")
     return model + (" with AVX-512" if "avx512f" in flags else "")
+
+
+def open_session(model: bytes | str, threads: int) -> ort.InferenceSession:
+    """Open a model in ONNX Runtime on the CPU; all sessions of the process share one pool of threads.
+
+    Each session's own pool would go on spinning after its turn and take the processor from the next candidate.
+    """
+    global _pool
+    if _pool is None:
+        ort.set_global_thread_pool_sizes(threads, 1)
+        _pool = threads
+    elif _pool != threads:
+        raise ValueError(f"this process already runs with {_pool} threads, got {threads}")
+    options = ort.SessionOptions()
+    options.use_per_session_threads = False
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+_pool: int | None = None
 
 
 def time_interleaved(

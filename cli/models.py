@@ -10,12 +10,16 @@ from na_deploy.errors import UsageError
 
 @click.command()
 @click.argument("text", required=False)
+@click.option("--dilations", is_flag=True, help="List the dilation presets of `na-deploy export --dilations` instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(text: str | None, as_json: bool) -> None:
+def command(text: str | None, dilations: bool, as_json: bool) -> None:
     """List the architectures na-deploy knows, or those whose name contains TEXT.
 
     The names are the values of `na-deploy export --arch`.
     """
+    if dilations:
+        _print_presets(text, as_json)
+        return
     from na_deploy.models.registry import list_models
 
     entries = [
@@ -60,6 +64,27 @@ def command(text: str | None, as_json: bool) -> None:
     out.print(
         "GFLOPs are multiply-adds of one image, counted here; top-1 is the published ImageNet-1K accuracy in percent."
     )
+
+
+def _print_presets(text: str | None, as_json: bool) -> None:
+    from na_deploy.models.dilations import PRESETS
+
+    presets = [preset for preset in PRESETS.values() if text is None or text.lower() in preset.name]
+    if not presets:
+        raise UsageError(f"no dilation preset has {text!r} in its name; `na-deploy models --dilations` lists them all")
+    if as_json:
+        print_json(
+            [
+                {"name": preset.name, "note": preset.note, "image_size": preset.image_size, "nat": preset.nat}
+                for preset in presets
+            ]
+        )
+        return
+    listing = table("--dilations", "trained at", "dilations (levels repeat their pattern)", "for")
+    for preset in presets:
+        levels = " / ".join(_shorten(level) for level in preset.nat)
+        listing.add_row(preset.name, "×".join(map(str, preset.image_size)), levels, preset.note)
+    console().print(listing)
 
 
 def _shorten(level: tuple[int, ...]) -> str:

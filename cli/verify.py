@@ -10,6 +10,7 @@ import click
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
 from na_deploy.errors import VerificationError
+from na_deploy.extras import export_libraries
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,7 +42,8 @@ def command(
     tolerance.
     """
     with progress_line("starting") as progress:
-        from na_deploy.exporter.recheck import recheck
+        with export_libraries("comparing with a checkpoint"):
+            from na_deploy.exporter.recheck import recheck
 
         report = recheck(
             checkpoint, model, arch=arch, dilations=dilations, input=shape, tolerance=tolerance, progress=progress

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from na_deploy.extras import export_libraries
+
 if TYPE_CHECKING:
     from na_deploy.exporter.options import ExportOptions
     from na_deploy.exporter.pipeline import ExportReport, export
@@ -16,7 +18,8 @@ __all__ = ["ExportOptions", "ExportReport", "export"]
 
 def __getattr__(name: str) -> Any:
     if name in ("export", "ExportReport"):
-        from na_deploy.exporter import pipeline
+        with export_libraries("exporting"):
+            from na_deploy.exporter import pipeline
 
         return getattr(pipeline, name)
     if name == "ExportOptions":

@@ -221,14 +221,16 @@ def _tile(body: FunctionBuilder, longest: str, kernel: str, stride: str, rank: s
         for table in (TILE_MINIMUM, TILE_LIMIT)
     )
     aim = body.op("Min", body.op("Max", body.op("Div", body.op("Add", kernel, one), two), least), limit)
-    whole = body.op("Min", body.op("Add", kernel, one), body.op("Mul", aim, two))
-    side = body.op("Where", body.op("LessOrEqual", longest, whole), whole, aim)
-    balanced = body.ceil_div(longest, body.ceil_div(longest, side))
+    double = body.op("Mul", aim, two)
+    whole = body.op("Min", body.op("Add", kernel, one), double)
+    count = body.op("Max", body.op("Div", longest, aim), one)
+    count = body.op("Where", body.op("LessOrEqual", longest, whole), one, count)
+    balanced = body.ceil_div(longest, count)
 
     def up(size: str) -> str:
         return body.op("Mul", body.ceil_div(size, stride), stride)
 
-    tile = body.op("Min", up(balanced), up(whole))
+    tile = body.op("Min", up(balanced), up(double))
     return tile, body.op("Min", body.ceil_div(longest, tile), body.ceil_div(longest, aim))
 
 

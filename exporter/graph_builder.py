@@ -28,6 +28,7 @@ class FunctionBuilder:
         if key not in self._expressions:
             output = f"v{len(self.nodes)}"
             node.output.append(output)
+            node.name = output  # ONNX Runtime 1.21 fuses nodes without names into nodes of one name, and then refuses
             self.nodes.append(node)
             self._expressions[key] = output
         return self._expressions[key]

@@ -11,7 +11,7 @@ from na_deploy.errors import UsageError
 DTYPES = ("fp32", "fp16", "bf16")
 DYNAMIC = ("batch", "spatial")
 DEFAULT_OPSET = 22
-"""Opset 22 is the first whose Conv takes bfloat16; ONNX Runtime 1.20 and later and TensorRT 10.9 and later read it."""
+"""Opset 22 is the first whose Conv takes bfloat16; ONNX Runtime 1.21 and later read it."""
 OPSETS = range(20, 24)
 """From 20 on Gelu is one operator; up to 23 is checked."""
 

@@ -132,7 +132,7 @@ def export(
     with staged_output(target) as staged:
         report("tracing")
         names = _output_names(loaded)
-        model = trace(loaded.module, shape, names, options)
+        model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options)
         clock.lap("trace")
         report("writing")
         finish_graph(model, loaded.metadata, options)
@@ -193,6 +193,14 @@ def check_size(loaded: LoadedModel, shape: tuple[int, int, int, int], options: E
             raise UsageError(f"{loaded.architecture} attends over its whole map and takes images of {side}x{side} only")
 
 
+def _traced_shape(loaded: LoadedModel, shape: Shape, options: ExportOptions) -> Shape:
+    """Return the shape to trace with: free sizes are large enough that no map has a side of 1, which would be fixed."""
+    if "spatial" not in options.dynamic:
+        return shape
+    least = 2 * loaded.config.total_stride
+    return (*shape[:2], max(shape[2], least), max(shape[3], least))
+
+
 def verification_shapes(loaded: LoadedModel, shape: tuple[int, int, int, int], options: ExportOptions) -> list[Shape]:
     """Return the shapes to verify: the example's and, where sizes are free, others.
 
@@ -205,7 +213,7 @@ def verification_shapes(loaded: LoadedModel, shape: tuple[int, int, int, int], o
         return [shape] if other == batch else [shape, (other, channels, height, width)]
     least = loaded.config.total_stride
     small = (batch, channels, max(least, height // 3 + 2), max(least, width // 2 - 3))
-    return [shape, small, (other, channels, height + 37, width + 81)]
+    return list(dict.fromkeys([shape, small, (other, channels, height + 37, width + 81)]))
 
 
 def _output_names(loaded: LoadedModel) -> list[str]:

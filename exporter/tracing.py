@@ -82,13 +82,23 @@ def trace(
                 verbose=False,
             )
     except Exception as error:
-        reason = str(error).strip().splitlines()
+        cause = _root_cause(error)
+        if isinstance(cause, NaDeployError):  # a layer said what is wrong
+            raise cause from error
+        reason = (str(cause).strip() or "no reason given").splitlines()[0]
         raise NaDeployError(
             f"the model could not be traced with an input of {batch}x{channels}x{height}x{width}: "
-            f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}"
+            f"{type(cause).__name__}: {reason}"
         ) from error
     assert program is not None
     return program.model
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return what the tracer's own error was raised from, at the very start."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def verify_outputs(model: nn.Module, path: Path, shapes: Sequence[tuple[int, ...
     for shape in shapes:
         image = random_image(shape)
         expected = _as_tuple(_run_torch(model, image))
-        found = session.run(names, {session.get_inputs()[0].name: image.numpy()})
+        found = _run_onnx(session, names, image, path)
         differences = (
             Difference.between(name, ours, theirs.numpy())
             for name, ours, theirs in zip(names, found, expected, strict=True)
@@ -116,7 +116,7 @@ def verify_layers(model: nn.Module, path: Path, shape: tuple[int, ...]) -> list[
             f"{path.name} has {len(layers)} neighborhood attention layers and the PyTorch model {len(expected)}; "
             "these are not the same model"
         )
-    found = session.run([node.output[0] for node in layers], {session.get_inputs()[0].name: image.numpy()})
+    found = _run_onnx(session, [node.output[0] for node in layers], image, path)
     return [
         Difference.between(node.name, ours.astype(np.float32), theirs)
         for node, ours, theirs in zip(layers, found, expected, strict=True)
@@ -140,6 +140,15 @@ def _recorded_attention() -> Iterator[list[FloatArray]]:
 def _run_torch(model: nn.Module, image: Tensor) -> Tensor | tuple[Tensor, ...]:
     with torch.inference_mode():
         return model(image)  # type: ignore[no-any-return]
+
+
+def _run_onnx(session: ort.InferenceSession, names: list[str], image: Tensor, path: Path) -> list[FloatArray]:
+    try:
+        found: list[FloatArray] = session.run(names, {session.get_inputs()[0].name: image.numpy()})
+    except Exception as error:
+        size = "x".join(map(str, image.shape))
+        raise NaDeployError(f"ONNX Runtime cannot run {path.name} on an input of {size}: {_one_line(error)}") from error
+    return found
 
 
 def _as_tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from na_deploy.extras import export_libraries
 from na_deploy.models.config import ModelConfig
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import Preprocessing
@@ -41,14 +42,6 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        try:
+        with export_libraries("loading checkpoints"):
             return getattr(import_module(_LAZY[name]), name)
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            from na_deploy.errors import MissingDependencyError
-
-            raise MissingDependencyError(
-                "loading checkpoints needs PyTorch; install it with: pip install 'na-deploy[export]'"
-            ) from None
     raise AttributeError(f"module 'na_deploy.models' has no attribute {name!r}")

@@ -22,7 +22,7 @@ from na_deploy.models.registry import (
 )
 
 DILATED_KINDS = ("dinat", "dinat_s", "dinat_isotropic")
-BY_NAME = "its name"
+BY_NAME = "the file's name"
 _NAME = re.compile(
     r"(?:^|_)(dinat_s|nat_isotropic|dinat_isotropic|vitrpb_isotropic|vitrpb|dinat|nat)"
     r"_(mini|tiny|small|base|large)(?=_|$)"

@@ -16,8 +16,8 @@ from typing import Any, cast
 import onnx
 
 from na_deploy.attention import schema
-from na_deploy.attention.tiling import plan_axis
-from na_deploy.attention.windows import NeighborhoodSpec, window_bounds
+from na_deploy.attention.cost import attention_cost
+from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime import graph
@@ -237,18 +237,7 @@ def _layer(path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[s
     has_bias = len(inputs) > bias_at and inputs[bias_at] is not None
     additional = 0 if packed or len(inputs) < 5 or inputs[4] is None else inputs[4][1]
 
-    pairs, tiled_pairs, tile, span = 1, 1, [], []
-    for length, kernel, dilation, stride, causal in zip(
-        lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True
-    ):
-        start, end = window_bounds(length, kernel, dilation, stride, causal)
-        plan = plan_axis(length, kernel, dilation, stride, causal, rank)
-        pairs *= int((end - start).sum())
-        tiled_pairs *= dilation * plan.tiles * plan.tile * plan.span
-        tile.append(plan.tile)
-        span.append(plan.span)
-    always = math.prod(lengths) * additional
-    per_pair = batch * heads * (head_dim + value_dim)
+    cost = attention_cost(lengths, spec, heads, head_dim, batch=batch, value_dim=value_dim, additional=additional)
     dtype = types.get(node.input[0], "unknown")
     elements = sum(math.prod(sizes) for sizes in inputs if sizes is not None)
     elements += batch * math.prod(lengths) * heads * value_dim
@@ -266,10 +255,10 @@ def _layer(path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[s
         has_bias=has_bias,
         additional_keys=additional,
         dtype=dtype,
-        tile=tuple(tile),
-        span=tuple(span),
-        multiply_adds=per_pair * (pairs + always),
-        tiled_multiply_adds=per_pair * (tiled_pairs + always),
+        tile=cost.tile,
+        span=cost.span,
+        multiply_adds=cost.multiply_adds,
+        tiled_multiply_adds=cost.tiled_multiply_adds,
         memory_bytes=elements * _BYTES.get(dtype, 4),
     )
 

@@ -1,6 +1,6 @@
 # Sourced by demo.sh and test.sh: a virtual environment with na-deploy in it, made once and brought up to date after.
 #
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch's small CPU build instead of the default one with CUDA.
+# TORCH_INDEX, if set, is the package index to take PyTorch from: its CPU packages are far smaller than the default ones.
 
 find_python() {
   local candidate

@@ -1,4 +1,4 @@
-"""What a user gets for every kind of bad input to ``export`` and ``verify``: a sentence, a code, and nothing written."""
+"""What a user gets for every kind of bad input to ``export`` and ``verify``: one sentence, a code, nothing written."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def test_a_bad_checkpoint_is_told_apart(name: str, words: str, folder: Path, cap
         (["--arch", "nat", "--no-such-option"], "--no-such-option"),
     ],
 )
-def test_a_bad_request_is_told_apart(arguments: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_bad_request_is_told_apart(
+    arguments: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+):
     said = refuse(folder, capsys, 2, "export", "@good.pth", "-o", "@model.onnx", *arguments)
     assert words in said
 
@@ -121,9 +123,7 @@ def test_a_bad_request_is_told_apart(arguments: list[str], words: str, folder: P
 def test_an_output_that_cannot_be_written_is_told_apart(
     output: str, words: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    said = refuse(
-        folder, capsys, 2, "export", "@good.pth", "-o", output, "--arch", "nat", "--input", "1x3x64x64"
-    )
+    said = refuse(folder, capsys, 2, "export", "@good.pth", "-o", output, "--arch", "nat", "--input", "1x3x64x64")
     assert words in said
 
 

@@ -204,3 +204,16 @@ def test_doctor_names_what_is_missing(capsys, monkeypatch):
     code, out, _ = call(capsys, "doctor")
     assert code == 1
     assert "pip install onnxruntime" in out
+
+
+def test_models_lists_the_dilation_presets(capsys: pytest.CaptureFixture[str]):
+    code, out, _ = call(capsys, "models", "--dilations", "--json")
+    assert code == 0
+    presets = {preset["name"]: preset for preset in json.loads(out)}
+    assert presets["coco"]["nat"][0] == [1, 28, 1]
+    assert {"imagenet-224", "imagenet-384", "ade20k-512", "mask2former", "oneformer-coco"} <= set(presets)
+    code, out, _ = call(capsys, "models", "--dilations", "coco")
+    assert code == 0
+    assert "1,28,1" in out
+    assert "imagenet" not in out
+    refused(capsys, 2, "no dilation preset", "models", "--dilations", "cifar")

@@ -61,6 +61,14 @@ def test_free_sizes_are_really_free(name: str, load_small: LoadSmall, tmp_path: 
             assert relative(found, expected) < 1e-5, shape
 
 
+def test_free_sizes_may_start_from_the_smallest_image(load_small: LoadSmall, tmp_path: Path):
+    loaded = load_small("dinat")  # reduces images 8 times, so the example's last map is 1x1
+    path = export(loaded, tmp_path / "model.onnx", input="1x3x8x8", dynamic="spatial").path
+    image = np.random.default_rng(6).standard_normal((1, 3, 40, 72)).astype(np.float32)
+    (expected,) = in_torch(loaded, image)
+    assert relative(session(path).run(None, {"image": image})[0], expected) < 1e-5
+
+
 def test_a_free_batch_may_be_empty(load_small: LoadSmall, tmp_path: Path):
     path = export(load_small("dinat"), tmp_path / "model.onnx", input=SIZE, dynamic="batch").path
     (logits,) = session(path).run(None, {"image": np.zeros((0, 3, 64, 64), np.float32)})

@@ -200,7 +200,9 @@ def test_a_backbone_s_own_name_does_not_settle_its_dilations() -> None:
 def test_explicit_arch_wins_over_the_name_with_a_warning() -> None:
     settled = decide("nat_tiny", "dinat_tiny_in1k_224.pth", arch="nat_tiny")
     assert (settled.architecture, settled.config.is_dilated) == ("nat_tiny", False)
-    assert settled.warnings == ("its name says dinat_tiny_in1k_224, which is not what was asked for; the request wins",)
+    assert settled.warnings == (
+        "the file's name says dinat_tiny_in1k_224, which is not what was asked for; the request wins",
+    )
 
 
 def test_an_arch_of_other_shapes_is_refused() -> None:
@@ -243,11 +245,13 @@ def test_the_family_is_enough_for_a_published_size(kind: str, name: str) -> None
 
 
 def test_evidence_that_contradicts_itself_or_the_shapes_is_reported() -> None:
-    with pytest.raises(AmbiguousArchitectureError, match="its entry 'arch' says nat_mini and its name says dinat_mini"):
+    with pytest.raises(
+        AmbiguousArchitectureError, match="its entry 'arch' says nat_mini and the file's name says dinat_mini"
+    ):
         decide("nat_mini", "dinat_mini.pth", (Evidence("its entry 'arch'", "nat_mini"),))
     with pytest.raises(
         AmbiguousArchitectureError,
-        match=r"its name says dinat_tiny.*what fits: --arch nat_mini or dinat_mini",
+        match=r"the file's name says dinat_tiny.*what fits: --arch nat_mini or dinat_mini",
     ):
         decide("nat_mini", "dinat_tiny.pth")
     with pytest.raises(AmbiguousArchitectureError, match="contradicts itself"):

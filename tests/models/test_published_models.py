@@ -182,4 +182,4 @@ def test_descriptions_do_not_import_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("MissingDependencyError loading checkpoints needs PyTorch; install")
+    assert result.stdout.startswith("MissingDependencyError loading checkpoints needs torch, which is not installed")

@@ -1,0 +1,83 @@
+"""The work of one neighborhood attention layer: what it must do, and what the portable path does.
+
+One multiply-add counts as one operation, as in the NAT and DiNAT papers and in fvcore; twice that are FLOPs as data
+sheets of processors count them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from na_deploy.attention.tiling import plan_axis
+from na_deploy.attention.windows import NeighborhoodSpec, window_bounds
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """The work of one layer, whole batch and all heads.
+
+    Attributes:
+        pairs: query-key pairs attended to, per head and image; exact under causality, strides and borders.
+        multiply_adds: of QKᵀ and PV over those pairs.
+        tiled_multiply_adds: the same over all pairs that tiles compute, masked ones and padded queries included.
+        tile: queries per tile and axis in the portable path.
+        span: keys that a tile reads, per axis.
+    """
+
+    pairs: int
+    multiply_adds: int
+    tiled_multiply_adds: int
+    tile: tuple[int, ...]
+    span: tuple[int, ...]
+
+
+def attention_cost(
+    lengths: Sequence[int],
+    spec: NeighborhoodSpec,
+    heads: int,
+    head_dim: int,
+    *,
+    batch: int = 1,
+    value_dim: int | None = None,
+    additional: int = 0,
+) -> AttentionCost:
+    """Count the work of one layer.
+
+    Args:
+        lengths: size of the map, one number per spatial axis.
+        spec: window attributes.
+        heads: query heads.
+        head_dim: numbers per head of query and key.
+        batch: images.
+        value_dim: numbers per head of value, ``head_dim`` by default.
+        additional: keys that every query attends to besides its window.
+
+    Raises:
+        UsageError: a window does not fit its axis.
+    """
+    spec.check_lengths(lengths)
+    pairs, tiled_pairs, tiled_queries = 1, 1, 1
+    tile, span = [], []
+    for length, kernel, dilation, stride, causal in zip(
+        lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True
+    ):
+        start, end = window_bounds(length, kernel, dilation, stride, causal)
+        plan = plan_axis(length, kernel, dilation, stride, causal, spec.rank)
+        pairs *= int((end - start).sum())
+        queries = dilation * plan.tiles * plan.tile
+        tiled_queries *= queries
+        tiled_pairs *= queries * plan.span
+        tile.append(plan.tile)
+        span.append(plan.span)
+    pairs += math.prod(lengths) * additional
+    tiled_pairs += tiled_queries * additional
+    per_pair = batch * heads * (head_dim + (head_dim if value_dim is None else value_dim))
+    return AttentionCost(
+        pairs=pairs,
+        multiply_adds=per_pair * pairs,
+        tiled_multiply_adds=per_pair * tiled_pairs,
+        tile=tuple(tile),
+        span=tuple(span),
+    )

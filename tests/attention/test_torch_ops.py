@@ -1,0 +1,207 @@
+"""The PyTorch operators against the float64 reference, in every precision and formulation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv, torch_ops
+from na_deploy.attention.torch_ops import neighborhood_attention, neighborhood_attention_qkv, use_implementation
+from na_deploy.errors import UsageError
+
+LIMIT = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+PROBLEMS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((31,), {"kernel_size": 7, "dilation": 3, "stride": 2}),
+    ((40,), {"kernel_size": 9, "is_causal": True, "stride": 4}),
+    ((13, 17), {"kernel_size": (5, 7), "dilation": (2, 2)}),
+    ((14, 14), {"kernel_size": 7, "dilation": 2}),
+    ((9, 11), {"kernel_size": (4, 3), "stride": (3, 2), "is_causal": (False, True)}),
+    ((7, 7), {"kernel_size": 7}),
+    ((5, 6, 7), {"kernel_size": (3, 2, 3), "dilation": (1, 3, 2), "is_causal": (True, False, False)}),
+]
+
+
+def relative(found: torch.Tensor, expected: np.ndarray) -> float:
+    difference = np.linalg.norm(found.double().numpy() - expected)
+    return float(difference / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("implementation", [torch_ops.tiled, torch_ops.dense])
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize(("lengths", "attributes"), PROBLEMS)
+def test_separate_tensors_with_everything(
+    lengths: tuple[int, ...],
+    attributes: dict[str, Any],
+    dtype: torch.dtype,
+    implementation: torch_ops.Implementation,
+):
+    generator = torch.Generator().manual_seed(sum(lengths))
+    spec = NeighborhoodSpec.create(len(lengths), **attributes)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    query, key, value = normal(2, *lengths, 4, 16), normal(2, *lengths, 2, 16), normal(2, *lengths, 2, 12)
+    bias = normal(4, *(2 * kernel - 1 for kernel in spec.kernel_size))
+    extra = normal(2, 5, 2, 16), normal(2, 5, 2, 12)
+    with use_implementation(implementation):
+        output, lse = neighborhood_attention(query, key, value, bias, *extra, scale=0.3, **attributes)
+    expected = reference_attention(
+        *(tensor.double() for tensor in (query, key, value)),
+        spec,
+        scale=0.3,
+        rel_pos_bias=bias.double(),
+        additional_key=extra[0].double(),
+        additional_value=extra[1].double(),
+    )
+    assert output.dtype == dtype
+    assert relative(output, expected.output) < LIMIT[dtype]
+    assert relative(lse, expected.lse) < LIMIT[torch.float64 if dtype == torch.float64 else torch.float32]
+
+
+def random_problem(seed: int) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Draw sizes and attributes: dilations that do not divide, windows as long as the axis, every rank."""
+    random = np.random.default_rng(seed)
+    rank = seed % 3 + 1
+    longest = {1: 50, 2: 14, 3: 8}[rank]
+    lengths = [int(random.integers(2, longest + 1)) for _ in range(rank)]
+    kernels = [int(random.integers(1, min(length, 9) + 1)) for length in lengths]
+    pairs = list(zip(lengths, kernels, strict=True))
+    return tuple(lengths), {
+        "kernel_size": kernels,
+        "dilation": [int(random.integers(1, length // kernel + 1)) for length, kernel in pairs],
+        "stride": [int(random.integers(1, kernel + 1)) for kernel in kernels],
+        "is_causal": [bool(causal) for causal in random.random(rank) < 0.3],
+    }
+
+
+@pytest.mark.parametrize("implementation", [torch_ops.tiled, torch_ops.dense])
+@pytest.mark.parametrize("seed", range(60))
+def test_random_problems(seed: int, implementation: torch_ops.Implementation):
+    lengths, attributes = random_problem(seed)
+    random = np.random.default_rng(1000 + seed)
+    spec = NeighborhoodSpec.create(len(lengths), **attributes)
+    batch, key_heads, groups = (int(random.integers(1, 4)) for _ in range(3))
+    heads = key_heads * groups
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(random.standard_normal(shape).astype(np.float32))
+
+    query, key = normal(batch, *lengths, heads, 8), normal(batch, *lengths, key_heads, 8)
+    value = normal(batch, *lengths, key_heads, int(random.integers(1, 12)))
+    more: dict[str, torch.Tensor] = {}
+    if seed // 3 % 2:
+        more["rel_pos_bias"] = normal(heads, *(2 * kernel - 1 for kernel in spec.kernel_size))
+    if seed // 6 % 2:
+        more["additional_key"] = normal(batch, 4, key_heads, 8)
+        more["additional_value"] = normal(batch, 4, key_heads, value.shape[-1])
+    scale = None if seed // 12 % 2 else float(random.uniform(0.1, 1.0))
+    with use_implementation(implementation):
+        output, lse = neighborhood_attention(query, key, value, **more, scale=scale, **attributes)
+    expected = reference_attention(query, key, value, spec, scale=scale, **more)
+    assert relative(output, expected.output) < LIMIT[torch.float32]
+    np.testing.assert_allclose(lse, expected.lse, atol=1e-5)
+    # What the fake operators promise to a trace.
+    assert output.is_contiguous()
+    assert lse.is_contiguous()
+
+
+@pytest.mark.parametrize("implementation", [torch_ops.tiled, torch_ops.dense])
+def test_no_image_gives_no_output(implementation: torch_ops.Implementation):
+    tensors = {name: torch.randn(0, *shape[1:]) for name, shape in FITTING.items() if name != "rel_pos_bias"}
+    with use_implementation(implementation):
+        output, lse = neighborhood_attention(**tensors, rel_pos_bias=torch.randn(4, 5, 5), kernel_size=3)
+    assert output.shape == (0, 6, 8, 4, 5)
+    assert lse.shape == (0, 6, 8, 4)
+
+
+def test_a_scale_of_zero_and_none_at_all_are_the_inverse_root_of_head_dim():
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(1, 9, 9, 3, 2, 16, generator=generator)
+    expected = neighborhood_attention_qkv(qkv, kernel_size=3, scale=0.25)
+    assert torch.equal(neighborhood_attention_qkv(qkv, kernel_size=3), expected)
+    assert torch.equal(neighborhood_attention_qkv(qkv, kernel_size=3, scale=0.0), expected)
+    assert not torch.allclose(neighborhood_attention_qkv(qkv, kernel_size=3, scale=0.5), expected)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize(("lengths", "attributes"), PROBLEMS)
+def test_packed_tensors_of_any_batch(lengths: tuple[int, ...], attributes: dict[str, Any], batch: int):
+    qkv = torch.randn(batch, *lengths, 3, 2, 8, generator=torch.Generator().manual_seed(batch))
+    spec = NeighborhoodSpec.create(len(lengths), **attributes)
+    output = neighborhood_attention_qkv(qkv, **attributes)
+    assert output.shape == (batch, *lengths, 2, 8)
+    if batch:
+        assert relative(output, reference_attention_qkv(qkv, spec).output) < 2e-6
+
+
+def test_the_operators_keep_pytorchs_rules():
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 9, 8, 3, 2, 8, generator=generator)
+    query, key, value = (torch.randn(2, 9, 8, 2, 8, generator=generator) for _ in range(3))
+    bias = torch.randn(2, 5, 5, generator=generator)
+    attributes = ([3, 3], [2, 1], [1, 2], [0, 1], 0.0)
+    utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for arguments in ((qkv, bias, *attributes), (qkv, None, *attributes)):
+        torch.library.opcheck(torch.ops.na_deploy.neighborhood_attention_qkv, arguments, test_utils=utilities)
+    extra = (torch.randn(2, 3, 2, 8, generator=generator), torch.randn(2, 3, 2, 5, generator=generator))
+    narrow = torch.randn(2, 9, 8, 2, 5, generator=generator)
+    for arguments in (
+        (query, key, value, bias, None, None, *attributes),
+        (query, key, narrow, None, *extra, *attributes),
+        (query.half(), key.half(), value.half(), None, None, None, *attributes),
+    ):
+        torch.library.opcheck(torch.ops.na_deploy.neighborhood_attention, arguments, test_utils=utilities)
+
+
+def test_misfits_of_packed_tensors_are_told_apart():
+    qkv = torch.randn(1, 8, 8, 3, 2, 8)
+    with pytest.raises(UsageError, match=r"9\*1 = 9 exceeds the length 8"):
+        neighborhood_attention_qkv(qkv, kernel_size=9)
+    with pytest.raises(UsageError, match=r"rel_pos_bias must have shape \(2, 5, 5\) .* got \(2, 7, 7\)"):
+        neighborhood_attention_qkv(qkv, torch.randn(2, 7, 7), kernel_size=3)
+    with pytest.raises(UsageError, match=r"qkv must be \(B, 2 spatial axes, 3, H, D\) .* got \(1, 8, 8, 4, 2, 8\)"):
+        neighborhood_attention_qkv(torch.randn(1, 8, 8, 4, 2, 8), kernel_size=3)
+    with pytest.raises(UsageError, match="1 to 3 spatial axes, got 0"):
+        neighborhood_attention_qkv(torch.randn(1, 3, 2, 8), kernel_size=3)
+
+
+FITTING = {
+    "query": (2, 6, 8, 4, 8),
+    "key": (2, 6, 8, 2, 8),
+    "value": (2, 6, 8, 2, 5),
+    "rel_pos_bias": (4, 5, 5),
+    "additional_key": (2, 3, 2, 8),
+    "additional_value": (2, 3, 2, 5),
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"query": (2, 6, 8, 3, 8)}, "3 heads, which is not a multiple of key's 2"),
+        ({"key": (2, 8, 6, 2, 8)}, r"key must have shape \(2, 6, 8, Hkv, 8\) .* got \(2, 8, 6, 2, 8\)"),
+        ({"key": (2, 9, 9, 2, 8)}, r"key must have shape \(2, 6, 8, Hkv, 8\)"),
+        ({"key": (2, 48, 2, 8)}, r"key must have shape \(2, 6, 8, Hkv, 8\)"),
+        ({"key": (1, 6, 8, 2, 8)}, r"key must have shape \(2, 6, 8, Hkv, 8\)"),
+        ({"key": (2, 6, 8, 2, 4)}, r"key must have shape \(2, 6, 8, Hkv, 8\)"),
+        ({"value": (2, 6, 8, 1, 5)}, r"value must have shape \(2, 6, 8, 2, Dv\)"),
+        ({"value": (2, 9, 9, 2, 5)}, r"value must have shape \(2, 6, 8, 2, Dv\)"),
+        ({"rel_pos_bias": (1, 5, 5)}, r"rel_pos_bias must have shape \(4, 5, 5\)"),
+        ({"additional_key": (2, 3, 1, 8)}, r"additional_key must have shape \(2, M, 2, 8\)"),
+        ({"additional_key": (1, 3, 2, 8)}, r"additional_key must have shape \(2, M, 2, 8\)"),
+        ({"additional_value": (2, 4, 2, 5)}, r"additional_value must have shape \(2, 3, 2, 5\)"),
+        ({"additional_value": None}, "give both or neither"),
+        ({"additional_key": None}, "give both or neither"),
+    ],
+)
+def test_misfits_of_separate_tensors_are_told_apart(changed: dict[str, tuple[int, ...] | None], sentence: str):
+    tensors = {name: None if shape is None else torch.randn(shape) for name, shape in {**FITTING, **changed}.items()}
+    with pytest.raises(UsageError, match=sentence):
+        neighborhood_attention(**tensors, kernel_size=3)
+    query, key, value = (tensors.pop(name) for name in ("query", "key", "value"))
+    with pytest.raises(UsageError, match=sentence):
+        reference_attention(query, key, value, NeighborhoodSpec.create(2, 3), **tensors)
