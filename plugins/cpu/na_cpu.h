@@ -1,0 +1,82 @@
+/* Neighborhood attention on the CPU, forward: the C interface. No allocation, no threads, no framework.
+ *
+ * A caller checks its parameters once, asks how many tasks there are and how much scratch memory a thread needs, and
+ * runs ranges of tasks on any threads in any order:
+ *
+ *     if (na_cpu_check(&params, message, sizeof message) != 0) ...
+ *     na_cpu_run(&params, 0, na_cpu_tasks(&params), scratch);
+ *
+ * The operators are defined in docs/operator.md. Arithmetic is float32 whatever the tensors hold. */
+#ifndef NA_DEPLOY_NA_CPU_H_
+#define NA_DEPLOY_NA_CPU_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define NA_CPU_API
+#else
+#define NA_CPU_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum na_dtype { NA_FLOAT32 = 0, NA_FLOAT16 = 1, NA_BFLOAT16 = 2 } na_dtype;
+
+/* One problem. Tensors are dense and row-major. Of the per-axis arrays the first `rank` entries count. */
+typedef struct na_params {
+  int32_t rank;   /* spatial axes, 1 to 3 */
+  int32_t packed; /* 1: query is qkv (B, *X, 3, H, D), read in place; key and value are not looked at */
+  int32_t dtype;  /* na_dtype of every tensor but lse */
+
+  int64_t batch;
+  int64_t length[3];
+  int64_t heads;
+  int64_t key_heads; /* divides heads; equals it when packed */
+  int64_t head_dim;
+  int64_t value_dim;  /* equals head_dim when packed */
+  int64_t additional; /* additional keys M, 0 for none */
+
+  int64_t kernel_size[3];
+  int64_t dilation[3];
+  int64_t stride[3];
+  int64_t is_causal[3]; /* 0 or 1 */
+  float scale;          /* 0: head_dim ** -0.5 */
+
+  const void* query;            /* (B, *X, H, D) or qkv */
+  const void* key;              /* (B, *X, Hkv, D) */
+  const void* value;            /* (B, *X, Hkv, Dv) */
+  const void* rel_pos_bias;     /* (H, 2*K0-1, ...) or null */
+  const void* additional_key;   /* (B, M, Hkv, D) or null */
+  const void* additional_value; /* (B, M, Hkv, Dv) or null */
+  void* output;                 /* (B, *X, H, Dv) */
+  float* lse;                   /* (B, *X, H), natural logarithm, or null */
+} na_params;
+
+/* Returns 0 if sizes and attributes are within range and fit each other; else 1, and a sentence in `message`
+ * (`size` bytes with the terminating zero). Does not look at `output` and `lse`. */
+NA_CPU_API int na_cpu_check(const na_params* params, char* message, size_t size);
+
+/* Independent pieces of work of checked parameters; 0 for an empty batch. */
+NA_CPU_API int64_t na_cpu_tasks(const na_params* params);
+
+/* Bytes of scratch memory, aligned to 64, that each call of na_cpu_run needs. */
+NA_CPU_API size_t na_cpu_workspace_bytes(const na_params* params);
+
+/* Computes the tasks [first, last). Calls for disjoint ranges may run at once, each with its own scratch. */
+NA_CPU_API void na_cpu_run(const na_params* params, int64_t first, int64_t last, void* scratch);
+
+/* The instruction set in use, such as "AVX3". */
+NA_CPU_API const char* na_cpu_target(void);
+
+/* Writes the window [start[i], end[i]) of every position of one axis, counted in its dilation group. */
+NA_CPU_API void na_cpu_window_bounds(int64_t length, int64_t kernel_size, int64_t dilation, int64_t stride,
+                                     int32_t is_causal, int64_t* start, int64_t* end);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* NA_DEPLOY_NA_CPU_H_ */
