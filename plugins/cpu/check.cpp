@@ -42,7 +42,8 @@ int check_axis(const na_params& p, int axis, const Message& message) {
   const Long dilation = p.dilation[axis];
   const Long stride = p.stride[axis];
   if (length < 1) return message.refuse("spatial axis %d must have at least one position, got %lld", axis, length);
-  if (kernel < 1) return message.refuse("kernel_size must be at least 1 on every axis, got %lld on axis %d", kernel, axis);
+  if (kernel < 1)
+    return message.refuse("kernel_size must be at least 1 on every axis, got %lld on axis %d", kernel, axis);
   if (dilation < 1) {
     return message.refuse("dilation must be at least 1 on every axis, got %lld on axis %d", dilation, axis);
   }
@@ -80,9 +81,10 @@ extern "C" int na_cpu_check(const na_params* params, char* text, size_t size) {
     if (check_axis(p, axis, message) != 0) return 1;
   }
   if (p.heads < 1 || p.head_dim < 1 || p.value_dim < 1) {
-    return message.refuse("there must be at least one head of at least one channel, got %lld heads of %lld channels "
-                          "and values of %lld",
-                          static_cast<Long>(p.heads), static_cast<Long>(p.head_dim), static_cast<Long>(p.value_dim));
+    return message.refuse(
+        "there must be at least one head of at least one channel, got %lld heads of %lld channels "
+        "and values of %lld",
+        static_cast<Long>(p.heads), static_cast<Long>(p.head_dim), static_cast<Long>(p.value_dim));
   }
   if (p.key_heads < 1 || p.heads % p.key_heads != 0) {
     return message.refuse("query has %lld heads, which is not a multiple of key's %lld", static_cast<Long>(p.heads),
@@ -96,7 +98,8 @@ extern "C" int na_cpu_check(const na_params* params, char* text, size_t size) {
   }
   int64_t elements = 3;
   int64_t bias = 1;
-  bool fits = multiply(elements, p.batch > 0 ? p.batch : 1, kMaxElements) && multiply(elements, p.heads, kMaxElements) &&
+  bool fits = multiply(elements, p.batch > 0 ? p.batch : 1, kMaxElements) &&
+              multiply(elements, p.heads, kMaxElements) &&
               multiply(elements, p.head_dim > p.value_dim ? p.head_dim : p.value_dim, kMaxElements);
   int64_t extra = elements;
   fits = fits && multiply(extra, p.additional, kMaxElements);

@@ -1,4 +1,4 @@
-// exp for softmax. Per target: included once for each instruction set.
+// Powers of two for softmax. Per target: included once for each instruction set.
 #if defined(NA_DEPLOY_CPU_EXPONENTIAL_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef NA_DEPLOY_CPU_EXPONENTIAL_INL_H_
 #undef NA_DEPLOY_CPU_EXPONENTIAL_INL_H_
@@ -13,23 +13,23 @@ namespace na_deploy {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// exp(x) for x <= 0 to about 1e-7 of its value; below -87, where float32 runs out of exponents, about 1.6e-38.
-// x = n ln 2 + r with |r| <= ln 2 / 2 and Cephes' polynomial for exp(r) (expf, S. L. Moshier). NaN stays NaN.
+// 2**x for x <= 0, to 1.5e-7 of its value; 0 below -125, where float32 is about to run out of exponents. NaN stays NaN.
+// x = n + r with |r| <= 1/2; the polynomial is the one of fifth degree whose largest relative error there is least.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE V exp_of_negative(D d, V x) {
+HWY_INLINE V exp2_of_negative(D d, V x) {
   const hn::RebindToSigned<D> di;
-  x = hn::Max(hn::Set(d, -87.0F), x);
-  const V n = hn::Round(hn::Mul(x, hn::Set(d, 1.44269504088896341F)));
-  V r = hn::NegMulAdd(n, hn::Set(d, 0.693359375F), x);
-  r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4F), r);
-  V p = hn::MulAdd(r, hn::Set(d, 1.9875691500e-4F), hn::Set(d, 1.3981999507e-3F));
-  p = hn::MulAdd(p, r, hn::Set(d, 8.3334519073e-3F));
-  p = hn::MulAdd(p, r, hn::Set(d, 4.1665795894e-2F));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.6666665459e-1F));
-  p = hn::MulAdd(p, r, hn::Set(d, 5.0000001201e-1F));
-  p = hn::MulAdd(p, hn::Mul(r, r), hn::Add(r, hn::Set(d, 1.0F)));
-  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 127)));
-  return hn::Mul(p, hn::BitCast(d, exponent));
+  // Adding 1.5 * 2**23 rounds to whole numbers, which then stand in the low bits; 127 more makes them float32's
+  // exponent.
+  const V shift = hn::Set(d, 12582912.0F + 127.0F);
+  const V shifted = hn::Add(x, shift);
+  const V r = hn::Sub(x, hn::Sub(shifted, shift));
+  const V power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
+  V p = hn::MulAdd(r, hn::Set(d, 0.001326472731307149F), hn::Set(d, 0.009671512991189957F));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.05550733581185341F));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.24022242426872253F));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.6931470036506653F));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0F));
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -125.0F)), hn::Mul(p, power));
 }
 
 }  // namespace HWY_NAMESPACE

@@ -1,10 +1,11 @@
 /* Neighborhood attention on the CPU, forward: the C interface. No allocation, no threads, no framework.
  *
- * A caller checks its parameters once, asks how many tasks there are and how much scratch memory a thread needs, and
- * runs ranges of tasks on any threads in any order:
+ * A caller checks its parameters, plans once, and runs ranges of tasks on any threads in any order:
  *
+ *     na_cpu_plan plan;
  *     if (na_cpu_check(&params, message, sizeof message) != 0) ...
- *     na_cpu_run(&params, 0, na_cpu_tasks(&params), scratch);
+ *     na_cpu_make_plan(&params, &plan);
+ *     na_cpu_run(&params, &plan, 0, plan.tasks, scratch);     // plan.scratch_bytes of scratch for each thread
  *
  * The operators are defined in docs/operator.md. Arithmetic is float32 whatever the tensors hold. */
 #ifndef NA_DEPLOY_NA_CPU_H_
@@ -53,20 +54,31 @@ typedef struct na_params {
   const void* additional_value; /* (B, M, Hkv, Dv) or null */
   void* output;                 /* (B, *X, H, Dv) */
   float* lse;                   /* (B, *X, H), natural logarithm, or null */
+  const float* prepared_bias;   /* what na_cpu_prepare_bias wrote for this rel_pos_bias and plan, or null */
 } na_params;
+
+/* How a problem is cut into tasks. Depends on sizes, attributes and the instruction set, not on the tensors. */
+typedef struct na_cpu_plan {
+  int64_t tasks;                 /* independent pieces of work; 0 for an empty batch */
+  int64_t tile[3];               /* queries of one task along each axis, leading axes 1 */
+  size_t scratch_bytes;          /* memory that each running thread needs, aligned to 64 bytes */
+  size_t prepared_bias_elements; /* floats that na_cpu_prepare_bias writes; 0 where preparing brings nothing */
+} na_cpu_plan;
 
 /* Returns 0 if sizes and attributes are within range and fit each other; else 1, and a sentence in `message`
  * (`size` bytes with the terminating zero). Does not look at `output` and `lse`. */
 NA_CPU_API int na_cpu_check(const na_params* params, char* message, size_t size);
 
-/* Independent pieces of work of checked parameters; 0 for an empty batch. */
-NA_CPU_API int64_t na_cpu_tasks(const na_params* params);
+/* Plans checked parameters. */
+NA_CPU_API void na_cpu_make_plan(const na_params* params, na_cpu_plan* plan);
 
-/* Bytes of scratch memory, aligned to 64, that each call of na_cpu_run needs. */
-NA_CPU_API size_t na_cpu_workspace_bytes(const na_params* params);
+/* Spreads rel_pos_bias for the plan's tiles into `prepared`, aligned to 64 bytes. Worth keeping where the bias is a
+ * constant; without it na_cpu_run does the same per call and head where that pays. */
+NA_CPU_API void na_cpu_prepare_bias(const na_params* params, const na_cpu_plan* plan, float* prepared);
 
 /* Computes the tasks [first, last). Calls for disjoint ranges may run at once, each with its own scratch. */
-NA_CPU_API void na_cpu_run(const na_params* params, int64_t first, int64_t last, void* scratch);
+NA_CPU_API void na_cpu_run(const na_params* params, const na_cpu_plan* plan, int64_t first, int64_t last,
+                           void* scratch);
 
 /* The instruction set in use, such as "AVX3". */
 NA_CPU_API const char* na_cpu_target(void);

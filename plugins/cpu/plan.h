@@ -8,8 +8,9 @@
 
 namespace na_deploy {
 
-constexpr int kAxes = 3;       // problems of lower rank get leading axes of length 1
-constexpr int kMaxLanes = 16;  // queries per tile at most
+constexpr int kAxes = 3;           // problems of lower rank get leading axes of length 1
+constexpr int64_t kMaxLanes = 16;  // queries per tile at most
+constexpr int64_t kQuad = 4;       // lanes that the second product takes at once
 
 // One axis: its attributes and its tiles. `tiles` counts those of the longest dilation group.
 struct AxisPlan {
@@ -20,6 +21,7 @@ struct AxisPlan {
   bool is_causal = false;
   int64_t tile = 1;
   int64_t tiles = 1;
+  int64_t span = 1;  // keys that a tile reads, at most
 };
 
 // Where the element [batch, position..., head, 0] of a tensor is, counted in elements.
@@ -30,30 +32,66 @@ struct Strides {
   int64_t head = 0;
 };
 
+// The bias spread over lanes, (rows of axis 0, 1, 2, lanes): its element [r, lane] is the bias between the lane's query
+// and the key at r - (kernel_size - 1) from the tile's origin.
+struct SpreadBias {
+  int64_t width[kAxes] = {1, 1, 1};
+  int64_t elements = 0;  // of one head; 0: not worth it, biases are gathered key by key
+};
+
 struct Plan {
   AxisPlan axis[kAxes];
   Strides query, key, value;
-  Strides output;      // of the output; lse has the same divided by value_dim
+  Strides output;  // of the output; lse has the same divided by value_dim
   int64_t tasks = 0;
   int64_t lanes = 1;
-  int64_t block = 1;   // keys whose scores are held at once
-  int64_t padded_dim;  // value_dim rounded up to whole vectors
-  int64_t bias_size;   // elements of one head's rel_pos_bias, 0 without
-  float scale = 1.0F;
+  int64_t used_lanes = 1;                    // the tile's queries
+  int64_t place[kMaxLanes][kAxes] = {};      // of each lane's query in the tile
+  uint32_t lanes_at[kAxes][kMaxLanes] = {};  // the lanes whose query has this place on this axis, as bits
+  int64_t lane_query[kMaxLanes] = {};        // where each lane's query stands from the first one's
+  int64_t lane_output[kMaxLanes] = {};
+  int64_t block = 1;            // keys whose scores are held at once
+  int64_t padded_head_dim = 1;  // rounded up to whole vectors
+  int64_t padded_value_dim = 1;
+  bool keys_in_place = false;    // keys are read where they are, without a copy
+  bool values_in_place = false;  // values are read where they are, without a copy
+  int64_t bias_elements = 0;     // of one head's rel_pos_bias, 0 without
+  SpreadBias spread;
+  bool spread_per_call = false;  // worth spreading for one call alone
+  float scale = 1.0F;            // times log2(e): scores are exponents of two
 };
 
+// Queries per tile of the instruction set in use.
+int64_t lanes_of_target();
+
+// Chooses the tile with the least work and completes the plan.
 Plan make_plan(const na_params& params, int64_t lanes);
 
-// Scratch memory of one thread: arrays of floats one after another, each aligned to a vector.
+// The same with a tile chosen before.
+Plan make_plan(const na_params& params, int64_t lanes, const int64_t (&tile)[kAxes]);
+
+// Scratch memory of one thread: arrays one after another, each aligned to a vector.
 struct Scratch {
-  float* query;   // (head_dim, lanes), scaled
-  float* key;     // (block, head_dim)
-  float* value;   // (block, padded_dim)
-  float* score;   // (block, lanes), then their exponentials
-  float* output;  // (lanes, padded_dim), not yet divided by the sum
-  float* bias;    // one head's rel_pos_bias
-  int64_t* runs;  // (block, 5): runs of neighbouring keys in the block, see tile_kernel.cpp
+  float* query;              // (padded_head_dim, lanes), scaled
+  float* key;                // (block, padded_head_dim) unless keys are read in place; room for four rows
+  const float** key_rows;    // (block)
+  float* value;              // (block, padded_value_dim) unless values are read in place
+  float* score;              // (block, lanes), then their exponentials
+  float* output;             // (lanes, padded_value_dim), not yet divided by the sum
+  float* bias;               // one head's rel_pos_bias in float32, unless it is
+  float* spread;             // one head's spread bias
+  uint32_t* visible[kAxes];  // (span) lanes that see a key of the tile's box along the axis, as bits
+  struct KeyRun* runs;       // (block) see tile_kernel.cpp
   size_t bytes;
+};
+
+// Neighbouring keys along the last axis.
+struct KeyRun {
+  int64_t at;  // where they stand in the block
+  int64_t count;
+  int64_t key[kAxes];  // elements of the dilation group; key[0] < 0: additional keys, which all queries see
+  const float* value;  // the first key's row
+  int64_t value_step;  // floats from one row to the next
 };
 
 Scratch lay_out(const Plan& plan, const na_params& params, void* memory);

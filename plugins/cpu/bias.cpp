@@ -1,0 +1,53 @@
+#include "bias.h"
+
+#include <hwy/base.h>
+
+namespace na_deploy {
+namespace {
+
+constexpr float kLog2E = 1.44269504088896341F;
+
+float widen(const void* tensor, int32_t dtype, int64_t index) {
+  switch (dtype) {
+    case NA_FLOAT16:
+      return hwy::F32FromF16(static_cast<const hwy::float16_t*>(tensor)[index]);
+    case NA_BFLOAT16:
+      return hwy::F32FromBF16(static_cast<const hwy::bfloat16_t*>(tensor)[index]);
+    default:
+      return static_cast<const float*>(tensor)[index];
+  }
+}
+
+}  // namespace
+
+void spread_bias(const Plan& plan, const na_params& params, int64_t head, float* spread) {
+  const int64_t(&width)[kAxes] = plan.spread.width;
+  int64_t row[kAxes];
+  for (row[0] = 0; row[0] < width[0]; ++row[0]) {
+    for (row[1] = 0; row[1] < width[1]; ++row[1]) {
+      for (row[2] = 0; row[2] < width[2]; ++row[2]) {
+        for (int64_t lane = 0; lane < plan.lanes; ++lane, ++spread) {
+          int64_t index = head;
+          bool inside = lane < plan.used_lanes;
+          for (int a = 0; a < kAxes; ++a) {
+            const int64_t offset = row[a] - plan.place[lane][a];
+            const int64_t size = 2 * plan.axis[a].kernel_size - 1;
+            inside = inside && offset >= 0 && offset < size;
+            index = index * size + offset;
+          }
+          *spread = inside ? widen(params.rel_pos_bias, params.dtype, index) * kLog2E : 0.0F;
+        }
+      }
+    }
+  }
+}
+
+const float* widened_bias(const Plan& plan, const na_params& params, int64_t head, float* buffer) {
+  if (params.dtype == NA_FLOAT32) return static_cast<const float*>(params.rel_pos_bias) + head * plan.bias_elements;
+  for (int64_t i = 0; i < plan.bias_elements; ++i) {
+    buffer[i] = widen(params.rel_pos_bias, params.dtype, head * plan.bias_elements + i);
+  }
+  return buffer;
+}
+
+}  // namespace na_deploy

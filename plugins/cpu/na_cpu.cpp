@@ -1,0 +1,36 @@
+// The part of the C interface that is not per instruction set.
+#include "na_cpu.h"
+
+#include "../core/window.h"
+#include "bias.h"
+#include "plan.h"
+
+extern "C" {
+
+void na_cpu_make_plan(const na_params* params, na_cpu_plan* plan) {
+  const na_deploy::Plan full = na_deploy::make_plan(*params, na_deploy::lanes_of_target());
+  plan->tasks = full.tasks;
+  for (int a = 0; a < na_deploy::kAxes; ++a) plan->tile[a] = full.axis[a].tile;
+  plan->scratch_bytes = na_deploy::lay_out(full, *params, nullptr).bytes;
+  plan->prepared_bias_elements = static_cast<size_t>(full.spread.elements * params->heads);
+}
+
+void na_cpu_prepare_bias(const na_params* params, const na_cpu_plan* plan, float* prepared) {
+  const na_deploy::Plan full = na_deploy::make_plan(*params, na_deploy::lanes_of_target(), plan->tile);
+  if (full.spread.elements == 0) return;
+  for (int64_t head = 0; head < params->heads; ++head) {
+    na_deploy::spread_bias(full, *params, head, prepared + head * full.spread.elements);
+  }
+}
+
+void na_cpu_window_bounds(int64_t length, int64_t kernel_size, int64_t dilation, int64_t stride, int32_t is_causal,
+                          int64_t* start, int64_t* end) {
+  for (int64_t i = 0; i < length; ++i) {
+    const int64_t size = na_deploy::group_length(length, dilation, i % dilation);
+    const na_deploy::Window window = na_deploy::group_window(i / dilation, size, kernel_size, stride, is_causal != 0);
+    start[i] = window.start;
+    end[i] = window.end;
+  }
+}
+
+}  // extern "C"

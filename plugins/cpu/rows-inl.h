@@ -1,0 +1,130 @@
+// Rows of float32, float16 or bfloat16 to and from float32, and four rows at once to lanes. Per target: included once
+// for each instruction set.
+#if defined(NA_DEPLOY_CPU_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NA_DEPLOY_CPU_ROWS_INL_H_
+#undef NA_DEPLOY_CPU_ROWS_INL_H_
+#else
+#define NA_DEPLOY_CPU_ROWS_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include <hwy/highway.h>
+
+#include "plan.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace na_deploy {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+inline float widen(float number) { return number; }
+inline float widen(hwy::float16_t number) { return hwy::F32FromF16(number); }
+inline float widen(hwy::bfloat16_t number) { return hwy::F32FromBF16(number); }
+
+// to[i] = from[i] for i < count, and 0 from there to `padded`, a whole number of vectors.
+template <class D, typename T>
+HWY_INLINE void load_row(D d, const T* HWY_RESTRICT from, int64_t count, int64_t padded, float* HWY_RESTRICT to) {
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  int64_t i = 0;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (; i + kLanes <= count; i += kLanes) hn::Store(hn::LoadU(d, from + i), d, to + i);
+  } else {
+    const hn::Rebind<T, D> narrow;
+    for (; i + kLanes <= count; i += kLanes) hn::Store(hn::PromoteTo(d, hn::LoadU(narrow, from + i)), d, to + i);
+  }
+  for (; i < count; ++i) to[i] = widen(from[i]);
+  for (; i < padded; ++i) to[i] = 0.0F;
+}
+
+// to[i] = factor * from[i], rounded to the nearest. `from` may be read to the end of its last vector.
+template <class D>
+HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from, int64_t count,
+                          float* HWY_RESTRICT to) {
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) hn::StoreU(hn::Mul(factor, hn::Load(d, from + i)), d, to + i);
+  if (i < count) hn::StoreN(hn::Mul(factor, hn::Load(d, from + i)), d, to + i, static_cast<size_t>(count - i));
+}
+
+template <class D>
+HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from, int64_t count,
+                          hwy::float16_t* HWY_RESTRICT to) {
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  const hn::Rebind<hwy::float16_t, D> narrow;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    hn::StoreU(hn::DemoteTo(narrow, hn::Mul(factor, hn::Load(d, from + i))), narrow, to + i);
+  }
+  for (; i < count; ++i) to[i] = hwy::F16FromF32(hn::GetLane(factor) * from[i]);
+}
+
+// Rounds to even in integers: what versions of Highway do differs.
+template <class D>
+HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from, int64_t count,
+                          hwy::bfloat16_t* HWY_RESTRICT to) {
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  HWY_ALIGN float scaled[kLanes];
+  for (int64_t i = 0; i < count; i += kLanes) {
+    hn::Store(hn::Mul(factor, hn::Load(d, from + i)), d, scaled);
+    for (int64_t lane = 0; lane < std::min(kLanes, count - i); ++lane) {
+      uint32_t bits;
+      std::memcpy(&bits, scaled + lane, sizeof bits);
+      const bool is_nan = (bits & 0x7fffffffU) > 0x7f800000U;
+      const uint32_t rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
+      const auto half = static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40U : rounded >> 16);
+      std::memcpy(to + i + lane, &half, sizeof half);
+    }
+  }
+}
+
+// One block of 128 bits, four lanes, of each of the four vectors: channels 4 * kBlock and on.
+template <size_t kBlock, class D>
+HWY_INLINE void store_blocks(D d, const hn::Vec<D> (&channels)[4], float* to) {
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  if constexpr (kBlock < kLanes / 4) {
+    const hn::FixedTag<float, 4> block;
+    for (int i = 0; i < 4; ++i) {
+      hn::StoreU(hn::ExtractBlock<kBlock>(channels[i]), block, to + (4 * static_cast<int64_t>(kBlock) + i) * kLanes);
+    }
+  } else {
+    (void)d, (void)channels, (void)to;
+  }
+}
+
+// to[c][lane] = factor * rows[lane][c] for four lanes and a whole number of vectors of channels; to's rows are vectors.
+template <class D>
+HWY_INLINE void transpose_rows(D d, hn::Vec<D> factor, const float* const (&rows)[kQuad], int64_t channels, float* to) {
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  const hn::RepartitionToWide<D> wide;
+  const auto low = [&](auto a, auto b) {
+    return hn::BitCast(d, hn::InterleaveLower(wide, hn::BitCast(wide, a), hn::BitCast(wide, b)));
+  };
+  const auto high = [&](auto a, auto b) {
+    return hn::BitCast(d, hn::InterleaveUpper(wide, hn::BitCast(wide, a), hn::BitCast(wide, b)));
+  };
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const auto row0 = hn::Mul(factor, hn::LoadU(d, rows[0] + c));
+    const auto row1 = hn::Mul(factor, hn::LoadU(d, rows[1] + c));
+    const auto row2 = hn::Mul(factor, hn::LoadU(d, rows[2] + c));
+    const auto row3 = hn::Mul(factor, hn::LoadU(d, rows[3] + c));
+    const auto low01 = hn::InterleaveLower(d, row0, row1);
+    const auto low23 = hn::InterleaveLower(d, row2, row3);
+    const auto high01 = hn::InterleaveUpper(d, row0, row1);
+    const auto high23 = hn::InterleaveUpper(d, row2, row3);
+    const hn::Vec<D> channel[4] = {low(low01, low23), high(low01, low23), low(high01, high23), high(high01, high23)};
+    float* at = to + c * kLanes;
+    store_blocks<0>(d, channel, at);
+    store_blocks<1>(d, channel, at);
+    store_blocks<2>(d, channel, at);
+    store_blocks<3>(d, channel, at);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace na_deploy
+HWY_AFTER_NAMESPACE();
+
+#endif
