@@ -1,4 +1,5 @@
-// ONNX Runtime's C++ header, set up for a library that ONNX Runtime itself hands its functions to, and errors as Status.
+// ONNX Runtime's C++ header, set up for a library that ONNX Runtime itself hands its functions to, and errors as
+// Status.
 #pragma once
 
 #ifndef ORT_API_MANUAL_INIT
@@ -15,7 +16,8 @@
 
 namespace na_deploy {
 
-// The oldest interface that has everything used here (KernelContext_ParallelFor); the library runs from that release on.
+// The oldest interface that has everything used here (KernelContext_ParallelFor); the library runs from that release
+// on.
 constexpr uint32_t kOrtApi = 17;
 
 // A problem of the given model or tensors, in one sentence. Anything else that is thrown is a defect or lack of memory.

@@ -26,18 +26,14 @@ class Scratch {
     if (bytes > size_) {
       memory_.reset();
       size_ = 0;
-      memory_.reset(static_cast<std::byte*>(::operator new(bytes, kAlignment)));
+      memory_ = make_aligned<std::byte>(bytes);
       size_ = bytes;
     }
     return memory_.get();
   }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Release {
-    void operator()(std::byte* memory) const { ::operator delete(memory, kAlignment); }
-  };
-  std::unique_ptr<std::byte, Release> memory_;
+  AlignedArray<std::byte> memory_;
   size_t size_ = 0;
 };
 
@@ -45,28 +41,30 @@ thread_local Scratch scratch_of_thread;
 
 na_dtype dtype_of(ONNXTensorElementDataType type) {
   switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return NA_FLOAT16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return NA_BFLOAT16;
-    default: return NA_FLOAT32;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return NA_FLOAT16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      return NA_BFLOAT16;
+    default:
+      return NA_FLOAT32;
   }
 }
 
 // One call, as ONNX Runtime's threads see it: piece i is the tasks [i * per_piece, (i + 1) * per_piece).
 struct Work {
   na_params params;
-  int64_t tasks;
-  int64_t per_piece;
-  size_t workspace;
+  const na_cpu_plan* plan = nullptr;
+  int64_t per_piece = 0;
   std::atomic<bool> failed{false};  // a thread had no memory for its scratch
 
-  int64_t pieces() const { return (tasks + per_piece - 1) / per_piece; }
+  int64_t pieces() const { return (plan->tasks + per_piece - 1) / per_piece; }
 
   static void run_piece(void* self, size_t piece) noexcept {
     auto& work = *static_cast<Work*>(self);
     const int64_t first = static_cast<int64_t>(piece) * work.per_piece;
     try {
-      void* scratch = scratch_of_thread.reserve(work.workspace);
-      na_cpu_run(&work.params, first, std::min(first + work.per_piece, work.tasks), scratch);
+      void* scratch = scratch_of_thread.reserve(work.plan->scratch_bytes);
+      na_cpu_run(&work.params, work.plan, first, std::min(first + work.per_piece, work.plan->tasks), scratch);
     } catch (const std::bad_alloc&) {
       work.failed = true;
     }
@@ -113,8 +111,7 @@ double multiply_adds(const Problem& problem, const Attributes& attributes) {
 
 void* make_output(OrtKernelContext* context, size_t index, const std::vector<int64_t>& shape) {
   OrtValue* value = nullptr;
-  Ort::ThrowOnError(
-      Ort::GetApi().KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
+  Ort::ThrowOnError(Ort::GetApi().KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
   return value == nullptr ? nullptr : Ort::UnownedValue(value).GetTensorMutableRawData();
 }
 
@@ -124,10 +121,23 @@ bool has_output(const OrtKernelContext* context, size_t index) {
   return index < count;
 }
 
+bool has_constant_bias(Form form, const OrtKernelInfo* info) {
+  const size_t index = form == Form::kPacked ? 1 : 3;
+  const Ort::ConstKernelInfo node{info};
+  if (index >= node.GetInputCount() || node.GetInputName(index).empty()) return false;
+  int is_constant = 0;
+  return static_cast<const OrtValue*>(node.GetTensorConstantInput(index, &is_constant)) != nullptr && is_constant != 0;
+}
+
 }  // namespace
 
-AttentionKernel::AttentionKernel(Form form, ONNXTensorElementDataType type, Attributes attributes, std::string subject)
-    : form_(form), type_(type), attributes_(std::move(attributes)), subject_(std::move(subject)) {}
+AttentionKernel::AttentionKernel(Form form, ONNXTensorElementDataType type, Attributes attributes, std::string subject,
+                                 bool constant_bias)
+    : form_(form),
+      type_(type),
+      attributes_(std::move(attributes)),
+      subject_(std::move(subject)),
+      constant_bias_(constant_bias) {}
 
 OrtStatusPtr AttentionKernel::create(Form form, ONNXTensorElementDataType type, const OrtKernelInfo* info,
                                      void** kernel) noexcept {
@@ -139,7 +149,7 @@ OrtStatusPtr AttentionKernel::create(Form form, ONNXTensorElementDataType type, 
   });
   if (failure != nullptr) return failure;
   return as_status(subject.c_str(), [&] {
-    *kernel = new AttentionKernel(form, type, read_attributes(info), subject);
+    *kernel = new AttentionKernel(form, type, read_attributes(info), subject, has_constant_bias(form, info));
   });
 }
 
@@ -157,14 +167,16 @@ void AttentionKernel::run(OrtKernelContext* context) const {
   if (has_output(context, 1)) {
     work.params.lse = static_cast<float*>(make_output(context, 1, problem.output_shape(false)));
   }
-  work.tasks = na_cpu_tasks(&work.params);
-  if (work.tasks < 1) return;  // an empty batch
-  work.workspace = na_cpu_workspace_bytes(&work.params);
+  const std::shared_ptr<const Planned> planned = plans_.get(work.params, constant_bias_);
+  work.plan = &planned->plan;
+  work.params.prepared_bias = planned->prepared_bias.get();
+  const int64_t tasks = work.plan->tasks;
+  if (tasks < 1) return;  // an empty batch
 
   static const int64_t most_pieces = kPiecesPerThread * std::max(1U, std::thread::hardware_concurrency());
-  work.per_piece = (work.tasks + most_pieces - 1) / most_pieces;
+  work.per_piece = (tasks + most_pieces - 1) / most_pieces;
   if (work.pieces() == 1 || multiply_adds(problem, attributes_) < kWorthSharing) {
-    work.per_piece = work.tasks;
+    work.per_piece = tasks;
     Work::run_piece(&work, 0);
   } else {
     const auto pieces = static_cast<size_t>(work.pieces());

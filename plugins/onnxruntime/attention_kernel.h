@@ -6,10 +6,11 @@
 #include "api.h"
 #include "attributes.h"
 #include "form.h"
+#include "plan_cache.h"
 
 namespace na_deploy {
 
-// Immutable: ONNX Runtime calls compute from several threads at once.
+// Immutable but for the plan it keeps: ONNX Runtime calls compute from several threads at once.
 class AttentionKernel {
  public:
   static OrtStatusPtr create(Form form, ONNXTensorElementDataType type, const OrtKernelInfo* info,
@@ -18,7 +19,8 @@ class AttentionKernel {
   OrtStatusPtr ComputeV2(OrtKernelContext* context) const noexcept;
 
  private:
-  AttentionKernel(Form form, ONNXTensorElementDataType type, Attributes attributes, std::string subject);
+  AttentionKernel(Form form, ONNXTensorElementDataType type, Attributes attributes, std::string subject,
+                  bool constant_bias);
 
   void run(OrtKernelContext* context) const;
 
@@ -26,6 +28,8 @@ class AttentionKernel {
   ONNXTensorElementDataType type_;
   Attributes attributes_;
   std::string subject_;  // "NeighborhoodAttentionQKV node 'levels.0.blocks.0.attn'"
+  bool constant_bias_;
+  mutable PlanCache plans_;
 };
 
 }  // namespace na_deploy

@@ -55,8 +55,10 @@ void check_ranges(const Attributes& attributes) {
     const int64_t kernel = attributes.kernel_size[axis];
     const int64_t dilation = attributes.dilation[axis];
     const int64_t stride = attributes.stride[axis];
-    if (kernel < 1 || kernel > kLargest) refuse("kernel_size must lie between 1 and ", kLargest, ", got ", kernel, " on axis ", axis);
-    if (dilation < 1 || dilation > kLargest) refuse("dilation must lie between 1 and ", kLargest, ", got ", dilation, " on axis ", axis);
+    if (kernel < 1 || kernel > kLargest)
+      refuse("kernel_size must lie between 1 and ", kLargest, ", got ", kernel, " on axis ", axis);
+    if (dilation < 1 || dilation > kLargest)
+      refuse("dilation must lie between 1 and ", kLargest, ", got ", dilation, " on axis ", axis);
     if (stride < 1 || stride > kernel) {
       refuse("stride must lie between 1 and kernel_size=", kernel, ", got ", stride, " on axis ", axis);
     }

@@ -31,7 +31,6 @@ OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtA
     return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, text.c_str());
   }
   Ort::InitApi(api);
-  return na_deploy::as_status("na_deploy", [&] {
-    Ort::ThrowOnError(api->AddCustomOpDomain(options, operator_domain()));
-  });
+  return na_deploy::as_status("na_deploy",
+                              [&] { Ort::ThrowOnError(api->AddCustomOpDomain(options, operator_domain())); });
 }
