@@ -1,10 +1,10 @@
-"""Whole models on a CPU: the exported file in stock ONNX Runtime against PyTorch and against the floor.
+"""Whole models on a CPU: the exported file with our operators, on its function bodies, PyTorch, and the floor.
 
-    python benchmarks/end_to_end.py [--models nat_mini,nat_tiny,dinat_tiny]
+    python benchmarks/end_to_end.py [--models nat_mini,nat_tiny] [--batch 1,8]
 
-All candidates take turns in one process; medians. The floor is the same exported graph with every neighborhood
-attention replaced by a copy of its value: what remains if attention cost nothing. NATTEN's CPU path knows no
-relative positional bias, so it runs without one.
+Candidates take turns in one process, ONNX Runtime's first, then PyTorch's; medians. The floor is the same exported
+graph with every neighborhood attention replaced by a copy of its value: what remains if attention cost nothing.
+NATTEN's CPU path knows no relative positional bias, so it runs without one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from na_deploy.attention import NeighborhoodSpec, torch_ops
 from na_deploy.attention.schema import DOMAIN
 from na_deploy.exporter import export
 from na_deploy.models import LoadedModel, load_model, random_checkpoint
+from na_deploy.runtime.native import onnxruntime_library, why_missing
 
 
 def natten_cpu(
@@ -71,53 +72,70 @@ def eager(model: nn.Module, image: Tensor, implementation: torch_ops.Implementat
     return run
 
 
-def prepare(name: str, folder: Path) -> tuple[LoadedModel, Path]:
-    """Export a model with random weights."""
-    checkpoint, path = folder / f"{name}_random.pth", folder / f"{name}.onnx"
+def prepare(name: str, batches: list[int], folder: Path) -> tuple[LoadedModel, dict[int, Path]]:
+    """Export a model with random weights, once for each batch size."""
+    checkpoint = folder / f"{name}_random.pth"
     random_checkpoint(name, seed=0, path=checkpoint)
     loaded = load_model(checkpoint, arch=name)
-    export(loaded, path)
-    return loaded, path
+    paths = {batch: folder / f"{name}_{batch}.onnx" for batch in batches}
+    for batch, path in paths.items():
+        export(loaded, path, input=(batch, 3, *loaded.input_size))
+    return loaded, paths
 
 
-def measure(loaded: LoadedModel, path: Path, threads: int, rounds: int) -> dict[str, float]:
-    image = torch.randn(1, 3, *loaded.input_size, generator=torch.Generator().manual_seed(0))
+def measure(
+    loaded: LoadedModel, path: Path, library: Path, batch: int, threads: int, rounds: int, eager_too: bool
+) -> dict[str, float]:
+    image = torch.randn(batch, 3, *loaded.input_size, generator=torch.Generator().manual_seed(0))
     feed = {"image": image.numpy()}
-    exported, floor = open_session(str(path), threads), open_session(floor_of(path).SerializeToString(), threads)
-    return time_interleaved(
+    native, body = open_session(str(path), threads, library), open_session(str(path), threads)
+    floor = open_session(floor_of(path).SerializeToString(), threads)
+    times = time_interleaved(
         {
-            "ONNX Runtime": lambda: exported.run(None, feed),
+            "our operators": lambda: native.run(None, feed),
             "floor": lambda: floor.run(None, feed),
-            "PyTorch, tiles": eager(loaded.module, image, torch_ops.tiled),
-            "PyTorch, dense masks": eager(loaded.module, image, torch_ops.dense),
-            "PyTorch, NATTEN": eager(loaded.module, image, natten_cpu),
+            "function bodies": lambda: body.run(None, feed),
         },
         rounds,
     )
+    if eager_too:
+        # After ONNX Runtime: PyTorch's threads go on spinning and slow down whatever follows.
+        implementations = {"tiles": torch_ops.tiled, "dense masks": torch_ops.dense, "NATTEN": natten_cpu}
+        times |= time_interleaved(
+            {f"PyTorch, {name}": eager(loaded.module, image, run) for name, run in implementations.items()}, rounds
+        )
+    return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="nat_mini,nat_tiny,dinat_tiny")
+    parser.add_argument("--models", default="nat_mini,nat_tiny,dinat_tiny,dinat_base")
+    parser.add_argument("--batch", default="1,8", help="batch sizes; PyTorch runs only with the first")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=21)
     arguments = parser.parse_args()
+    library = onnxruntime_library()
+    if library is None:
+        raise SystemExit(f"error: the operator library is {why_missing()}")
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", module="torch.nn.attention")  # flex attention, not compiled: natten's CPU path
     console = Console(width=150)
     console.print(describe_machine(arguments.threads), f"natten {natten.__version__}", sep=", ")
-    table = Table(title="224×224, batch 1, fp32: milliseconds (medians), and times slower than the exported file")
+    table = Table(title="224×224, fp32: milliseconds (medians), and times slower than with our operators")
     table.add_column("model")
+    table.add_column("batch", justify="right")
+    batches = [int(batch) for batch in arguments.batch.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         # All exports first: they verify in sessions of their own, which the shared pool of threads rules out.
-        exported = {name: prepare(name, Path(folder)) for name in arguments.models.split(",")}
-        for name, (loaded, path) in exported.items():
-            times = measure(loaded, path, arguments.threads, arguments.rounds)
-            if len(table.columns) == 1:
-                for candidate in times:
-                    table.add_column(candidate, justify="right")
-            ours = times["ONNX Runtime"]
-            table.add_row(name, *(f"{ms:.1f} ({ms / ours:.2f}×)" for ms in times.values()))
+        exported = {name: prepare(name, batches, Path(folder)) for name in arguments.models.split(",")}
+        for name, (loaded, paths) in exported.items():
+            for batch, path in paths.items():
+                times = measure(loaded, path, library, batch, arguments.threads, arguments.rounds, batch == batches[0])
+                if len(table.columns) == 2:
+                    for candidate in times:
+                        table.add_column(candidate, justify="right")
+                ours = times["our operators"]
+                table.add_row(name, str(batch), *(f"{ms:.1f} ({ms / ours:.2f}×)" for ms in times.values()))
     console.print(table)
 
 

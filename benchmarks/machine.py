@@ -39,8 +39,10 @@ def _processor() -> str:
     return model + (" with AVX-512" if "avx512f" in flags else "")
 
 
-def open_session(model: bytes | str, threads: int) -> ort.InferenceSession:
+def open_session(model: bytes | str, threads: int, library: Path | None = None) -> ort.InferenceSession:
     """Open a model in ONNX Runtime on the CPU; all sessions of the process share one pool of threads.
+
+    With ``library``, the custom operators in it are registered; without, a model runs on its function bodies.
 
     Each session's own pool would go on spinning after its turn and take the processor from the next candidate.
     """
@@ -53,6 +55,8 @@ def open_session(model: bytes | str, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -64,6 +68,7 @@ def time_interleaved(
 ) -> dict[str, float]:
     """Return each candidate's median milliseconds, all of them timed in turn so that noise hits them alike.
 
+    Each round starts with another candidate, so that none always follows the same one.
     A candidate that alone would overrun ``budget`` seconds is run fewer times, at least three.
     """
     allowed: dict[str, int] = {}
@@ -75,9 +80,12 @@ def time_interleaved(
             run()
         allowed[name] = max(3, min(rounds, int(budget / max(once, 1e-6))))
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
     for turn in range(rounds):
-        for name, run in candidates.items():
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             if turn < allowed[name]:
+                run = candidates[name]
                 started = time.perf_counter()
                 run()
                 times[name].append(1e3 * (time.perf_counter() - started))

@@ -4,7 +4,7 @@
 # Both come from Debian's archive through apt, which checks their signatures; nothing is installed, root is not needed.
 #
 # Without a compiler, apt or a network it says what is missing and succeeds: na-deploy then runs on the function bodies.
-# NA_DEPLOY_NATIVE=OFF skips it; ONNXRUNTIME_INCLUDE_DIR names headers that are already on the machine.
+# NA_DEPLOY_NATIVE=OFF skips it, ON makes what is missing an error; ONNXRUNTIME_INCLUDE_DIR names headers that are already on the machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,6 +14,10 @@ release=trixie
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 without() {
+  if [ "${NA_DEPLOY_NATIVE:-}" = ON ]; then
+    echo "error: the native kernels cannot be built: $1" >&2
+    exit 1
+  fi
   echo "note: native kernels are not built, models run on their embedded function bodies: $1" >&2
   exit 0
 }

@@ -1,7 +1,7 @@
 """The operator library in ONNX Runtime: right in every form, on any shape, from any thread, and clear when it refuses.
 
 Models here are single nodes without a function body, so that only the library can run them, except where a test says
-otherwise. Skipped as a whole where the library is not compiled.
+otherwise.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from na_deploy.attention.reference import AttentionResult, reference_attention, 
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.native import onnxruntime_library, why_missing
+from na_deploy.runtime.native import onnxruntime_library
 
 LIBRARY = onnxruntime_library()
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason=f"the operator library is {why_missing()}")
+pytestmark = pytest.mark.native
 
 Arrays = dict[str, np.ndarray]
 ELEMENTS = {

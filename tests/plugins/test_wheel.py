@@ -15,16 +15,12 @@ from pathlib import Path
 import pytest
 
 from na_deploy.runtime.environment import NATIVE_KERNELS
-from na_deploy.runtime.native import onnxruntime_library, why_missing
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ["click", "numpy", "onnx", "onnxruntime", "pillow", "rich"]
 FILES = ["CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml"]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(onnxruntime_library() is None, reason=f"the operator library is {why_missing()}"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.native]
 
 
 def build_wheel(source: Path, folder: Path, **environment: str) -> Path:

@@ -1,0 +1,40 @@
+"""Compiles the native tests once for all that need them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from na_deploy.runtime.native import onnxruntime_library, why_missing
+
+ROOT = Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("cpu_library", Path(__file__).with_name("cpu_library.py"))
+assert _spec is not None
+assert _spec.loader is not None
+cpu_library = importlib.util.module_from_spec(_spec)
+sys.modules["cpu_library"] = cpu_library
+_spec.loader.exec_module(cpu_library)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs the native library where it could not be compiled, unless it was asked for."""
+    if onnxruntime_library() is not None or os.environ.get("NA_DEPLOY_NATIVE") == "ON":
+        return
+    for item in items:
+        if item.get_closest_marker("native"):
+            item.add_marker(pytest.mark.skip(reason=f"the operator library is {why_missing()}"))
+
+
+@pytest.fixture(scope="session")
+def native_build() -> Path:
+    """The folder of the compiled native tests."""
+    return Path(cpu_library.build(ROOT / "build" / "native-tests"))
+
+
+@pytest.fixture(scope="session")
+def cpu(native_build: Path):
+    return cpu_library.CpuLibrary(native_build)

@@ -1,0 +1,58 @@
+"""Programs in C++: the fuzz target with sanitizers, and a model run from C++ by ONNX Runtime with our library."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from cpu_library import build
+
+import na_deploy
+from na_deploy.runtime.native import onnxruntime_library
+
+pytestmark = pytest.mark.native
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_random_problems_stay_inside_their_memory():
+    folder = build(
+        ROOT / "build" / "native-sanitized",
+        "-DNA_DEPLOY_SANITIZE=address,undefined",
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        target="fuzz_cpu",
+    )
+    told = run(folder / "plugins/tests/fuzz_cpu", "2000", "7")
+    inputs, accepted = (int(word) for word in told.split() if word.isdigit())
+    assert inputs == 2000
+    assert accepted > 1500
+
+
+def test_random_problems_agree_with_double_precision(native_build: Path):
+    assert "accepted and right" in run(native_build / "plugins/tests/fuzz_cpu", "4000", "11")
+
+
+def test_a_cpp_program_runs_a_model_from_several_threads(native_build: Path, write_model: Callable[..., Path]):
+    runtime = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"), None)
+    if runtime is None:
+        pytest.skip(f"onnxruntime {onnxruntime.__version__} from pip has no C library")
+    model = write_model()
+    library = onnxruntime_library()
+    assert library is not None
+    found = float(run(native_build / "plugins/tests/run_model", runtime, library, model))
+    shape = [size.dim_value for size in onnx.load(model).graph.input[0].type.tensor_type.shape.dim]
+    image = ((np.arange(np.prod(shape)) % 13) / 13 - 0.5).astype(np.float32).reshape(shape)
+    with na_deploy.load(model, custom_operators=False) as session:
+        expected = np.abs(next(iter(session.run({session.inputs[0].name: image}).values()))).sum(dtype=np.float64)
+    assert found == pytest.approx(expected, rel=1e-5)
