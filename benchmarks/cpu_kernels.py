@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from machine import describe_machine, open_session, time_interleaved
 from onnx import TensorProto, helper, numpy_helper
@@ -53,14 +52,17 @@ class Layer:
 
     @property
     def spec(self) -> NeighborhoodSpec:
+        """Its attributes."""
         return NeighborhoodSpec.create(len(self.lengths), self.kernel_size, self.dilation)
 
     @property
     def multiply_adds(self) -> float:
+        """Multiply-adds of both products over attended keys alone."""
         keys = float(np.prod(self.kernel_size))
         return float(np.prod(self.lengths)) * self.heads * keys * 2 * self.head_dim
 
     def row(self) -> tuple[str, ...]:
+        """What tables call it."""
         return (
             "×".join(map(str, self.lengths)),
             str(self.heads),
@@ -169,7 +171,7 @@ def natten_cpu(layer: Layer, qkv: np.ndarray) -> Callable[[], object]:
 
 
 def one_thread(cpu: CpuLibrary, layer: Layer, qkv: np.ndarray, bias: np.ndarray | None) -> Callable[[], object]:
-    """The kernels alone, called directly."""
+    """Call the kernels alone, without ONNX Runtime."""
     problem = Problem(layer.spec, qkv, rel_pos_bias=bias, lse=False)
     plan = cpu.plan(problem)
     kept = cpu.prepare_bias(problem, plan)
@@ -179,15 +181,11 @@ def one_thread(cpu: CpuLibrary, layer: Layer, qkv: np.ndarray, bias: np.ndarray 
 def multiply_add_rate(cpu: CpuLibrary, threads: int) -> float:
     """Best multiply-adds a second of ``threads`` threads, in units of 1e9."""
     best = 0.0
-    for _ in range(5):
-        counts: list[float] = []
-        workers = [threading.Thread(target=lambda: counts.append(cpu.multiply_adds(3_000_000))) for _ in range(threads)]
-        started = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        best = max(best, sum(counts) / (time.perf_counter() - started))
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            started = time.perf_counter()
+            count = sum(pool.map(cpu.multiply_adds, [3_000_000] * threads))
+            best = max(best, count / (time.perf_counter() - started))
     return best / 1e9
 
 

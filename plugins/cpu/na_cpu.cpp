@@ -8,7 +8,7 @@
 extern "C" {
 
 void na_cpu_make_plan(const na_params* params, na_cpu_plan* plan) {
-  const na_deploy::Plan full = na_deploy::make_plan(*params, na_deploy::lanes_of_target());
+  const na_deploy::Plan full = na_deploy::make_plan(*params, na_deploy::vector_of_target());
   plan->tasks = full.tasks;
   for (int a = 0; a < na_deploy::kAxes; ++a) plan->tile[a] = full.axis[a].tile;
   plan->scratch_bytes = na_deploy::lay_out(full, *params, nullptr).bytes;
@@ -16,7 +16,7 @@ void na_cpu_make_plan(const na_params* params, na_cpu_plan* plan) {
 }
 
 void na_cpu_prepare_bias(const na_params* params, const na_cpu_plan* plan, float* prepared) {
-  const na_deploy::Plan full = na_deploy::make_plan(*params, na_deploy::lanes_of_target(), plan->tile);
+  const na_deploy::Plan full = na_deploy::make_plan(*params, na_deploy::vector_of_target(), plan->tile);
   if (full.spread.elements == 0) return;
   for (int64_t head = 0; head < params->heads; ++head) {
     na_deploy::spread_bias(full, *params, head, prepared + head * full.spread.elements);

@@ -13,10 +13,8 @@ namespace {
 constexpr int64_t kBlockBytes = 40 << 10;
 constexpr int64_t kMinBlock = 32;
 constexpr int64_t kMaxBlock = 1024;
-// One head's spread bias at most: what still leaves room in a second-level cache.
-constexpr int64_t kMaxSpreadBytes = 128 << 10;
-// Work beside the products for one key of a tile, in multiply-adds.
-constexpr double kKeyOverhead = 24.0;
+// One head's spread bias at most. Larger ones are slower to fetch, in a model, than biases are to gather.
+constexpr int64_t kMaxSpreadBytes = 32 << 10;
 constexpr double kLog2E = 1.4426950408889634;
 
 int64_t round_up(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple * multiple; }
@@ -29,31 +27,67 @@ int64_t span(const AxisPlan& axis, int64_t tile) {
   return std::min(axis.kernel_size + hops * axis.stride, longest_group(axis));
 }
 
-// Multiply-adds, about, of all tiles of one head.
-double work(const Plan& plan, const na_params& params, const int64_t (&tile)[kAxes]) {
+// Four consecutive lanes are as near to a cube as the tile allows: they see nearly the same keys.
+void choose_quad(const int64_t (&tile)[kAxes], int64_t (&quad)[kAxes]) {
+  std::fill_n(quad, kAxes, 1);
+  for (int64_t size = 1; size < kQuad; size *= 2) {
+    int widest = -1;
+    for (int a = kAxes - 1; a >= 0; --a) {
+      if (tile[a] % (2 * quad[a]) == 0 && (widest < 0 || quad[a] < quad[widest])) widest = a;
+    }
+    if (widest >= 0) quad[widest] *= 2;
+  }
+}
+
+// Cycles, about, that all tiles of one head take. The numbers fit a processor with two multiply-adds and two loads a
+// cycle; what counts is what they say of one tile against another.
+double cost(const Plan& plan, const na_params& params, const int64_t (&tile)[kAxes]) {
+  // Of a multiply-add of the first product by vectors: a key's number is loaded for all of them at once.
+  constexpr double kScore[kMaxVectors + 1] = {0.0, 0.70, 0.56, 0.60, 0.53};
+  constexpr double kValue = 0.60;
+  constexpr double kSoftmax = 14.0;  // for a key and a vector
+  constexpr double kKey = 6.0;
+  constexpr double kLine =
+      4.0;  // of a cache line from the second level, where a tile's keys and values overflow the first
+  constexpr double kFirstLevel = 40 << 10;
+  constexpr double kQuery = 60.0;
+  constexpr double kTile = 500.0;
+  int64_t quad[kAxes];
+  choose_quad(tile, quad);
   double tiles = 1.0;
   double keys = 1.0;
+  double quad_keys = 1.0;
   for (int a = 0; a < kAxes; ++a) {
     tiles *= static_cast<double>((longest_group(plan.axis[a]) + tile[a] - 1) / tile[a]);
     keys *= static_cast<double>(span(plan.axis[a], tile[a]));
+    quad_keys *= static_cast<double>(span(plan.axis[a], quad[a]));
   }
   keys += static_cast<double>(params.additional);
-  const auto queries = static_cast<double>(tile[0] * tile[1] * tile[2]);
-  // The second product runs over values' channels, so its work grows with queries rather than with tiles.
-  return tiles * keys *
-         (static_cast<double>(params.head_dim) + kKeyOverhead +
-          static_cast<double>(params.value_dim) * queries / static_cast<double>(plan.lanes));
+  quad_keys += static_cast<double>(params.additional);
+  const int64_t queries = tile[0] * tile[1] * tile[2];
+  const int64_t vectors = (queries + plan.vector - 1) / plan.vector;
+  const auto quads = static_cast<double>((queries + kQuad - 1) / kQuad);
+  const auto channels = static_cast<double>(round_up(params.value_dim, plan.vector) / plan.vector);
+  const auto wide = static_cast<double>(vectors);
+  const double copies = vectors > 1 ? 3.0 * channels : 0.0;
+  const auto bytes = static_cast<double>(4 * (params.head_dim + params.value_dim));
+  const double loads = keys * bytes > kFirstLevel ? kLine * bytes / 64.0 : 0.0;
+  return tiles * (keys * (static_cast<double>(params.head_dim) * wide * kScore[vectors] + kSoftmax * wide + kKey +
+                          copies + loads) +
+                  quads * quad_keys * channels * static_cast<double>(kQuad) * kValue +
+                  kQuery * static_cast<double>(queries) + kTile);
 }
 
 void choose_tile(const Plan& plan, const na_params& params, int64_t (&chosen)[kAxes]) {
   double best = std::numeric_limits<double>::infinity();
+  const int64_t most = plan.vector * kMaxVectors;
   int64_t group[kAxes];
-  for (int a = 0; a < kAxes; ++a) group[a] = std::min(longest_group(plan.axis[a]), plan.lanes);
+  for (int a = 0; a < kAxes; ++a) group[a] = std::min(longest_group(plan.axis[a]), most);
   int64_t tile[kAxes];
   for (tile[0] = 1; tile[0] <= group[0]; ++tile[0]) {
-    for (tile[1] = 1; tile[1] <= group[1] && tile[0] * tile[1] <= plan.lanes; ++tile[1]) {
-      for (tile[2] = 1; tile[2] <= group[2] && tile[0] * tile[1] * tile[2] <= plan.lanes; ++tile[2]) {
-        const double candidate = work(plan, params, tile);
+    for (tile[1] = 1; tile[1] <= group[1] && tile[0] * tile[1] <= most; ++tile[1]) {
+      for (tile[2] = 1; tile[2] <= group[2] && tile[0] * tile[1] * tile[2] <= most; ++tile[2]) {
+        const double candidate = cost(plan, params, tile);
         if (candidate < best) {
           best = candidate;
           std::copy_n(tile, kAxes, chosen);
@@ -63,18 +97,11 @@ void choose_tile(const Plan& plan, const na_params& params, int64_t (&chosen)[kA
   }
 }
 
-// Gives every query of the tile a lane. Four consecutive lanes are as near to a square as the tile allows: they see
-// nearly the same keys.
+// Gives every query of the tile a lane.
 void place_lanes(Plan& plan) {
-  int64_t quad[kAxes] = {1, 1, 1};
-  for (int64_t size = 1; size < kQuad; size *= 2) {
-    int widest = -1;
-    for (int a = kAxes - 1; a >= 0; --a) {
-      const int64_t tile = plan.axis[a].tile;
-      if (tile % (2 * quad[a]) == 0 && (widest < 0 || quad[a] < quad[widest])) widest = a;
-    }
-    if (widest >= 0) quad[widest] *= 2;
-  }
+  const int64_t tile[kAxes] = {plan.axis[0].tile, plan.axis[1].tile, plan.axis[2].tile};
+  int64_t quad[kAxes];
+  choose_quad(tile, quad);
   plan.used_lanes = 0;
   int64_t outer[kAxes];
   int64_t inner[kAxes];
@@ -87,7 +114,7 @@ void place_lanes(Plan& plan) {
               for (int a = 0; a < kAxes; ++a) {
                 const int64_t place = outer[a] + inner[a];
                 plan.place[plan.used_lanes][a] = place;
-                plan.lanes_at[a][place] |= 1U << plan.used_lanes;
+                plan.lanes_at[a][place] |= uint64_t{1} << plan.used_lanes;
               }
               ++plan.used_lanes;
             }
@@ -132,9 +159,9 @@ void plan_bias(Plan& plan, const na_params& params) {
 }
 
 // Everything about the axes but the tile.
-Plan axes_of(const na_params& params, int64_t lanes) {
+Plan axes_of(const na_params& params, int64_t vector) {
   Plan plan;
-  plan.lanes = lanes;
+  plan.vector = vector;
   const int leading = kAxes - params.rank;
   for (int a = 0; a < params.rank; ++a) {
     AxisPlan& axis = plan.axis[leading + a];
@@ -149,18 +176,17 @@ Plan axes_of(const na_params& params, int64_t lanes) {
 
 }  // namespace
 
-Plan make_plan(const na_params& params, int64_t lanes) {
+Plan make_plan(const na_params& params, int64_t vector) {
   int64_t tile[kAxes] = {1, 1, 1};
-  choose_tile(axes_of(params, lanes), params, tile);
-  return make_plan(params, lanes, tile);
+  choose_tile(axes_of(params, vector), params, tile);
+  return make_plan(params, vector, tile);
 }
 
-Plan make_plan(const na_params& params, int64_t lanes, const int64_t (&tile)[kAxes]) {
-  Plan plan = axes_of(params, lanes);
-  plan.padded_head_dim = round_up(params.head_dim, lanes);
-  plan.padded_value_dim = round_up(params.value_dim, lanes);
+Plan make_plan(const na_params& params, int64_t vector, const int64_t (&tile)[kAxes]) {
+  Plan plan = axes_of(params, vector);
+  plan.padded_head_dim = round_up(params.head_dim, vector);
+  plan.padded_value_dim = round_up(params.value_dim, vector);
   plan.keys_in_place = params.dtype == NA_FLOAT32;
-  plan.values_in_place = params.dtype == NA_FLOAT32 && plan.padded_value_dim == params.value_dim;
   const double scale =
       params.scale != 0.0F ? static_cast<double>(params.scale) : 1.0 / std::sqrt(static_cast<double>(params.head_dim));
   plan.scale = static_cast<float>(scale * kLog2E);
@@ -176,7 +202,12 @@ Plan make_plan(const na_params& params, int64_t lanes, const int64_t (&tile)[kAx
     box = std::min(box * axis.span, kMaxBlock);
   }
   place_lanes(plan);
-  const int64_t row_bytes = 4 * (plan.padded_head_dim + plan.padded_value_dim + lanes);
+  plan.lanes = round_up(plan.used_lanes, vector);
+  // Rows that several quads read again and again are worth copying: where they are they may share a few sets of the
+  // cache.
+  plan.values_in_place =
+      params.dtype == NA_FLOAT32 && plan.padded_value_dim == params.value_dim && plan.lanes == vector;
+  const int64_t row_bytes = 4 * (plan.padded_head_dim + plan.padded_value_dim + plan.lanes);
   const int64_t keys =
       std::min({box + std::min(params.additional, kMaxBlock), kMaxBlock, std::max(kBlockBytes / row_bytes, kMinBlock)});
   plan.block = keys;
@@ -216,7 +247,7 @@ Scratch lay_out(const Plan& plan, const na_params& params, void* memory) {
   scratch.bias = floats(params.dtype == NA_FLOAT32 ? 0 : plan.bias_elements);
   scratch.spread = floats(plan.spread_per_call ? plan.spread.elements : 0);
   for (int a = 0; a < kAxes; ++a) {
-    scratch.visible[a] = reinterpret_cast<uint32_t*>(take(plan.axis[a].span, sizeof(uint32_t)));
+    scratch.visible[a] = reinterpret_cast<uint64_t*>(take(plan.axis[a].span, sizeof(uint64_t)));
   }
   scratch.runs = reinterpret_cast<KeyRun*>(take(plan.block, sizeof(KeyRun)));
   scratch.bytes = used;

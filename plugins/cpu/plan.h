@@ -1,4 +1,5 @@
-// How a problem is cut into tasks: one task is a tile of neighbouring queries of one head, one per SIMD lane.
+// How a problem is cut into tasks: one task is a tile of neighbouring queries of one head, one for each lane of up to
+// four SIMD vectors.
 #pragma once
 
 #include <cstddef>
@@ -8,9 +9,11 @@
 
 namespace na_deploy {
 
-constexpr int kAxes = 3;           // problems of lower rank get leading axes of length 1
-constexpr int64_t kMaxLanes = 16;  // queries per tile at most
-constexpr int64_t kQuad = 4;       // lanes that the second product takes at once
+constexpr int kAxes = 3;            // problems of lower rank get leading axes of length 1
+constexpr int64_t kMaxVector = 16;  // SIMD lanes at most
+constexpr int64_t kMaxVectors = 4;  // vectors of a tile
+constexpr int64_t kMaxLanes = kMaxVector * kMaxVectors;
+constexpr int64_t kQuad = 4;  // lanes that the second product takes at once
 
 // One axis: its attributes and its tiles. `tiles` counts those of the longest dilation group.
 struct AxisPlan {
@@ -44,10 +47,11 @@ struct Plan {
   Strides query, key, value;
   Strides output;  // of the output; lse has the same divided by value_dim
   int64_t tasks = 0;
-  int64_t lanes = 1;
+  int64_t vector = 1;                        // SIMD lanes
+  int64_t lanes = 1;                         // of the tile: whole vectors
   int64_t used_lanes = 1;                    // the tile's queries
   int64_t place[kMaxLanes][kAxes] = {};      // of each lane's query in the tile
-  uint32_t lanes_at[kAxes][kMaxLanes] = {};  // the lanes whose query has this place on this axis, as bits
+  uint64_t lanes_at[kAxes][kMaxLanes] = {};  // the lanes whose query has this place on this axis, as bits
   int64_t lane_query[kMaxLanes] = {};        // where each lane's query stands from the first one's
   int64_t lane_output[kMaxLanes] = {};
   int64_t block = 1;            // keys whose scores are held at once
@@ -61,14 +65,14 @@ struct Plan {
   float scale = 1.0F;            // times log2(e): scores are exponents of two
 };
 
-// Queries per tile of the instruction set in use.
-int64_t lanes_of_target();
+// SIMD lanes of the instruction set in use.
+int64_t vector_of_target();
 
 // Chooses the tile with the least work and completes the plan.
-Plan make_plan(const na_params& params, int64_t lanes);
+Plan make_plan(const na_params& params, int64_t vector);
 
 // The same with a tile chosen before.
-Plan make_plan(const na_params& params, int64_t lanes, const int64_t (&tile)[kAxes]);
+Plan make_plan(const na_params& params, int64_t vector, const int64_t (&tile)[kAxes]);
 
 // Scratch memory of one thread: arrays one after another, each aligned to a vector.
 struct Scratch {
@@ -80,7 +84,7 @@ struct Scratch {
   float* output;             // (lanes, padded_value_dim), not yet divided by the sum
   float* bias;               // one head's rel_pos_bias in float32, unless it is
   float* spread;             // one head's spread bias
-  uint32_t* visible[kAxes];  // (span) lanes that see a key of the tile's box along the axis, as bits
+  uint64_t* visible[kAxes];  // (span) lanes that see a key of the tile's box along the axis, as bits
   struct KeyRun* runs;       // (block) see tile_kernel.cpp
   size_t bytes;
 };

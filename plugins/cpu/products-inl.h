@@ -12,6 +12,10 @@
 
 #include "plan.h"
 
+// Whether the instruction set has 32 vector registers; the others have 16.
+#undef NA_DEPLOY_MANY_REGISTERS
+#define NA_DEPLOY_MANY_REGISTERS (HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64)
+
 HWY_BEFORE_NAMESPACE();
 namespace na_deploy {
 namespace HWY_NAMESPACE {
@@ -19,55 +23,71 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // ------------------------------------------------------------------ scores[key][lane] = query[.][lane] · key[key][.]
 
-// Scores of kCount keys, whose rows stand anywhere; query is (channels, lanes).
-template <int kCount, class D>
+// Scores of kKeys keys, whose rows stand anywhere, for kVectors vectors of lanes; query is (channels, lanes) and score
+// (keys, lanes).
+template <int kKeys, int kVectors, class D>
 HWY_INLINE void score_keys(D d, const float* HWY_RESTRICT query, const float* const* keys, int64_t channels,
-                           float* HWY_RESTRICT score) {
-  constexpr int64_t kLanes = hn::MaxLanes(D());
-  const float* row[kCount];
-  hn::Vec<D> sums[kCount];
-  for (int i = 0; i < kCount; ++i) {
+                           float* HWY_RESTRICT score, int64_t lanes) {
+  constexpr int64_t kVector = hn::MaxLanes(D());
+  const float* row[kKeys];
+  hn::Vec<D> sums[kKeys][kVectors];
+  for (int i = 0; i < kKeys; ++i) {
     row[i] = keys[i];
-    sums[i] = hn::Zero(d);
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = hn::Zero(d);
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    const hn::Vec<D> channel = hn::Load(d, query + c * kLanes);
-    for (int i = 0; i < kCount; ++i) sums[i] = hn::MulAdd(channel, hn::Set(d, row[i][c]), sums[i]);
+  for (int64_t c = 0; c < channels; ++c, query += lanes) {
+    hn::Vec<D> channel[kVectors];
+    for (int v = 0; v < kVectors; ++v) channel[v] = hn::Load(d, query + v * kVector);
+    for (int i = 0; i < kKeys; ++i) {
+      const hn::Vec<D> number = hn::Set(d, row[i][c]);
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = hn::MulAdd(channel[v], number, sums[i][v]);
+    }
   }
-  for (int i = 0; i < kCount; ++i) hn::Store(sums[i], d, score + i * kLanes);
+  for (int i = 0; i < kKeys; ++i) {
+    for (int v = 0; v < kVectors; ++v) hn::Store(sums[i][v], d, score + i * lanes + v * kVector);
+  }
 }
 
-// Scores of `count` keys. Eight sums at once hide the latency of multiply-add, and their rows' addresses fit registers.
-template <class D>
-HWY_NOINLINE void score_block(D d, const float* query, const float* const* keys, int64_t channels, int64_t count,
-                              float* score) {
-  constexpr int64_t kLanes = hn::MaxLanes(D());
+// kMost keys at once, as many as registers hold sums and addresses; then 4, 2 and 1.
+template <int kMost, int kVectors, class D>
+HWY_NOINLINE void score_vectors(D d, const float* query, const float* const* keys, int64_t channels, int64_t count,
+                                float* score, int64_t lanes) {
   int64_t i = 0;
-  for (; i + 8 <= count; i += 8) score_keys<8>(d, query, keys + i, channels, score + i * kLanes);
-  switch (count - i) {
-    case 7:
-      return score_keys<7>(d, query, keys + i, channels, score + i * kLanes);
-    case 6:
-      return score_keys<6>(d, query, keys + i, channels, score + i * kLanes);
-    case 5:
-      return score_keys<5>(d, query, keys + i, channels, score + i * kLanes);
-    case 4:
-      return score_keys<4>(d, query, keys + i, channels, score + i * kLanes);
-    case 3:
-      return score_keys<3>(d, query, keys + i, channels, score + i * kLanes);
-    case 2:
-      return score_keys<2>(d, query, keys + i, channels, score + i * kLanes);
-    case 1:
-      return score_keys<1>(d, query, keys + i, channels, score + i * kLanes);
-    default:
-      return;
+  for (; i + kMost <= count; i += kMost) {
+    score_keys<kMost, kVectors>(d, query, keys + i, channels, score + i * lanes, lanes);
+  }
+  for (; i + 4 <= count; i += 4) score_keys<4, kVectors>(d, query, keys + i, channels, score + i * lanes, lanes);
+  if (i + 2 <= count) {
+    score_keys<2, kVectors>(d, query, keys + i, channels, score + i * lanes, lanes);
+    i += 2;
+  }
+  if (i < count) score_keys<1, kVectors>(d, query, keys + i, channels, score + i * lanes, lanes);
+}
+
+// Scores of `count` keys. Each key's number is loaded once for as many vectors as registers allow: loads bound this
+// product.
+template <class D>
+HWY_INLINE void score_block(D d, const float* query, const float* const* keys, int64_t channels, int64_t count,
+                            float* score, int64_t lanes) {
+  constexpr int64_t kVector = hn::MaxLanes(D());
+  int64_t lane = 0;
+#if NA_DEPLOY_MANY_REGISTERS
+  for (; lane + 4 * kVector <= lanes; lane += 4 * kVector) {
+    score_vectors<5, 4>(d, query + lane, keys, channels, count, score + lane, lanes);
+  }
+#endif
+  for (; lane + 2 * kVector <= lanes; lane += 2 * kVector) {
+    score_vectors<6, 2>(d, query + lane, keys, channels, count, score + lane, lanes);
+  }
+  for (; lane < lanes; lane += kVector) {
+    score_vectors<8, 1>(d, query + lane, keys, channels, count, score + lane, lanes);
   }
 }
 
 // ------------------------------------------------------------------ output[lane][.] += weight[key][lane] *
 // value[key][.]
 
-// Neighbouring keys of four lanes: their values' rows stand `step` floats apart, their weights a vector apart.
+// Neighbouring keys of four lanes: their values' rows stand `step` floats apart, their weights `lanes`.
 struct WeightedRun {
   const float* value;
   int64_t step;
@@ -90,7 +110,7 @@ HWY_INLINE void add_value(D d, const float* value, const float* weight, hn::Vec<
 // scales what they hold; null where they hold nothing yet.
 template <int kVectors, class D>
 HWY_NOINLINE void accumulate(D d, const WeightedRun* runs, int64_t run_count, int64_t channel, const float* keep,
-                             float* output, int64_t stride) {
+                             float* output, int64_t stride, int64_t lanes) {
   using V = hn::Vec<D>;
   constexpr int64_t kLanes = hn::MaxLanes(D());
   // Where few vectors make few sums, every other key has its own, since a multiply-add waits for the one before.
@@ -109,15 +129,15 @@ HWY_NOINLINE void accumulate(D d, const WeightedRun* runs, int64_t run_count, in
     const float* HWY_RESTRICT weight = runs[run].weight;
     const int64_t step = runs[run].step;
     int64_t i = 0;
-#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
+#if NA_DEPLOY_MANY_REGISTERS
     if constexpr (kVectors <= 2) {
-      for (; i + 2 <= runs[run].count; i += 2, value += 2 * step, weight += 2 * kLanes) {
+      for (; i + 2 <= runs[run].count; i += 2, value += 2 * step, weight += 2 * lanes) {
         add_value<kVectors>(d, value, weight, sums);
-        add_value<kVectors>(d, value + step, weight + kLanes, odd_sums);
+        add_value<kVectors>(d, value + step, weight + lanes, odd_sums);
       }
     }
 #endif
-    for (; i < runs[run].count; ++i, value += step, weight += kLanes) add_value<kVectors>(d, value, weight, sums);
+    for (; i < runs[run].count; ++i, value += step, weight += lanes) add_value<kVectors>(d, value, weight, sums);
   }
   for (int q = 0; q < kQuad; ++q) {
     for (int v = 0; v < kVectors; ++v)

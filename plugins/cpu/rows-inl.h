@@ -82,21 +82,21 @@ HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from
 
 // One block of 128 bits, four lanes, of each of the four vectors: channels 4 * kBlock and on.
 template <size_t kBlock, class D>
-HWY_INLINE void store_blocks(D d, const hn::Vec<D> (&channels)[4], float* to) {
-  constexpr int64_t kLanes = hn::MaxLanes(D());
-  if constexpr (kBlock < kLanes / 4) {
+HWY_INLINE void store_blocks(D, const hn::Vec<D> (&channels)[4], float* to, int64_t step) {
+  if constexpr (kBlock < hn::MaxLanes(D()) / 4) {
     const hn::FixedTag<float, 4> block;
     for (int i = 0; i < 4; ++i) {
-      hn::StoreU(hn::ExtractBlock<kBlock>(channels[i]), block, to + (4 * static_cast<int64_t>(kBlock) + i) * kLanes);
+      hn::StoreU(hn::ExtractBlock<kBlock>(channels[i]), block, to + (4 * static_cast<int64_t>(kBlock) + i) * step);
     }
   } else {
-    (void)d, (void)channels, (void)to;
+    (void)channels, (void)to, (void)step;
   }
 }
 
-// to[c][lane] = factor * rows[lane][c] for four lanes and a whole number of vectors of channels; to's rows are vectors.
+// to[c * step + lane] = factor * rows[lane][c] for four lanes and a whole number of vectors of channels.
 template <class D>
-HWY_INLINE void transpose_rows(D d, hn::Vec<D> factor, const float* const (&rows)[kQuad], int64_t channels, float* to) {
+HWY_INLINE void transpose_rows(D d, hn::Vec<D> factor, const float* const (&rows)[kQuad], int64_t channels, float* to,
+                               int64_t step) {
   constexpr int64_t kLanes = hn::MaxLanes(D());
   const hn::RepartitionToWide<D> wide;
   const auto low = [&](auto a, auto b) {
@@ -115,11 +115,11 @@ HWY_INLINE void transpose_rows(D d, hn::Vec<D> factor, const float* const (&rows
     const auto high01 = hn::InterleaveUpper(d, row0, row1);
     const auto high23 = hn::InterleaveUpper(d, row2, row3);
     const hn::Vec<D> channel[4] = {low(low01, low23), high(low01, low23), low(high01, high23), high(high01, high23)};
-    float* at = to + c * kLanes;
-    store_blocks<0>(d, channel, at);
-    store_blocks<1>(d, channel, at);
-    store_blocks<2>(d, channel, at);
-    store_blocks<3>(d, channel, at);
+    float* at = to + c * step;
+    store_blocks<0>(d, channel, at, step);
+    store_blocks<1>(d, channel, at, step);
+    store_blocks<2>(d, channel, at, step);
+    store_blocks<3>(d, channel, at, step);
   }
 }
 

@@ -8,7 +8,7 @@ namespace na_deploy {
 namespace {
 
 // Places the tile along axis `a` and writes the lanes that see each of its keys.
-void place_axis(const Plan& plan, int a, int64_t place, AxisTile& tile, uint32_t* visible) {
+void place_axis(const Plan& plan, int a, int64_t place, AxisTile& tile, uint64_t* visible) {
   const AxisPlan& axis = plan.axis[a];
   tile.place = place;
   tile.group = place / axis.tiles;
@@ -31,7 +31,7 @@ void place_axis(const Plan& plan, int a, int64_t place, AxisTile& tile, uint32_t
     tile.sees_all = tile.sees_all && windows[i].start == tile.first && windows[i].end == tile.last;
     tile.used |= plan.lanes_at[a][i];
   }
-  std::fill_n(visible, tile.last - tile.first, 0U);
+  std::fill_n(visible, tile.last - tile.first, uint64_t{0});
   for (int64_t i = 0; i < tile.count; ++i) {
     const int64_t end = windows[i].end - tile.first;
     for (int64_t key = windows[i].start - tile.first; key < end; ++key) visible[key] |= plan.lanes_at[a][i];
@@ -50,9 +50,9 @@ void place_axis(const Plan& plan, int a, int64_t place, AxisTile& tile, uint32_t
 
 }  // namespace
 
-bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint32_t* const (&visible)[kAxes],
+bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint64_t* const (&visible)[kAxes],
                 Tile& tile) {
-  tile.used = (1U << plan.used_lanes) - 1;
+  tile.used = ~uint64_t{0} >> (64 - plan.used_lanes);
   tile.sees_all = true;
   int64_t origin[kAxes];
   for (int a = kAxes - 1; a >= 0; --a) {

@@ -16,7 +16,7 @@ struct AxisTile {
   int64_t first = 0;   // the keys that the queries see
   int64_t last = 0;
   bool sees_all = false;                       // every query sees every key
-  uint32_t used = 0;                           // lanes whose query lies inside, as bits
+  uint64_t used = 0;                           // lanes whose query lies inside, as bits
   int64_t quad_first[kMaxLanes / kQuad] = {};  // the keys that four lanes see; empty without queries
   int64_t quad_last[kMaxLanes / kQuad] = {};
 };
@@ -26,14 +26,14 @@ struct Tile {
   int64_t batch = 0;
   int64_t head = 0;
   AxisTile axis[kAxes];
-  uint32_t used = 0;      // lanes that hold a query, as bits; others lie past the end of the group
+  uint64_t used = 0;      // lanes that hold a query, as bits; others lie past the end of the group
   bool sees_all = false;  // every query sees every key of the box
   int64_t query_at = 0;   // of the tile's first query; lanes stand at Plan::lane_query from it
   int64_t output_at = 0;
 };
 
 // Finds the task's tile and writes `visible` (see Scratch). False where it lies past the end of its dilation group.
-bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint32_t* const (&visible)[kAxes], Tile& tile);
+bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint64_t* const (&visible)[kAxes], Tile& tile);
 
 // Where the row of the given elements stands in a tensor.
 inline int64_t offset_of(const Plan& plan, const Strides& strides, const Tile& tile, int64_t head,

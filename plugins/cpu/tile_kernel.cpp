@@ -1,4 +1,4 @@
-// Attention of one tile of queries at a time, one query per SIMD lane: every rank, attribute and type.
+// Attention of one tile of queries at a time, one query per lane of a few vectors: every rank, attribute and type.
 //
 // Per block of keys: scores[key][lane] = sum over channels of query[channel][lane] * key[channel] (a broadcast), bias
 // and mask; running maximum and sum in lanes (online softmax, Milakov and Gimelshein, arXiv:1805.02867); then
@@ -30,11 +30,11 @@ namespace na_deploy {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-using FloatTag = hn::CappedTag<float, kMaxLanes>;
+using FloatTag = hn::CappedTag<float, kMaxVector>;
 using Float = hn::Vec<FloatTag>;
 using IntTag = hn::RebindToSigned<FloatTag>;
 using Int = hn::Vec<IntTag>;
-constexpr int64_t kLanes = hn::MaxLanes(FloatTag());
+constexpr int64_t kVector = hn::MaxLanes(FloatTag());
 
 constexpr float kMasked = -1e30F;  // a score that is not seen; finite, so that differences are never NaN
 constexpr float kLog2E = 1.44269504088896341F;
@@ -44,22 +44,20 @@ template <typename T>
 class TileKernel {
  public:
   TileKernel(const na_params& params, const Plan& plan, const Scratch& scratch)
-      : params_(params), plan_(plan), scratch_(scratch) {
-    HWY_ALIGN int32_t places[kMaxLanes] = {};
+      : params_(params), plan_(plan), scratch_(scratch), lanes_(plan.lanes) {
     for (int64_t lane = 0; lane < plan.used_lanes; ++lane) {
       int64_t place = 0;
       for (int a = 0; a < kAxes; ++a) place = place * (2 * plan.axis[a].kernel_size - 1) + plan.place[lane][a];
-      places[lane] = static_cast<int32_t>(place);
+      bias_place_[lane] = static_cast<int32_t>(place);
     }
-    bias_place_ = hn::Load(di_, places);
   }
 
   void run(int64_t task) {
     if (!place_tile(plan_, params_, task, scratch_.visible, tile_)) return;
     load_queries();
     load_bias();
-    maximum_ = hn::Set(d_, kMasked);
-    sum_ = hn::Zero(d_);
+    std::fill_n(maximum_, lanes_, kMasked);
+    std::fill_n(sum_, lanes_, 0.0F);
     first_block_ = true;
     runs_ = filled_ = 0;
     for (int64_t k0 = tile_.axis[0].first; k0 < tile_.axis[0].last; ++k0) {
@@ -77,8 +75,8 @@ class TileKernel {
   void load_queries() {
     const auto* query = static_cast<const T*>(params_.query) + tile_.query_at;
     const Float scale = hn::Set(d_, plan_.scale);
-    const int64_t some = static_cast<int64_t>(hwy::Num0BitsBelowLS1Bit_Nonzero32(tile_.used));
-    for (int64_t quad = 0; quad * kQuad < kLanes; ++quad) {
+    const int64_t some = static_cast<int64_t>(hwy::Num0BitsBelowLS1Bit_Nonzero64(tile_.used));
+    for (int64_t quad = 0; quad * kQuad < lanes_; ++quad) {
       const float* rows[kQuad];
       for (int64_t i = 0; i < kQuad; ++i) {
         const int64_t lane = quad * kQuad + i;
@@ -94,7 +92,7 @@ class TileKernel {
         load_row(d_, row, params_.head_dim, plan_.padded_head_dim, copy);
         rows[i] = copy;
       }
-      transpose_rows(d_, scale, rows, plan_.padded_head_dim, scratch_.query + quad * kQuad);
+      transpose_rows(d_, scale, rows, plan_.padded_head_dim, scratch_.query + quad * kQuad, lanes_);
     }
   }
 
@@ -170,24 +168,23 @@ class TileKernel {
     }
   }
 
-  // Adds bias and mask to a run's scores and returns their maximum.
-  Float mask(const KeyRun& run, Float maximum) const {
-    float* score = scratch_.score + run.at * kLanes;
+  // Adds bias and mask to the scores of a run for the vector of lanes from `lane` on, and returns their maximum.
+  Float mask(const KeyRun& run, int64_t lane, Float maximum) const {
+    float* score = scratch_.score + run.at * lanes_ + lane;
     if (run.key[0] < 0 || (tile_.sees_all && plan_.bias_elements == 0)) {
-      for (int64_t i = 0; i < run.count; ++i) maximum = hn::Max(maximum, hn::Load(d_, score + i * kLanes));
+      for (int64_t i = 0; i < run.count; ++i) maximum = hn::Max(maximum, hn::Load(d_, score + i * lanes_));
       return maximum;
     }
     if (spread_ != nullptr) {
-      if (tile_.sees_all) return mask<true, true>(run, spread_at(run), 0, maximum);
-      return mask<true, false>(run, spread_at(run), 0, maximum);
+      if (tile_.sees_all) return mask<true, true>(run, lane, spread_at(run), 0, maximum);
+      return mask<true, false>(run, lane, spread_at(run), 0, maximum);
     }
-    if (bias_ == nullptr) return mask<false, false>(run, nullptr, 0, maximum);
     int64_t place = 0;
-    for (int a = 0; a < kAxes; ++a) {
+    for (int a = 0; bias_ != nullptr && a < kAxes; ++a) {
       const int64_t kernel_size = plan_.axis[a].kernel_size;
       place = place * (2 * kernel_size - 1) + run.key[a] - tile_.axis[a].origin + kernel_size - 1;
     }
-    return mask<false, false>(run, nullptr, place, maximum);
+    return mask<false, false>(run, lane, nullptr, place, maximum);
   }
 
   const float* spread_at(const KeyRun& run) const {
@@ -195,26 +192,26 @@ class TileKernel {
     for (int a = 0; a < kAxes; ++a) {
       row = row * plan_.spread.width[a] + run.key[a] - tile_.axis[a].origin + plan_.axis[a].kernel_size - 1;
     }
-    return spread_ + row * kLanes;
+    return spread_ + row * lanes_;
   }
 
   template <bool kSpread, bool kSeesAll>
-  HWY_INLINE Float mask(const KeyRun& run, const float* spread, int64_t place, Float maximum) const {
-    float* score = scratch_.score + run.at * kLanes;
-    uint32_t row = 0;
-    const uint32_t* column = nullptr;
+  HWY_INLINE Float mask(const KeyRun& run, int64_t lane, const float* spread, int64_t place, Float maximum) const {
+    float* score = scratch_.score + run.at * lanes_ + lane;
+    uint64_t row = 0;
+    const uint64_t* column = nullptr;
     if (!tile_.sees_all) {
       row =
           scratch_.visible[0][run.key[0] - tile_.axis[0].first] & scratch_.visible[1][run.key[1] - tile_.axis[1].first];
       column = scratch_.visible[2] + run.key[2] - tile_.axis[2].first;
     }
-    for (int64_t i = 0; i < run.count; ++i, score += kLanes) {
+    for (int64_t i = 0; i < run.count; ++i, score += lanes_) {
       Float scores = hn::Load(d_, score);
-      if constexpr (kSpread) scores = hn::Add(scores, hn::Load(d_, spread + i * kLanes));
+      if constexpr (kSpread) scores = hn::Add(scores, hn::Load(d_, spread + i * lanes_ + lane));
       if constexpr (!kSeesAll) {
-        const auto sees = lanes_of(tile_.sees_all ? tile_.used : row & column[i]);
+        const auto sees = lanes_of((tile_.sees_all ? tile_.used : row & column[i]) >> lane);
         if (!kSpread && bias_ != nullptr) {
-          const Int at = hn::Sub(hn::Set(di_, static_cast<int32_t>(place + i)), bias_place_);
+          const Int at = hn::Sub(hn::Set(di_, static_cast<int32_t>(place + i)), hn::Load(di_, bias_place_ + lane));
           const Float bias = hn::GatherIndex(d_, bias_, hn::IfThenElseZero(hn::RebindMask(di_, sees), at));
           scores = hn::MulAdd(bias, hn::Set(d_, kLog2E), scores);
         }
@@ -226,31 +223,34 @@ class TileKernel {
     return maximum;
   }
 
-  HWY_INLINE hn::Mask<FloatTag> lanes_of(uint32_t bits) const {
-    uint8_t bytes[8] = {};
+  HWY_INLINE hn::Mask<FloatTag> lanes_of(uint64_t bits) const {
+    uint8_t bytes[8];
     std::memcpy(bytes, &bits, sizeof bits);
     return hn::LoadMaskBits(d_, bytes);
   }
 
   // Scores, softmax and the second product of the keys in the block.
   void finish_block() {
-    score_block(d_, scratch_.query, scratch_.key_rows, params_.head_dim, filled_, scratch_.score);
-    Float maximum = maximum_;
-    for (const KeyRun* run = scratch_.runs; run != scratch_.runs + runs_; ++run) maximum = mask(*run, maximum);
-    const Float keep = exp2_of_negative(d_, hn::Sub(maximum_, maximum));
-    maximum_ = maximum;
-    Float sum = hn::Zero(d_);
-    for (int64_t i = 0; i < filled_; ++i) {
-      float* score = scratch_.score + i * kLanes;
-      const Float weights = exp2_of_negative(d_, hn::Sub(hn::Load(d_, score), maximum));
-      hn::Store(weights, d_, score);
-      sum = hn::Add(sum, weights);
+    score_block(d_, scratch_.query, scratch_.key_rows, params_.head_dim, filled_, scratch_.score, lanes_);
+    HWY_ALIGN float keep[kMaxLanes];
+    for (int64_t lane = 0; lane < lanes_; lane += kVector) {
+      const Float before = hn::Load(d_, maximum_ + lane);
+      Float maximum = before;
+      for (const KeyRun* run = scratch_.runs; run != scratch_.runs + runs_; ++run) maximum = mask(*run, lane, maximum);
+      const Float kept = exp2_of_negative(d_, hn::Sub(before, maximum));
+      hn::Store(maximum, d_, maximum_ + lane);
+      hn::Store(kept, d_, keep + lane);
+      Float sum = hn::Zero(d_);
+      float* score = scratch_.score + lane;
+      for (int64_t i = 0; i < filled_; ++i, score += lanes_) {
+        const Float weights = exp2_of_negative(d_, hn::Sub(hn::Load(d_, score), maximum));
+        hn::Store(weights, d_, score);
+        sum = hn::Add(sum, weights);
+      }
+      hn::Store(hn::MulAdd(hn::Load(d_, sum_ + lane), kept, sum), d_, sum_ + lane);
     }
-    sum_ = hn::MulAdd(sum_, keep, sum);
-    HWY_ALIGN float kept[kLanes];
-    hn::Store(keep, d_, kept);
     for (int64_t quad = 0; quad * kQuad < plan_.used_lanes; ++quad) {
-      if ((tile_.used >> (quad * kQuad) & 0xFU) != 0) add_values(quad, first_block_ ? nullptr : kept + quad * kQuad);
+      if ((tile_.used >> (quad * kQuad) & 0xFU) != 0) add_values(quad, first_block_ ? nullptr : keep + quad * kQuad);
     }
     first_block_ = false;
   }
@@ -276,8 +276,12 @@ class TileKernel {
         to = std::min(last[2] - run->key[2], run->count);
         if (from >= to) continue;
       }
-      runs[count++] = {run->value + from * run->value_step, run->value_step,
-                       scratch_.score + (run->at + from) * kLanes + quad * kQuad, to - from};
+      const float* weight = scratch_.score + (run->at + from) * lanes_ + quad * kQuad;
+      if (count > 0 && continues(runs[count - 1], run->value + from * run->value_step, run->value_step, weight)) {
+        runs[count - 1].count += to - from;
+        continue;
+      }
+      runs[count++] = {run->value + from * run->value_step, run->value_step, weight, to - from};
       if (count == kMaxRuns) {
         add_runs(runs, count, quad, keep);
         count = 0;
@@ -287,34 +291,35 @@ class TileKernel {
     add_runs(runs, count, quad, keep);
   }
 
+  // Whether what follows stands right behind a run.
+  bool continues(const WeightedRun& run, const float* value, int64_t step, const float* weight) const {
+    return value == run.value + run.count * run.step && step == run.step && weight == run.weight + run.count * lanes_;
+  }
+
   void add_runs(const WeightedRun* runs, int64_t count, int64_t quad, const float* keep) {
     const int64_t dim = plan_.padded_value_dim;
     float* output = scratch_.output + quad * kQuad * dim;
     int64_t c = 0;
-#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
-    for (; c + 4 * kLanes <= dim; c += 4 * kLanes) add_channels<4>(runs, count, c, keep, output);
+#if NA_DEPLOY_MANY_REGISTERS
+    for (; c + 4 * kVector <= dim; c += 4 * kVector) add_channels<4>(runs, count, c, keep, output);
 #endif
-    for (; c + 2 * kLanes <= dim; c += 2 * kLanes) add_channels<2>(runs, count, c, keep, output);
-    for (; c < dim; c += kLanes) add_channels<1>(runs, count, c, keep, output);
+    for (; c + 2 * kVector <= dim; c += 2 * kVector) add_channels<2>(runs, count, c, keep, output);
+    for (; c < dim; c += kVector) add_channels<1>(runs, count, c, keep, output);
   }
 
   template <int kVectors>
   void add_channels(const WeightedRun* runs, int64_t count, int64_t c, const float* keep, float* output) {
-    accumulate<kVectors>(d_, runs, count, c, keep, output, plan_.padded_value_dim);
+    accumulate<kVectors>(d_, runs, count, c, keep, output, plan_.padded_value_dim, lanes_);
   }
 
   void store_outputs() {
-    HWY_ALIGN float sum[kLanes];
-    HWY_ALIGN float maximum[kLanes];
-    hn::Store(sum_, d_, sum);
-    hn::Store(maximum_, d_, maximum);
     for (int64_t lane = 0; lane < plan_.used_lanes; ++lane) {
       if ((tile_.used >> lane & 1U) == 0) continue;
       const int64_t at = tile_.output_at + plan_.lane_output[lane];
-      store_row(d_, hn::Set(d_, 1.0F / sum[lane]), scratch_.output + lane * plan_.padded_value_dim, params_.value_dim,
+      store_row(d_, hn::Set(d_, 1.0F / sum_[lane]), scratch_.output + lane * plan_.padded_value_dim, params_.value_dim,
                 static_cast<T*>(params_.output) + at);
       if (params_.lse != nullptr) {
-        params_.lse[at / params_.value_dim] = (maximum[lane] + std::log2(sum[lane])) * kLn2;
+        params_.lse[at / params_.value_dim] = (maximum_[lane] + std::log2(sum_[lane])) * kLn2;
       }
     }
   }
@@ -327,19 +332,20 @@ class TileKernel {
   const na_params& params_;
   const Plan& plan_;
   const Scratch scratch_;
+  const int64_t lanes_;  // of the tile: whole vectors
   Tile tile_;
 
   // The head's bias: spread, or in its own order with the places of the lanes' queries in it.
   int64_t bias_head_ = -1;
   const float* spread_ = nullptr;
   const float* bias_ = nullptr;
-  Int bias_place_;
+  HWY_ALIGN int32_t bias_place_[kMaxLanes] = {};
 
   int64_t runs_ = 0;
   int64_t filled_ = 0;
   bool first_block_ = true;
-  Float maximum_ = hn::Zero(d_);
-  Float sum_ = hn::Zero(d_);
+  HWY_ALIGN float maximum_[kMaxLanes];
+  HWY_ALIGN float sum_[kMaxLanes];
 };
 
 template <typename T>
@@ -359,7 +365,7 @@ void run_tasks(const na_params& params, const Plan& plan, int64_t first, int64_t
   }
 }
 
-int64_t lane_count() { return kLanes; }
+int64_t vector_size() { return kVector; }
 
 const char* target_name() { return hwy::TargetName(HWY_TARGET); }
 
@@ -371,10 +377,10 @@ HWY_AFTER_NAMESPACE();
 namespace na_deploy {
 
 HWY_EXPORT(run_tasks);
-HWY_EXPORT(lane_count);
+HWY_EXPORT(vector_size);
 HWY_EXPORT(target_name);
 
-int64_t lanes_of_target() { return HWY_DYNAMIC_DISPATCH(lane_count)(); }
+int64_t vector_of_target() { return HWY_DYNAMIC_DISPATCH(vector_size)(); }
 
 }  // namespace na_deploy
 
@@ -382,7 +388,7 @@ extern "C" {
 
 void na_cpu_run(const na_params* params, const na_cpu_plan* plan, int64_t first, int64_t last, void* scratch) {
   using namespace na_deploy;  // the dispatch table's name is not qualified
-  const Plan full = make_plan(*params, lanes_of_target(), plan->tile);
+  const Plan full = make_plan(*params, vector_of_target(), plan->tile);
   HWY_DYNAMIC_DISPATCH(run_tasks)(*params, full, first, last, lay_out(full, *params, scratch));
 }
 
