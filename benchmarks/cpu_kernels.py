@@ -52,17 +52,17 @@ class Layer:
 
     @property
     def spec(self) -> NeighborhoodSpec:
-        """Its attributes."""
+        """Return its attributes."""
         return NeighborhoodSpec.create(len(self.lengths), self.kernel_size, self.dilation)
 
     @property
     def multiply_adds(self) -> float:
-        """Multiply-adds of both products over attended keys alone."""
+        """Count the multiply-adds of both products over attended keys alone."""
         keys = float(np.prod(self.kernel_size))
         return float(np.prod(self.lengths)) * self.heads * keys * 2 * self.head_dim
 
     def row(self) -> tuple[str, ...]:
-        """What tables call it."""
+        """Return the first columns of its row in a table."""
         return (
             "×".join(map(str, self.lengths)),
             str(self.heads),
@@ -148,6 +148,7 @@ def compiled_flex(layer: Layer, qkv: np.ndarray, bias: np.ndarray | None) -> Cal
 
     table = None if bias is None else torch.from_numpy(bias)
     blocks = create_block_mask(mask, None, None, tokens, tokens, device="cpu")
+    torch._dynamo.reset()  # each layer is compiled for its own sizes
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def run() -> object:

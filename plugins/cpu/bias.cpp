@@ -22,17 +22,21 @@ float widen(const void* tensor, int32_t dtype, int64_t index) {
 
 void spread_bias(const Plan& plan, const na_params& params, int64_t head, float* spread) {
   const int64_t(&width)[kAxes] = plan.spread.width;
+  const int64_t lanes = plan.quads ? plan.vector : plan.lanes;
+  const int64_t used = plan.quads ? plan.vector : plan.used_lanes;
+  const int64_t keys = plan.quads ? plan.vector / kQuad : 1;  // of a group
   int64_t row[kAxes];
   for (row[0] = 0; row[0] < width[0]; ++row[0]) {
     for (row[1] = 0; row[1] < width[1]; ++row[1]) {
       for (row[2] = 0; row[2] < width[2]; ++row[2]) {
-        for (int64_t lane = 0; lane < plan.lanes; ++lane, ++spread) {
+        for (int64_t lane = 0; lane < lanes; ++lane, ++spread) {
           int64_t index = head;
-          bool inside = lane < plan.used_lanes;
-          for (int a = 0; a < kAxes; ++a) {
-            const int64_t offset = row[a] - plan.place[lane][a];
+          bool inside = lane < used;
+          for (int a = 0; inside && a < kAxes; ++a) {
+            const int64_t key = row[a] + (a == kAxes - 1 ? lane % keys : 0);
+            const int64_t offset = key - plan.place[lane / keys][a];
             const int64_t size = 2 * plan.axis[a].kernel_size - 1;
-            inside = inside && offset >= 0 && offset < size;
+            inside = offset >= 0 && offset < size;
             index = index * size + offset;
           }
           *spread = inside ? widen(params.rel_pos_bias, params.dtype, index) * kLog2E : 0.0F;

@@ -61,6 +61,7 @@ typedef struct na_params {
 typedef struct na_cpu_plan {
   int64_t tasks;                 /* independent pieces of work; 0 for an empty batch */
   int64_t tile[3];               /* queries of one task along each axis, leading axes 1 */
+  int64_t quad[3];               /* for the kernel of small windows, queries taken at once; 0 for the general one */
   size_t scratch_bytes;          /* memory that each running thread needs, aligned to 64 bytes */
   size_t prepared_bias_elements; /* floats that na_cpu_prepare_bias writes; 0 where preparing brings nothing */
 } na_cpu_plan;

@@ -78,7 +78,8 @@ double cost(const Plan& plan, const na_params& params, const int64_t (&tile)[kAx
                   kQuery * static_cast<double>(queries) + kTile);
 }
 
-void choose_tile(const Plan& plan, const na_params& params, int64_t (&chosen)[kAxes]) {
+// The cut into tiles of whole vectors with the least cost, and that cost.
+double choose_tile(const Plan& plan, const na_params& params, Cut& chosen) {
   double best = std::numeric_limits<double>::infinity();
   const int64_t most = plan.vector * kMaxVectors;
   int64_t group[kAxes];
@@ -90,18 +91,65 @@ void choose_tile(const Plan& plan, const na_params& params, int64_t (&chosen)[kA
         const double candidate = cost(plan, params, tile);
         if (candidate < best) {
           best = candidate;
-          std::copy_n(tile, kAxes, chosen);
+          std::copy_n(tile, kAxes, chosen.tile);
         }
       }
     }
   }
+  return best;
+}
+
+// Keys that four queries read, rows padded to whole groups.
+int64_t quad_keys(const Plan& plan, const int64_t (&quad)[kAxes]) {
+  return span(plan.axis[0], quad[0]) * span(plan.axis[1], quad[1]) *
+         round_up(span(plan.axis[2], quad[2]), plan.vector / kQuad);
+}
+
+// The cut into quads, if quad_kernel.cpp can take the problem and it costs less than `limit`.
+bool choose_quads(const Plan& plan, const na_params& params, double limit, Cut& chosen) {
+  constexpr double kScore = 0.72;
+  constexpr double kValue = 0.60;
+  constexpr double kSoftmax = 14.0;  // for a group of keys
+  constexpr double kKey = 3.0;
+  constexpr double kOverhead = 300.0;  // for a quad
+  if (plan.vector <= kQuad || params.additional > 0) return false;
+  int64_t group[kAxes];
+  for (int a = 0; a < kAxes; ++a) group[a] = longest_group(plan.axis[a]);
+  // As near to a square as the map allows; along the last axis on a line.
+  const int64_t shapes[][kAxes] = {{1, 2, 2}, {1, 1, 4}, {2, 1, 2}, {2, 2, 1}, {1, 4, 1}, {4, 1, 1}};
+  double best = limit;
+  const auto in_group = static_cast<double>(plan.vector / kQuad);
+  const auto channels = static_cast<double>(round_up(params.value_dim, plan.vector) / plan.vector);
+  for (const int64_t(&quad)[kAxes] : shapes) {
+    if (quad[0] > group[0] || quad[1] > group[1] || quad[2] > group[2]) continue;
+    const int64_t keys = quad_keys(plan, quad);
+    if (keys > kMaxQuadKeys) continue;
+    double quads = 1.0;
+    for (int a = 0; a < kAxes; ++a) quads *= static_cast<double>((group[a] + quad[a] - 1) / quad[a]);
+    const double candidate =
+        quads * (static_cast<double>(keys) * (static_cast<double>(params.head_dim) / in_group * kScore +
+                                              channels * kQuad * kValue + kSoftmax / in_group + kKey) +
+                 kOverhead);
+    if (candidate >= best) continue;
+    best = candidate;
+    std::copy_n(quad, kAxes, chosen.quad);
+    // Up to sixteen quads to a task, as many along the last axis as divide the map evenly.
+    int64_t room = kMaxLanes / kQuad;
+    for (int a = kAxes - 1; a >= 0; --a) {
+      const int64_t count = (group[a] + quad[a] - 1) / quad[a];
+      const int64_t most = std::min<int64_t>(room, 8);
+      const int64_t tiles = (count + most - 1) / most;
+      const int64_t along = (count + tiles - 1) / tiles;
+      chosen.tile[a] = along * quad[a];
+      room /= along;
+    }
+  }
+  return chosen.quad[0] > 0;
 }
 
 // Gives every query of the tile a lane.
 void place_lanes(Plan& plan) {
-  const int64_t tile[kAxes] = {plan.axis[0].tile, plan.axis[1].tile, plan.axis[2].tile};
-  int64_t quad[kAxes];
-  choose_quad(tile, quad);
+  const int64_t(&quad)[kAxes] = plan.quad;
   plan.used_lanes = 0;
   int64_t outer[kAxes];
   int64_t inner[kAxes];
@@ -147,15 +195,16 @@ void plan_bias(Plan& plan, const na_params& params) {
   for (int a = 0; a < kAxes; ++a) {
     const AxisPlan& axis = plan.axis[a];
     plan.bias_elements *= 2 * axis.kernel_size - 1;
-    plan.spread.width[a] = 2 * axis.kernel_size - 1 + axis.tile - 1;
+    plan.spread.width[a] = 2 * axis.kernel_size - 1 + (plan.quads ? plan.quad[a] : axis.tile) - 1;
     rows *= static_cast<double>(plan.spread.width[a]);
     keys *= static_cast<double>(axis.span);
     tiles *= static_cast<double>(axis.dilation * axis.tiles);
   }
-  if (rows * static_cast<double>(plan.lanes) * sizeof(float) > static_cast<double>(kMaxSpreadBytes)) return;
-  plan.spread.elements = static_cast<int64_t>(rows) * plan.lanes;
+  const int64_t lanes = plan.quads ? plan.vector : plan.lanes;
+  if (rows * static_cast<double>(lanes) * sizeof(float) > static_cast<double>(kMaxSpreadBytes)) return;
+  plan.spread.elements = static_cast<int64_t>(rows) * lanes;
   // Some threads share a head, and each spreads its bias anew.
-  plan.spread_per_call = tiles * keys >= 4.0 * rows;
+  plan.spread_per_call = plan.quads || tiles * keys >= 4.0 * rows;
 }
 
 // Everything about the axes but the tile.
@@ -177,16 +226,23 @@ Plan axes_of(const na_params& params, int64_t vector) {
 }  // namespace
 
 Plan make_plan(const na_params& params, int64_t vector) {
-  int64_t tile[kAxes] = {1, 1, 1};
-  choose_tile(axes_of(params, vector), params, tile);
-  return make_plan(params, vector, tile);
+  const Plan axes = axes_of(params, vector);
+  Cut cut;
+  const double limit = choose_tile(axes, params, cut);
+  Cut quads;
+  if (choose_quads(axes, params, limit, quads)) {
+    const Plan plan = make_plan(params, vector, quads);
+    // Only with the bias spread: quads cannot gather it.
+    if (plan.bias_elements == 0 || plan.spread.elements != 0) return plan;
+  }
+  return make_plan(params, vector, cut);
 }
 
-Plan make_plan(const na_params& params, int64_t vector, const int64_t (&tile)[kAxes]) {
+Plan make_plan(const na_params& params, int64_t vector, const Cut& cut) {
   Plan plan = axes_of(params, vector);
+  plan.quads = cut.quad[0] > 0;
   plan.padded_head_dim = round_up(params.head_dim, vector);
   plan.padded_value_dim = round_up(params.value_dim, vector);
-  plan.keys_in_place = params.dtype == NA_FLOAT32;
   const double scale =
       params.scale != 0.0F ? static_cast<double>(params.scale) : 1.0 / std::sqrt(static_cast<double>(params.head_dim));
   plan.scale = static_cast<float>(scale * kLog2E);
@@ -195,22 +251,28 @@ Plan make_plan(const na_params& params, int64_t vector, const int64_t (&tile)[kA
   int64_t box = 1;
   for (int a = 0; a < kAxes; ++a) {
     AxisPlan& axis = plan.axis[a];
-    axis.tile = tile[a];
-    axis.tiles = (longest_group(axis) + tile[a] - 1) / tile[a];
-    axis.span = span(axis, tile[a]);
+    axis.tile = cut.tile[a];
+    axis.tiles = (longest_group(axis) + axis.tile - 1) / axis.tile;
+    axis.span = span(axis, axis.tile);
     plan.tasks *= axis.dilation * axis.tiles;
     box = std::min(box * axis.span, kMaxBlock);
+  }
+  if (plan.quads) {
+    std::copy_n(cut.quad, kAxes, plan.quad);
+  } else {
+    choose_quad(cut.tile, plan.quad);
   }
   place_lanes(plan);
   plan.lanes = round_up(plan.used_lanes, vector);
   // Rows that several quads read again and again are worth copying: where they are they may share a few sets of the
   // cache.
   plan.values_in_place =
-      params.dtype == NA_FLOAT32 && plan.padded_value_dim == params.value_dim && plan.lanes == vector;
+      params.dtype == NA_FLOAT32 && plan.padded_value_dim == params.value_dim && (plan.lanes == vector || plan.quads);
+  plan.keys_in_place = params.dtype == NA_FLOAT32 && (!plan.quads || plan.padded_head_dim == params.head_dim);
   const int64_t row_bytes = 4 * (plan.padded_head_dim + plan.padded_value_dim + plan.lanes);
   const int64_t keys =
       std::min({box + std::min(params.additional, kMaxBlock), kMaxBlock, std::max(kBlockBytes / row_bytes, kMinBlock)});
-  plan.block = keys;
+  plan.block = plan.quads ? quad_keys(plan, plan.quad) : keys;
   plan_bias(plan, params);
 
   const bool packed = params.packed != 0;
@@ -238,12 +300,15 @@ Scratch lay_out(const Plan& plan, const na_params& params, void* memory) {
   };
   const auto floats = [&](int64_t count) { return reinterpret_cast<float*>(take(count, sizeof(float))); };
   Scratch scratch{};
-  scratch.query = floats(plan.padded_head_dim * plan.lanes);
-  scratch.key = floats((plan.keys_in_place ? kQuad : std::max(plan.block, kQuad)) * plan.padded_head_dim);
+  const int64_t lanes = plan.quads ? kQuad : plan.lanes;  // whose scores and outputs are held at once
+  int64_t copies = plan.block;                            // of keys and values
+  if (plan.quads) copies = plan.axis[0].span * plan.axis[1].span * plan.axis[2].span;
+  scratch.query = floats(plan.padded_head_dim * lanes);
+  scratch.key = floats((plan.keys_in_place ? kQuad : std::max(copies, kQuad)) * plan.padded_head_dim);
   scratch.key_rows = reinterpret_cast<const float**>(take(plan.block, sizeof(float*)));
-  scratch.value = floats(plan.values_in_place ? 0 : plan.block * plan.padded_value_dim);
-  scratch.score = floats(plan.block * plan.lanes);
-  scratch.output = floats(plan.lanes * plan.padded_value_dim);
+  scratch.value = floats(plan.values_in_place ? 0 : copies * plan.padded_value_dim);
+  scratch.score = floats(plan.block * lanes);
+  scratch.output = floats(std::max(lanes * plan.padded_value_dim, plan.padded_head_dim));
   scratch.bias = floats(params.dtype == NA_FLOAT32 ? 0 : plan.bias_elements);
   scratch.spread = floats(plan.spread_per_call ? plan.spread.elements : 0);
   for (int a = 0; a < kAxes; ++a) {

@@ -13,6 +13,8 @@ constexpr int kAxes = 3;            // problems of lower rank get leading axes o
 constexpr int64_t kMaxVector = 16;  // SIMD lanes at most
 constexpr int64_t kMaxVectors = 4;  // vectors of a tile
 constexpr int64_t kMaxLanes = kMaxVector * kMaxVectors;
+constexpr int64_t kMaxQuadKeys = 512;  // keys of four queries that quad_kernel.cpp holds at once
+constexpr int64_t kMaxQuadRow = kMaxQuadKeys;
 constexpr int64_t kQuad = 4;  // lanes that the second product takes at once
 
 // One axis: its attributes and its tiles. `tiles` counts those of the longest dilation group.
@@ -36,13 +38,16 @@ struct Strides {
 };
 
 // The bias spread over lanes, (rows of axis 0, 1, 2, lanes): its element [r, lane] is the bias between the lane's query
-// and the key at r - (kernel_size - 1) from the tile's origin.
+// and the key at r - (kernel_size - 1) from the tile's origin. For quads a vector's lanes are (query, key of the
+// group), r is the group's first key, and the origin is the quad's.
 struct SpreadBias {
   int64_t width[kAxes] = {1, 1, 1};
   int64_t elements = 0;  // of one head; 0: not worth it, biases are gathered key by key
 };
 
 struct Plan {
+  bool quads = false;        // quad_kernel.cpp, else tile_kernel.cpp
+  int64_t quad[kAxes] = {};  // of four consecutive lanes
   AxisPlan axis[kAxes];
   Strides query, key, value;
   Strides output;  // of the output; lse has the same divided by value_dim
@@ -68,11 +73,23 @@ struct Plan {
 // SIMD lanes of the instruction set in use.
 int64_t vector_of_target();
 
-// Chooses the tile with the least work and completes the plan.
+// How a problem is cut: by which kernel, and into what tiles.
+struct Cut {
+  int64_t tile[kAxes] = {1, 1, 1};
+  int64_t quad[kAxes] = {};  // the four queries of a quad for quad_kernel.cpp, zeros for tile_kernel.cpp
+};
+
+// Chooses the cut with the least work and completes the plan.
 Plan make_plan(const na_params& params, int64_t vector);
 
-// The same with a tile chosen before.
-Plan make_plan(const na_params& params, int64_t vector, const int64_t (&tile)[kAxes]);
+// The same with a cut chosen before.
+Plan make_plan(const na_params& params, int64_t vector, const Cut& cut);
+
+// The kernels: compute the tasks [first, last).
+void run_in_tiles(const na_params& params, const Plan& plan, int64_t first, int64_t last,
+                  const struct Scratch& scratch);
+void run_in_quads(const na_params& params, const Plan& plan, int64_t first, int64_t last,
+                  const struct Scratch& scratch);
 
 // Scratch memory of one thread: arrays one after another, each aligned to a vector.
 struct Scratch {

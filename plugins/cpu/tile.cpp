@@ -54,6 +54,13 @@ bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint64_
                 Tile& tile) {
   tile.used = ~uint64_t{0} >> (64 - plan.used_lanes);
   tile.sees_all = true;
+  // Neighbouring heads stand side by side in memory: taken one after another they are read in long stretches. Where
+  // each head's bias must be brought into form first, a head is finished before the next begins.
+  const bool heads_first = params.rel_pos_bias == nullptr || params.prepared_bias != nullptr;
+  if (heads_first) {
+    tile.head = task % params.heads;
+    task /= params.heads;
+  }
   int64_t origin[kAxes];
   for (int a = kAxes - 1; a >= 0; --a) {
     AxisTile& own = tile.axis[a];
@@ -67,8 +74,11 @@ bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint64_
     tile.used &= own.used;
     tile.sees_all = tile.sees_all && own.sees_all;
   }
-  tile.batch = task / params.heads;
-  tile.head = task - tile.batch * params.heads;
+  if (!heads_first) {
+    tile.head = task % params.heads;
+    task /= params.heads;
+  }
+  tile.batch = task;
   tile.query_at = offset_of(plan, plan.query, tile, tile.head, origin);
   tile.output_at = offset_of(plan, plan.output, tile, tile.head, origin);
   return true;

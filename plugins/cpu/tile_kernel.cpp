@@ -349,7 +349,7 @@ class TileKernel {
 };
 
 template <typename T>
-void run_typed(const na_params& params, const Plan& plan, int64_t first, int64_t last, const Scratch& scratch) {
+void run_tile_tasks(const na_params& params, const Plan& plan, int64_t first, int64_t last, const Scratch& scratch) {
   TileKernel<T> kernel(params, plan, scratch);
   for (int64_t task = first; task < last; ++task) kernel.run(task);
 }
@@ -357,11 +357,11 @@ void run_typed(const na_params& params, const Plan& plan, int64_t first, int64_t
 void run_tasks(const na_params& params, const Plan& plan, int64_t first, int64_t last, const Scratch& scratch) {
   switch (params.dtype) {
     case NA_FLOAT16:
-      return run_typed<hwy::float16_t>(params, plan, first, last, scratch);
+      return run_tile_tasks<hwy::float16_t>(params, plan, first, last, scratch);
     case NA_BFLOAT16:
-      return run_typed<hwy::bfloat16_t>(params, plan, first, last, scratch);
+      return run_tile_tasks<hwy::bfloat16_t>(params, plan, first, last, scratch);
     default:
-      return run_typed<float>(params, plan, first, last, scratch);
+      return run_tile_tasks<float>(params, plan, first, last, scratch);
   }
 }
 
@@ -380,17 +380,15 @@ HWY_EXPORT(run_tasks);
 HWY_EXPORT(vector_size);
 HWY_EXPORT(target_name);
 
+void run_in_tiles(const na_params& params, const Plan& plan, int64_t first, int64_t last, const Scratch& scratch) {
+  HWY_DYNAMIC_DISPATCH(run_tasks)(params, plan, first, last, scratch);
+}
+
 int64_t vector_of_target() { return HWY_DYNAMIC_DISPATCH(vector_size)(); }
 
 }  // namespace na_deploy
 
 extern "C" {
-
-void na_cpu_run(const na_params* params, const na_cpu_plan* plan, int64_t first, int64_t last, void* scratch) {
-  using namespace na_deploy;  // the dispatch table's name is not qualified
-  const Plan full = make_plan(*params, vector_of_target(), plan->tile);
-  HWY_DYNAMIC_DISPATCH(run_tasks)(*params, full, first, last, lay_out(full, *params, scratch));
-}
 
 const char* na_cpu_target(void) {
   using namespace na_deploy;

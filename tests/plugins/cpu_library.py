@@ -41,6 +41,7 @@ class Plan(ctypes.Structure):
     _fields_ = (
         ("tasks", ctypes.c_int64),
         ("tile", Sizes),
+        ("quad", Sizes),
         ("scratch_bytes", ctypes.c_size_t),
         ("prepared_bias_elements", ctypes.c_size_t),
     )

@@ -42,7 +42,7 @@ def sources(tmp_path: Path) -> Path:
     copy = tmp_path / "sources"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = project["tool"]["scikit-build"]["wheel"]["packages"].values()
-    for name in (*packages, "cmake", "plugins"):
+    for name in (*packages, "cmake", "licenses", "plugins"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in FILES:
         shutil.copy(ROOT / name, copy / name)
