@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from na_deploy.cli.bundles import manifest_as_dict, opened_model, print_manifest
 from na_deploy.cli.output import console, print_json, size_text, table
 from na_deploy.errors import UsageError
 
@@ -30,16 +31,19 @@ WIDE = 108
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: Path, input_size: str | None, plot: Path | None, as_json: bool) -> None:
-    """Show the neighborhood attention layers of MODEL: shapes, windows, tiles, work.
+    """Show the neighborhood attention layers of MODEL, a file or a bundle: shapes, windows, tiles, work.
 
     Work is counted in multiply-adds, which papers call FLOPs.
     """
     from na_deploy.runtime.inspection import inspect_model
 
-    summary = inspect_model(model, parse_size(input_size) if input_size else None)
+    with opened_model(model) as (file, manifest):
+        summary = inspect_model(file, parse_size(input_size) if input_size else None)
     if as_json:
-        print_json(as_dict(summary))
+        print_json(as_dict(summary) | ({} if manifest is None else {"bundle": manifest_as_dict(manifest)}))
     else:
+        if manifest is not None:
+            print_manifest(manifest)
         _print(summary)
     if plot is not None:
         from na_deploy.files import staged_output

@@ -22,7 +22,9 @@ from na_deploy.errors import NaDeployError
 
 COMMANDS = {
     "export": "Turn a checkpoint into one portable, verified ONNX file.",
+    "build": "Build a bundle from an exported model: verified files, an engine, what they need.",
     "run": "Run an exported model on images or arrays.",
+    "bench": "Compare models, bundles and PyTorch: latency, throughput, memory, cold start.",
     "verify": "Compare an exported model with its checkpoint, layer by layer.",
     "inspect": "Show an exported model's neighborhood attention layers.",
     "models": "List the architectures na-deploy knows.",

@@ -122,6 +122,7 @@ def _as_dict(
         "model": str(model),
         "backend": session.backend,
         "device": session.device,
+        "library": None if session.library is None else str(session.library),
         "inputs": [str(path) for path in inputs],
         "outputs": {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in results.items()},
         **{name: round(value, 3) for name, value in times.items()},
@@ -171,8 +172,9 @@ def _print(
             listing.add_row(escape(name), "×".join(map(str, array.shape)), array.dtype.name, *figures)
         out.print(listing)
     count = len(next(iter(results.values())))
+    attention = "our operators" if session.library else "function bodies"
     out.print(
-        f"{escape(model.name)} on {session.device}: run {times['run_ms']:.1f} ms"
+        f"{escape(model.name)} on {session.device}, {attention}: run {times['run_ms']:.1f} ms"
         f"{f' for {count} items' if count > 1 else ''}, prepare {times['prepare_ms']:.1f} ms, "
         f"load {times['load_ms']:.0f} ms"
     )

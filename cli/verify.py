@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from na_deploy.cli.bundles import opened_model
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
 from na_deploy.errors import VerificationError
@@ -36,7 +37,7 @@ def command(
     tolerance: float | None,
     as_json: bool,
 ) -> None:
-    """Compare MODEL, an exported ONNX file, with CHECKPOINT run in PyTorch float32.
+    """Compare MODEL, an exported ONNX file or a bundle, with CHECKPOINT run in PyTorch float32.
 
     Every output and every neighborhood attention layer is compared on a random image. The exit code is 1 above the
     tolerance.
@@ -45,9 +46,10 @@ def command(
         with export_libraries("comparing with a checkpoint"):
             from na_deploy.exporter.recheck import recheck
 
-        report = recheck(
-            checkpoint, model, arch=arch, dilations=dilations, input=shape, tolerance=tolerance, progress=progress
-        )
+        with opened_model(model) as (file, _):
+            report = recheck(
+                checkpoint, file, arch=arch, dilations=dilations, input=shape, tolerance=tolerance, progress=progress
+            )
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:

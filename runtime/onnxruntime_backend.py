@@ -44,7 +44,7 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
         ) from None
     providers = _choose_providers(onnxruntime.get_available_providers(), options.providers)
     wanted = options.custom_operators and providers[0] in LIBRARY_PROVIDERS
-    library = onnxruntime_library() if wanted else None
+    library = (options.library or onnxruntime_library()) if wanted else None
     settings = _settings(onnxruntime, options)
     if library is not None:
         try:
@@ -73,11 +73,7 @@ def _settings(onnxruntime: Any, options: SessionOptions) -> Any:
 
 
 class OnnxRuntimeSession(Session):
-    """A model in ONNX Runtime.
-
-    Attributes:
-        library: our operator library, where it is registered.
-    """
+    """A model in ONNX Runtime."""
 
     backend = "onnxruntime"
 

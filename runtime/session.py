@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from na_deploy.errors import UsageError
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.bundle.archive import is_bundle
 from na_deploy.runtime.tensors import Array, TensorSpec, check_inputs
 
 BACKENDS = {"onnxruntime": "na_deploy.runtime.onnxruntime_backend"}
@@ -30,11 +31,13 @@ class SessionOptions:
         threads: threads inside one operator; ``None`` leaves the runtime's own default.
         providers: ONNX Runtime execution providers in order of preference; ``None`` takes the installed ones.
         custom_operators: use our operator library where it is installed.
+        library: that library's file, if another than the installed one is to be used.
     """
 
     threads: int | None = None
     providers: tuple[str, ...] | None = None
     custom_operators: bool = True
+    library: Path | None = None
 
 
 class Session(ABC):
@@ -49,8 +52,10 @@ class Session(ABC):
         metadata: what the exporter recorded in the file, ``None`` for a model from elsewhere.
         backend: the backend's name.
         device: what it runs on, in words.
+        library: our operator library, where attention runs on it; ``None`` where the function bodies do.
     """
 
+    library: Path | None = None
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -112,8 +117,9 @@ def load(
     """Load an exported model.
 
     Args:
-        path: an ONNX file.
-        backend: ``"onnxruntime"``, which is also the default.
+        path: an ONNX file, or a bundle of ``na-deploy build``: a folder or a .zip archive. Bundles are verified by
+            hash before anything in them is loaded.
+        backend: ``"onnxruntime"``, which is also the default for an ONNX file; a bundle says itself what it is for.
         threads: threads inside one operator; by default the runtime decides.
         providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
             Runtime has it, then the CPU.
@@ -134,10 +140,19 @@ def load(
     if isinstance(providers, str):
         raise UsageError(f"providers is a list of names, got the text {providers!r}; write [{providers!r}]")
     location = Path(path)
-    if location.is_dir():
-        raise UsageError(f"{location} is a folder; give the .onnx file inside it")
-    if not location.is_file():
-        raise UsageError(f"{location} does not exist; give the path of an exported .onnx file")
     options = SessionOptions(threads, None if providers is None else tuple(providers), custom_operators)
-    session: Session = import_module(BACKENDS[name]).open_session(location, options)
+    if is_bundle(location):
+        from na_deploy.runtime.bundle.session import open_bundle_session
+
+        return open_bundle_session(location, backend, options)
+    if location.is_dir():
+        raise UsageError(f"{location} is a folder without manifest.json; give an .onnx file or a bundle")
+    if not location.is_file():
+        raise UsageError(f"{location} does not exist; give the path of an exported .onnx file or of a bundle")
+    return open_session(location, name, options)
+
+
+def open_session(path: Path, backend: str, options: SessionOptions) -> Session:
+    """Open an ONNX file with a backend. Use :func:`load`, which checks what it is given."""
+    session: Session = import_module(BACKENDS[backend]).open_session(path, options)
     return session

@@ -1,0 +1,144 @@
+"""``na-deploy bench``: models, bundles and PyTorch side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from na_deploy.cli.output import console, print_json, table
+from na_deploy.cli.progress import progress_line
+from na_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from na_deploy.runtime.bench import Report, Target
+
+
+@click.command()
+@click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
+@click.option("--batch", metavar="1,8,32", help="Batch sizes; each model's own by default.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of each target; its own default otherwise.")
+@click.option("--duration", default=5.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds per row.")
+@click.option(
+    "--compare-to",
+    type=click.Choice(["bodies", "torch"]),
+    multiple=True,
+    help="Also measure each model on its function bodies, or the --checkpoint in PyTorch.",
+)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint for --compare-to torch.")
+@click.option("--arch", help="Its architecture, where the weights do not tell.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw latencies into this .png, .svg or .pdf.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    targets: tuple[Path, ...],
+    batch: str | None,
+    threads: int | None,
+    duration: float,
+    compare_to: tuple[str, ...],
+    checkpoint: Path | None,
+    arch: str | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure MODELs (.onnx files and bundles) in one run: latency, throughput, memory, cold start.
+
+    Each lives in a process of its own; they take turns of a quarter of a second in changing order, so that whatever
+    else the machine does hits all alike. Compare rows of one run, not of two.
+    """
+    from na_deploy.runtime.bench import measure
+
+    chosen = choose_targets(targets, compare_to, checkpoint, arch)
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"cannot draw into {plot}; end the name in .png, .svg or .pdf")
+    with progress_line("starting") as say:
+        report = measure(chosen, parse_batches(batch), threads=threads, duration_s=duration, say=say)
+    if as_json:
+        print_json(as_dict(report))
+    else:
+        _print(report)
+    if plot is not None:
+        from na_deploy.files import staged_output
+        from na_deploy.runtime.bench_plot import plot_report
+
+        with staged_output(plot) as staged:
+            plot_report(report, staged)
+        if not as_json:
+            click.echo(f"Drawn into {plot}")
+
+
+def choose_targets(
+    paths: tuple[Path, ...], compare_to: tuple[str, ...], checkpoint: Path | None, arch: str | None
+) -> list[Target]:
+    """Return what to measure, each with a label of its own.
+
+    Raises:
+        UsageError: a file does not exist, is given twice, or ``torch`` lacks its checkpoint.
+    """
+    from na_deploy.runtime.bench import Target
+
+    targets = []
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist; give .onnx files or bundles")
+        if paths.count(path) > 1:
+            raise UsageError(f"{path} is given twice; give each target once")
+        name = path.name if sum(other.name == path.name for other in paths) == 1 else str(path)
+        targets.append(Target(name, "session", path, {}))
+        if "bodies" in compare_to:
+            targets.append(Target(f"{name}, function bodies", "session", path, {"custom_operators": False}))
+    if "torch" in compare_to:
+        if checkpoint is None:
+            raise UsageError("--compare-to torch needs the model's checkpoint; give --checkpoint model.pth")
+        if not checkpoint.exists():
+            raise UsageError(f"{checkpoint} does not exist; give the checkpoint that the model was exported from")
+        targets.append(Target(f"{checkpoint.name}, PyTorch", "torch", checkpoint, {"arch": arch} if arch else {}))
+    elif checkpoint is not None or arch is not None:
+        raise UsageError("--checkpoint and --arch are for --compare-to torch")
+    return targets
+
+
+def parse_batches(text: str | None) -> list[int | None]:
+    """Read ``1,8,32``.
+
+    Raises:
+        UsageError: it is not positive numbers joined by commas.
+    """
+    if text is None:
+        return [None]
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"cannot read --batch {text!r}; write positive numbers joined by commas, such as 1,8,32")
+    return [int(part) for part in parts]
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """Return the report as JSON types."""
+    from dataclasses import asdict
+
+    return asdict(report)
+
+
+def _print(report: Report) -> None:
+    from rich.markup import escape
+
+    out = console()
+    numbers = ("batch", "p50 ms", "p90 ms", "p99 ms", "items/s", "calls", "times the first")
+    listing = table("target", *numbers, "runs on", right=numbers)
+    first = {m.batch: m.p50_ms for m in reversed(report.measurements)}
+    for m in report.measurements:
+        listing.add_row(
+            escape(m.label),
+            str(m.batch),
+            *(f"{ms:.2f}" for ms in (m.p50_ms, m.p90_ms, m.p99_ms)),
+            f"{m.items_per_s:.1f}",
+            str(m.calls),
+            f"{m.p50_ms / first[m.batch]:.2f}",
+            escape(m.runs_on),
+        )
+    out.print(listing)
+    columns = ("import s", "load s", "first answer s", "peak MB")
+    startup = table("cold start", *columns, right=columns)
+    for s in report.startups:
+        startup.add_row(escape(s.label), f"{s.import_s:.2f}", f"{s.load_s:.2f}", f"{s.first_s:.2f}", f"{s.peak_mb:.0f}")
+    out.print(startup)

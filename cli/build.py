@@ -1,0 +1,128 @@
+"""``na-deploy build``: an exported model as a bundle for one backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from na_deploy.cli.bundles import manifest_as_dict, print_manifest
+from na_deploy.cli.output import console, print_json, size_text
+from na_deploy.cli.progress import progress_line
+from na_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from na_deploy.runtime.build import BuildSummary
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder, or a .zip archive.")
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "tensorrt-rtx"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What will run it.",
+)
+@click.option("--batch", metavar="1:8:64", help="Smallest, usual and largest batch, where the model leaves it free.")
+@click.option("--size", metavar="224:256:384", help="The same for height and width (224 or 224x256), where free.")
+@click.option(
+    "--plugins",
+    type=click.Choice(["beside", "embed"]),
+    default="beside",
+    show_default=True,
+    help="Use the installed operator library, or put it into the bundle.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the build; the backend decides by default.")
+@click.option("--timeout", default=900.0, show_default=True, help="Give up after this many seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: Path,
+    output: Path,
+    backend: str,
+    batch: str | None,
+    size: str | None,
+    plugins: str,
+    threads: int | None,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Build a bundle from MODEL: verified files, an engine where the backend has one, and what they need to run.
+
+    `na-deploy run`, `verify` and `inspect`, and na_deploy.load, take a bundle as they take an .onnx file.
+    """
+    from na_deploy.runtime.build import BuildOptions, build
+
+    options = BuildOptions(
+        backend=backend,
+        batch=None if batch is None else parse_range(batch, "--batch"),
+        size=None if size is None else parse_sizes(size),
+        plugins=plugins,
+        threads=threads,
+        timeout_s=timeout,
+    )
+    with progress_line("checking the model") as say:
+        summary = build(model, output, options, say)
+    if as_json:
+        print_json(as_dict(summary))
+    else:
+        _print(summary)
+
+
+def parse_range(text: str, option: str) -> tuple[int, int, int]:
+    """Read ``1:8:64``; one number stands for all three, two are smallest (also the usual one) and largest.
+
+    Raises:
+        UsageError: it is not one to three positive numbers joined by colons.
+    """
+    parts = text.split(":")
+    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"cannot read {option} {text!r}; write smallest:usual:largest, such as 1:8:64")
+    numbers = [int(part) for part in parts]
+    return (numbers[0], numbers[1 if len(numbers) == 3 else 0], numbers[-1])
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Read ``224:256:384`` or ``224x320:256x320:384x512``, by the rules of :func:`parse_range`.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    pairs: list[tuple[int, int]] = []
+    for part in text.lower().split(":"):
+        numbers = part.split("x")
+        if len(numbers) > 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+            raise UsageError(f"cannot read --size {text!r}; write smallest:usual:largest, such as 224:256:384")
+        pairs.append((int(numbers[0]), int(numbers[-1])))
+    if not 1 <= len(pairs) <= 3:
+        raise UsageError(f"cannot read --size {text!r}; write smallest:usual:largest, such as 224:256:384")
+    return (pairs[0], pairs[1 if len(pairs) == 3 else 0], pairs[-1])
+
+
+def as_dict(summary: BuildSummary) -> dict[str, Any]:
+    """Return the summary as JSON types."""
+    return {
+        "bundle": str(summary.path),
+        "bytes": summary.bytes,
+        "attention_nodes": summary.attention_nodes,
+        "attention_runs": summary.attention_runs,
+        **manifest_as_dict(summary.manifest),
+        "seconds": {name: round(value, 3) for name, value in summary.seconds.items()},
+        "log": list(summary.log),
+    }
+
+
+def _print(summary: BuildSummary) -> None:
+    from rich.markup import escape
+
+    out, manifest = console(), summary.manifest
+    out.print(f"[bold]{escape(str(summary.path))}[/]  for {manifest.backend}, {size_text(summary.bytes)}")
+    attention = f"{summary.attention_nodes} neighborhood attention nodes run on {summary.attention_runs}"
+    layers = f"{manifest.build['layers']} layers; " if "layers" in manifest.build else ""
+    out.print(layers + attention)
+    print_manifest(manifest)
+    out.print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.seconds.items()))
+    for line in summary.log:
+        out.print(escape(line), style="dim")

@@ -1,0 +1,58 @@
+"""What commands that take a model also do with a bundle: open it, show what it says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from na_deploy.cli.output import console, size_text, table
+
+if TYPE_CHECKING:
+    from na_deploy.runtime.bundle import Manifest
+
+
+@contextmanager
+def opened_model(path: Path) -> Iterator[tuple[Path, Manifest | None]]:
+    """Yield the ONNX file of a model or of a verified bundle, and the bundle's manifest."""
+    from na_deploy.runtime.bundle import is_bundle, open_bundle
+
+    if not is_bundle(path):
+        yield path, None
+        return
+    with open_bundle(path) as bundle:
+        yield bundle.file("model"), bundle.manifest
+
+
+def manifest_as_dict(manifest: Manifest) -> dict[str, Any]:
+    """Return what a person or program wants to know of a manifest, as JSON types."""
+    return {
+        "backend": manifest.backend,
+        "members": {m.name: {"role": m.role, "bytes": m.bytes, "sha256": m.sha256} for m in manifest.members},
+        "requires": dict(manifest.requires),
+        "profiles": {
+            name: {"minimum": p.minimum, "optimum": p.optimum, "maximum": p.maximum}
+            for name, p in manifest.profiles.items()
+        },
+        "build": dict(manifest.build),
+        "tool_version": manifest.tool_version,
+    }
+
+
+def print_manifest(manifest: Manifest) -> None:
+    """Print members, sizes an engine is built for, and what is needed to run it."""
+    from rich.markup import escape
+
+    from na_deploy.runtime.tensors import format_shape
+
+    out = console()
+    listing = table("member", "what", "size", "SHA-256", right=("size",))
+    for member in manifest.members:
+        listing.add_row(escape(member.name), member.role, size_text(member.bytes), f"{member.sha256[:16]}…")
+    out.print(listing)
+    for name, profile in manifest.profiles.items():
+        low, usual, high = (format_shape(shape) for shape in (profile.minimum, profile.optimum, profile.maximum))
+        out.print(f"{escape(name)}: from {low} to {high}, usually {usual}")
+    needs = ", ".join(f"{name} {value}" for name, value in manifest.requires.items()) or "nothing stated"
+    out.print(escape(f"for {manifest.backend}; needs {needs}; written by na-deploy {manifest.tool_version}"))

@@ -1,0 +1,324 @@
+"""Building a bundle: an exported model, what a backend makes of it, and a manifest that says what it needs.
+
+Backends build; :mod:`na_deploy.runtime.bundle.archive` writes. A bundle is written only after it has been tried as far
+as the machine allows.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import onnx
+
+from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.models.metadata import PREFIX
+from na_deploy.runtime.bundle.archive import check_target, read_manifest, write_bundle
+from na_deploy.runtime.bundle.manifest import Manifest, Member, Profile
+from na_deploy.runtime.graph import read_model, tensor_specs
+from na_deploy.runtime.lint import lint
+from na_deploy.runtime.native import onnxruntime_library
+from na_deploy.runtime.tensors import TensorSpec, format_shape
+
+BACKENDS = ("onnxruntime", "tensorrt-rtx")
+"""What bundles can be built for."""
+
+PLUGINS = ("beside", "embed")
+"""Whether our compiled library stays with the installation or travels in the bundle."""
+
+_FINDINGS_SHOWN = 8
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a bundle is built for.
+
+    Attributes:
+        backend: one of :data:`BACKENDS`.
+        batch: smallest, most usual and largest batch, for a model whose batch is free.
+        size: smallest, most usual and largest height and width, for a model whose size is free.
+        plugins: one of :data:`PLUGINS`.
+        threads: threads the build may use; ``None`` leaves the choice to the backend.
+        timeout_s: seconds after which a build is given up.
+    """
+
+    backend: str = "onnxruntime"
+    batch: tuple[int, int, int] | None = None
+    size: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
+    plugins: str = "beside"
+    threads: int | None = None
+    timeout_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise UsageError(f"cannot build for {self.backend!r}; choose one of {', '.join(BACKENDS)}")
+        if self.plugins not in PLUGINS:
+            raise UsageError(f"plugins are {' or '.join(PLUGINS)}, got {self.plugins!r}")
+        if self.plugins == "embed" and self.backend != "onnxruntime":
+            raise UsageError(f"{self.backend} takes no library of ours, so none can be embedded")
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """What was built.
+
+    Attributes:
+        path: the bundle.
+        bytes: size of all members.
+        seconds: time the build took, by step.
+        manifest: what the bundle says of itself.
+        attention_nodes: how many neighborhood attention nodes the model has.
+        attention_runs: what computes them, in words.
+        log: warnings of the backend.
+    """
+
+    path: Path
+    bytes: int
+    seconds: Mapping[str, float]
+    manifest: Manifest
+    attention_nodes: int
+    attention_runs: str
+    log: tuple[str, ...] = field(default=())
+
+
+def build(
+    model: str | Path, output: str | Path, options: BuildOptions | None = None, say: Say | None = None
+) -> BuildSummary:
+    """Build a bundle.
+
+    Args:
+        model: an exported ONNX file.
+        output: where the bundle goes: a ``.zip`` archive if it ends so, else a folder. An older bundle is replaced.
+        options: what to build for; ONNX Runtime by default.
+        say: told each step as it begins.
+
+    Raises:
+        UsageError: the files or options do not fit.
+        NaDeployError: the model is damaged or the backend refuses it; the nodes are named.
+        MissingDependencyError: the backend is not installed.
+    """
+    model, output, options = Path(model), Path(output), options or BuildOptions()
+    say = say or (lambda _: None)
+    check_target(output)
+    say("checking the model")
+    content = read_model(model)
+    _refuse_findings(model, options)
+    inputs, outputs = _interface(content)
+    profiles = choose_profiles(inputs, options)
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="na-deploy-build-") as scratch:
+        files: dict[str, tuple[str, Path]] = {"model.onnx": ("model", model)}
+        files |= {name: ("weights", model.parent / name) for name in _external_files(model, content)}
+        started = perf_counter()
+        built = _BUILDERS[options.backend](model, Path(scratch), inputs, profiles, options, say)
+        seconds[built.step] = perf_counter() - started
+        files |= built.files
+        say("hashing and writing the bundle")
+        started = perf_counter()
+
+        def describe(members: tuple[Member, ...]) -> Manifest:
+            return Manifest(
+                backend=options.backend,
+                members=members,
+                inputs=inputs,
+                outputs=outputs,
+                requires={"platform": _platform(), **built.requires},
+                profiles=profiles,
+                metadata={p.key: p.value for p in content.metadata_props if p.key.startswith(PREFIX)},
+                build=built.figures,
+            )
+
+        write_bundle(output, files, describe)
+        seconds["write"] = perf_counter() - started
+    manifest = read_manifest(output)
+    return BuildSummary(
+        path=output,
+        bytes=sum(member.bytes for member in manifest.members),
+        seconds=seconds,
+        manifest=manifest,
+        attention_nodes=sum(node.op_type.startswith("NeighborhoodAttention") for node in content.graph.node),
+        attention_runs=built.attention_runs,
+        log=built.log,
+    )
+
+
+def choose_profiles(inputs: Sequence[TensorSpec], options: BuildOptions) -> dict[str, Profile]:
+    """Return each free input's smallest, usual and largest shape.
+
+    Raises:
+        UsageError: the options name sizes that the model fixes, leave free ones open, or do not grow.
+    """
+    profiles: dict[str, Profile] = {}
+    used = {"batch": False, "size": False}
+    for spec in inputs:
+        shapes: list[list[int]] = [[], [], []]
+        for axis, dimension in enumerate(spec.shape):
+            if isinstance(dimension, int):
+                sizes = (dimension,) * 3
+            elif axis == 0:
+                sizes = _given("batch", spec, options.batch)
+                used["batch"] = True
+            elif len(spec.shape) == 4 and axis in (2, 3):
+                height_width = _given("size", spec, options.size)
+                sizes = tuple(pair[axis - 2] for pair in height_width)
+                used["size"] = True
+            else:
+                raise UsageError(f"axis {axis} of input {spec} is free; only batch, height and width can be")
+            for shape, size in zip(shapes, sizes, strict=True):
+                shape.append(size)
+            if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+                shown = ":".join(map(str, sizes))
+                raise UsageError(f"sizes must grow from smallest to largest and begin at 1 or above, got {shown}")
+        if not all(isinstance(dimension, int) for dimension in spec.shape):
+            profiles[spec.name] = Profile(*(tuple(shape) for shape in shapes))
+    for name, given in (("batch", options.batch), ("size", options.size)):
+        if given is not None and not used[name]:
+            raise UsageError(f"--{name} was given, but the model's {name} is fixed; export with --dynamic to free it")
+    return profiles if options.backend != "onnxruntime" or profiles else {}
+
+
+def _given(name: str, spec: TensorSpec, value: Any) -> Any:
+    if value is None:
+        raise UsageError(
+            f"input {spec} has a free {name}; give --{name} smallest:usual:largest, such as "
+            f"{'1:8:64' if name == 'batch' else '224:256:384'}"
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class _Built:
+    step: str
+    files: dict[str, tuple[str, Path]]
+    requires: dict[str, str]
+    figures: dict[str, Any]
+    attention_runs: str
+    log: tuple[str, ...] = ()
+
+
+def _build_onnxruntime(
+    model: Path,
+    scratch: Path,
+    inputs: Sequence[TensorSpec],
+    profiles: dict[str, Profile],
+    options: BuildOptions,
+    say: Say,
+) -> _Built:
+    """Nothing to compile: the bundle is tried once, at the usual sizes where some are free."""
+    import numpy as np
+
+    from na_deploy.runtime.session import load
+
+    say("running the model once")
+    library = onnxruntime_library()
+    if options.plugins == "embed" and library is None:
+        from na_deploy.runtime.native import why_missing
+
+        raise NaDeployError(f"there is no operator library to embed: it is {why_missing()}")
+    with load(model, threads=options.threads) as session:
+        feeds = {}
+        for spec in inputs:
+            shape = profiles[spec.name].optimum if spec.name in profiles else _fixed(spec)
+            feeds[spec.name] = np.zeros(shape, _numpy_type(spec.dtype))
+        session.run(feeds)
+        used = session.library
+    files = {"lib/" + library.name: ("library", library)} if options.plugins == "embed" and library else {}
+    return _Built(
+        step="run once",
+        files=files,
+        requires={"onnxruntime": ">=1.21"},
+        figures={"onnxruntime": importlib.metadata.version("onnxruntime")},
+        attention_runs="our operators" if used is not None else "function bodies",
+    )
+
+
+def _build_tensorrt_rtx(
+    model: Path,
+    scratch: Path,
+    inputs: Sequence[TensorSpec],
+    profiles: dict[str, Profile],
+    options: BuildOptions,
+    say: Say,
+) -> _Built:
+    from na_deploy.runtime.tensorrt_rtx import build_engine
+    from na_deploy.runtime.tensorrt_rtx_library import find_libraries
+
+    version = find_libraries()[0].name.split(".so.")[1]
+    say(f"building with TensorRT-RTX {version}")
+    engine = scratch / "model.engine"
+    shapes = {name: (p.minimum, p.optimum, p.maximum) for name, p in profiles.items()}
+    report = build_engine(model, profiles=shapes, output=engine, threads=options.threads, timeout_s=options.timeout_s)
+    return _Built(
+        step="engine",
+        files={"model.engine": ("engine", engine)},
+        requires={"tensorrt_rtx": version, "compute_capability": ">=8.0"},
+        figures={
+            "layers": report.layers,
+            "engine_bytes": report.engine_bytes,
+            "activation_bytes": report.activation_bytes,
+            "parse_seconds": round(report.parse_seconds, 3),
+            "build_seconds": round(report.build_seconds, 3),
+        },
+        attention_runs="function bodies (TensorRT-RTX takes no plugins)",
+        log=report.log,
+    )
+
+
+_BUILDERS: dict[str, Callable[..., _Built]] = {"onnxruntime": _build_onnxruntime, "tensorrt-rtx": _build_tensorrt_rtx}
+
+
+def _refuse_findings(model: Path, options: BuildOptions) -> None:
+    plugins = options.backend == "onnxruntime" and onnxruntime_library() is not None
+    findings = lint(model, options.backend, plugins)
+    if findings:
+        shown = [str(finding) for finding in findings[:_FINDINGS_SHOWN]]
+        if len(findings) > _FINDINGS_SHOWN:
+            shown.append(f"and {len(findings) - _FINDINGS_SHOWN} more")
+        raise NaDeployError(f"{options.backend} cannot take {model}: " + "; ".join(shown))
+
+
+def _interface(content: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    weights = frozenset(tensor.name for tensor in content.graph.initializer)
+    return tensor_specs(list(content.graph.input), weights), tensor_specs(list(content.graph.output))
+
+
+def _external_files(model: Path, content: onnx.ModelProto) -> list[str]:
+    """Names of the files beside the model that hold its weights."""
+    names: dict[str, None] = {}
+    for tensor in onnx.external_data_helper._get_all_tensors(content):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                names[entry.value] = None
+    for name in names:
+        if Path(name).name != name or name in ("model.onnx", "manifest.json"):
+            raise NaDeployError(f"{model} keeps weights in {name!r}, which cannot go into a bundle; export it again")
+        if not (model.parent / name).is_file():
+            raise NaDeployError(f"{model} keeps weights in {name}, which is not beside it; copy it there")
+    return list(names)
+
+
+def _fixed(spec: TensorSpec) -> tuple[int, ...]:
+    if not all(isinstance(size, int) for size in spec.shape):
+        raise UsageError(f"input {spec.name} has the free shape {format_shape(spec.shape)}; give --batch or --size")
+    return tuple(int(size) for size in spec.shape)
+
+
+def _numpy_type(name: str) -> Any:
+    import numpy as np
+
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return ml_dtypes.bfloat16
+    return np.dtype(name)
+
+
+def _platform() -> str:
+    return f"{platform.system().lower()}-{platform.machine()}"

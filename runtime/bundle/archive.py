@@ -1,0 +1,319 @@
+"""Reading and writing bundles: a folder, or the same in one .zip file. Knows no runtime.
+
+Nothing of a bundle is handed out before every member has the size and SHA-256 that the manifest states. What the
+manifest does not name is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.runtime.bundle.manifest import MAX_BYTES, NAME, Manifest, Member, parse_manifest
+
+_CHUNK = 1 << 20
+_ATTEMPTS = 20
+Progress = Callable[[int], None]
+"""Told how many more bytes have been read."""
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether ``path`` is meant as a bundle: a folder with a manifest, or a zip archive."""
+    if path.is_dir():
+        return (path / NAME).is_file()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+
+
+class Bundle:
+    """An opened, verified bundle. Close it, or use it as a context manager; its files may then be gone.
+
+    Attributes:
+        path: the folder or archive it was opened from.
+        manifest: what it says of itself.
+        folder: where its members lie: the bundle's own folder, or a private temporary one.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, folder: Path, temporary: bool) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.folder = folder
+        self._temporary = temporary
+
+    def file(self, role: str) -> Path:
+        """Return the path of the first member of a role.
+
+        Raises:
+            NaDeployError: there is none.
+        """
+        member = self.manifest.member(role)
+        if member is None:
+            raise NaDeployError(f"{self.path} holds no {role}; build the bundle again")
+        return self.folder / member.name
+
+    def close(self) -> None:
+        """Remove temporary files. Closing twice does nothing."""
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a bundle's manifest alone, without verifying the members.
+
+    Raises:
+        UsageError: ``path`` is not a bundle.
+        NaDeployError: the manifest is missing or damaged.
+    """
+    with _source(path) as source:
+        return source.manifest()
+
+
+def open_bundle(path: Path, progress: Progress | None = None) -> Bundle:
+    """Open a bundle and verify every member against the manifest.
+
+    Members of an archive are unpacked into a private temporary folder; a folder is used in place.
+
+    Raises:
+        UsageError: ``path`` is not a bundle.
+        NaDeployError: something is missing, damaged or not what the manifest says; the message names it.
+    """
+    with _source(path) as source:
+        manifest = source.manifest()
+        if isinstance(source, _Folder):
+            for member in manifest.members:
+                with source.open(member) as file:
+                    _copy_verified(path, member, file, None, progress)
+            return Bundle(path, manifest, path, temporary=False)
+        folder = Path(tempfile.mkdtemp(prefix="na-deploy-bundle-"))
+        try:
+            for member in manifest.members:
+                target = folder / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with source.open(member) as file, target.open("xb") as copy:
+                    _copy_verified(path, member, file, copy, progress)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return Bundle(path, manifest, folder, temporary=True)
+
+
+def write_bundle(
+    target: Path, files: Mapping[str, tuple[str, Path]], describe: Callable[[tuple[Member, ...]], Manifest]
+) -> None:
+    """Write a bundle: a .zip archive if ``target`` ends so, else a folder. It appears whole or not at all.
+
+    Args:
+        target: where it goes. An existing bundle there is replaced, anything else is not.
+        files: member name to its role and the file to copy.
+        describe: makes the manifest, given the members.
+
+    Raises:
+        UsageError: ``target`` exists and is no bundle, or its folder does not exist or cannot be written.
+    """
+    check_target(target)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        content = staging / "content"
+        content.mkdir()
+        members = []
+        for name, (role, source) in files.items():
+            place = content / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            members.append(_copy_hashed(source, place, name, role))
+        (content / NAME).write_text(describe(tuple(members)).to_json(), encoding="utf-8")
+        if target.suffix == ".zip":
+            packed = staging / target.name
+            _pack(content, [NAME, *files], packed)
+            packed.replace(target)
+        else:
+            _replace_folder(content, target, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_target(target: Path) -> None:
+    """Refuse a place where a bundle cannot be written. See :func:`write_bundle`."""
+    parent = target.parent
+    if not parent.is_dir():
+        raise UsageError(f"cannot write {target}: the folder {parent} does not exist; create it or choose another")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {target}: {parent} cannot be written; choose another folder")
+    if target.exists() and not is_bundle(target):
+        raise UsageError(f"cannot write {target}: something else is there; remove it or choose another name")
+    if target.is_dir() and target.suffix == ".zip":
+        raise UsageError(f"cannot write {target}: it is a folder; remove it or choose another name")
+
+
+class _Folder:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def manifest(self) -> Manifest:
+        file = self._path / NAME
+        if file.stat().st_size > MAX_BYTES:
+            raise NaDeployError(f"{self._path}: {NAME} is larger than {MAX_BYTES >> 20} MiB; build the bundle again")
+        return parse_manifest(file.read_bytes(), str(self._path))
+
+    @contextlib.contextmanager
+    def open(self, member: Member) -> Iterator[IO[bytes]]:
+        place = self._path / member.name
+        # A link could lead anywhere, also after it has been verified.
+        for step in (place, *place.parents):
+            if step == self._path:
+                break
+            if step.is_symlink():
+                raise NaDeployError(f"{self._path}: {member.name} is or passes through a link; copy the file instead")
+        try:
+            with place.open("rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise NaDeployError(f"{self._path}: {member.name} is not a plain file")
+                yield file
+        except FileNotFoundError:
+            raise _missing(self._path, member) from None
+        except OSError as error:
+            raise NaDeployError(f"{self._path}: {member.name} cannot be read: {error.strerror or error}") from None
+
+
+class _Archive:
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self._path = path
+        self._archive = archive
+        self._entries: dict[str, zipfile.ZipInfo] = {}
+        for entry in archive.infolist():
+            if entry.filename in self._entries:
+                raise NaDeployError(f"{path} holds {entry.filename} twice; build the bundle again")
+            self._entries[entry.filename] = entry
+
+    def manifest(self) -> Manifest:
+        entry = self._entries.get(NAME)
+        if entry is None:
+            raise UsageError(f"{self._path} is a zip archive without {NAME}, not a bundle; see `na-deploy build`")
+        if entry.file_size > MAX_BYTES:
+            raise NaDeployError(f"{self._path}: {NAME} is larger than {MAX_BYTES >> 20} MiB; build the bundle again")
+        with self._opened(NAME, entry) as file:
+            return parse_manifest(file.read(MAX_BYTES + 1), str(self._path))
+
+    @contextlib.contextmanager
+    def open(self, member: Member) -> Iterator[IO[bytes]]:
+        entry = self._entries.get(member.name)
+        if entry is None:
+            raise _missing(self._path, member)
+        with self._opened(member.name, entry) as file:
+            yield file
+
+    @contextlib.contextmanager
+    def _opened(self, name: str, entry: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
+        if entry.flag_bits & 1:
+            raise NaDeployError(f"{self._path}: {name} is encrypted, which bundles never are")
+        try:
+            with self._archive.open(entry) as file:
+                yield file
+        except NaDeployError:
+            raise
+        except Exception as error:  # zipfile and zlib fail in many ways on damaged archives
+            raise NaDeployError(f"{self._path}: {name} cannot be unpacked ({error}); the archive is damaged") from None
+
+
+@contextlib.contextmanager
+def _source(path: Path) -> Iterator[_Folder | _Archive]:
+    if path.is_dir():
+        if not (path / NAME).is_file():
+            raise UsageError(f"{path} is a folder without {NAME}, not a bundle; give an .onnx file or a bundle")
+        yield _Folder(path)
+        return
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; give the path of an .onnx file or a bundle")
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:
+        raise NaDeployError(f"{path} is not a bundle, or is damaged ({error}); build it again") from None
+    with archive:
+        yield _Archive(path, archive)
+
+
+def _missing(path: Path, member: Member) -> NaDeployError:
+    return NaDeployError(f"{path}: {member.name}, which {NAME} names, is missing; copy or build the bundle again")
+
+
+def _copy_verified(
+    path: Path, member: Member, file: IO[bytes], copy: IO[bytes] | None, progress: Progress | None
+) -> None:
+    digest, size = hashlib.sha256(), 0
+    while chunk := file.read(min(_CHUNK, member.bytes - size + 1)):
+        size += len(chunk)
+        if size > member.bytes:
+            break
+        digest.update(chunk)
+        if copy is not None:
+            copy.write(chunk)
+        if progress is not None:
+            progress(len(chunk))
+    if size != member.bytes:
+        given = f"more than {member.bytes}" if size > member.bytes else str(size)
+        raise NaDeployError(
+            f"{path}: {member.name} has {given} bytes, {NAME} says {member.bytes}; copy or build the bundle again"
+        )
+    if digest.hexdigest() != member.sha256:
+        raise NaDeployError(
+            f"{path}: {member.name} is not the file that {NAME} describes (its SHA-256 is {digest.hexdigest()[:12]}…, "
+            f"not {member.sha256[:12]}…); copy or build the bundle again"
+        )
+
+
+def _copy_hashed(source: Path, target: Path, name: str, role: str) -> Member:
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as file, target.open("xb") as copy:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            copy.write(chunk)
+            size += len(chunk)
+    return Member(name, role, size, digest.hexdigest())
+
+
+def _pack(content: Path, names: list[str], target: Path) -> None:
+    # Stored, not deflated: weights do not compress, and the same files give the same archive.
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name in names:
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o644 << 16
+            with (content / name).open("rb") as file, archive.open(entry, "w", force_zip64=True) as member:
+                shutil.copyfileobj(file, member, _CHUNK)
+
+
+def _replace_folder(content: Path, target: Path, staging: Path) -> None:
+    """Put ``content`` in the place of ``target``; an old folder is out of the way for the time of two renames."""
+    content.chmod(0o755)
+    for attempt in range(_ATTEMPTS):
+        old = staging / f"old{attempt}"
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(old)
+        try:
+            content.rename(target)
+        except OSError:
+            if not target.exists():  # not another build that was faster
+                if old.exists():
+                    old.rename(target)
+                raise
+        else:
+            return
+    raise NaDeployError(f"{target} is being written by other builds; wait for them or choose another name")

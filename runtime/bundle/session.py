@@ -1,0 +1,89 @@
+"""Sessions over bundles: verify, check what the bundle needs, hand its files to the backend."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
+from na_deploy.runtime.bundle.archive import Bundle, open_bundle
+from na_deploy.runtime.bundle.manifest import Manifest
+from na_deploy.runtime.session import BACKENDS, Session, SessionOptions, open_session
+from na_deploy.runtime.tensors import Array
+
+
+def open_bundle_session(path: Path, backend: str | None, options: SessionOptions) -> Session:
+    """Open a session over a bundle. See :func:`na_deploy.runtime.session.load` for the errors."""
+    bundle = open_bundle(path)
+    try:
+        wanted = backend or bundle.manifest.backend
+        if wanted not in BACKENDS:
+            runnable = ", ".join(BACKENDS)
+            raise UsageError(
+                f"{path} was built for {wanted}, whose engines this version does not run; "
+                f"load(…, backend='onnxruntime') runs the model in it (sessions exist for {runnable})"
+            )
+        check_requirements(path, bundle.manifest, wanted)
+        if bundle.manifest.member("library") is not None and options.custom_operators:
+            options = replace(options, library=bundle.file("library"))
+        session = open_session(bundle.file("model"), wanted, options)
+        return BundleSession(bundle, session)
+    except BaseException:
+        bundle.close()
+        raise
+
+
+class BundleSession(Session):
+    """A session over a bundle's model, with the bundle's name and profiles.
+
+    Attributes:
+        manifest: what the bundle says of itself.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session) -> None:
+        self.path = bundle.path
+        self.manifest = bundle.manifest
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.metadata, self.backend, self.device = session.metadata, session.backend, session.device
+        self.library = session.library
+        self._bundle = bundle
+        self._session = session
+
+    def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
+        return self._session._run(inputs, outputs)
+
+    def close(self) -> None:
+        """Release the model once calls in progress have finished, and remove unpacked files."""
+        self._session.close()
+        self._bundle.close()
+
+
+def check_requirements(path: Path, manifest: Manifest, backend: str) -> None:
+    """Refuse a bundle that this machine cannot run, saying what differs.
+
+    Raises:
+        NaDeployError: another platform.
+        MissingDependencyError: a library is missing or too old.
+    """
+    needed = manifest.requires.get("platform")
+    here = f"{platform.system().lower()}-{platform.machine()}"
+    native = manifest.member("library") is not None or manifest.backend != "onnxruntime"
+    if needed is not None and native and backend == manifest.backend and needed != here:
+        raise NaDeployError(f"{path} was built for {needed}, this machine is {here}; build it again here")
+    minimum = re.fullmatch(r">=([\d.]+)", manifest.requires.get("onnxruntime", ""))
+    if backend == "onnxruntime" and minimum:
+        try:
+            found = metadata.version("onnxruntime")
+        except metadata.PackageNotFoundError:
+            return  # onnxruntime-gpu and others; the backend says what is missing
+        if _numbers(found) < _numbers(minimum[1]):
+            raise MissingDependencyError(
+                f"{path} needs onnxruntime {minimum[1]} or later, {found} is installed; pip install -U onnxruntime"
+            )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
