@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ from na_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from na_deploy.runtime.build import BuildSummary
+
+_LOG_SHOWN = 10
 
 
 @click.command()
@@ -124,5 +128,17 @@ def _print(summary: BuildSummary) -> None:
     out.print(layers + attention)
     print_manifest(manifest)
     out.print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.seconds.items()))
-    for line in summary.log:
+    for line in condense(summary.log):
         out.print(escape(line), style="dim")
+
+
+def condense(log: Sequence[str]) -> list[str]:
+    """Return a log with lines that differ only in a name or number told once, with their count; at most ten."""
+    first: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for line in log:
+        kind = re.sub(r"\bnamed \S+|\d+", "…", line)
+        first.setdefault(kind, line)
+        counts[kind] = counts.get(kind, 0) + 1
+    lines = [line if counts[kind] == 1 else f"{line} ({counts[kind]} like this)" for kind, line in first.items()]
+    return lines if len(lines) <= _LOG_SHOWN else [*lines[:_LOG_SHOWN], f"and {len(lines) - _LOG_SHOWN} more"]

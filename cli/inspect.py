@@ -15,7 +15,8 @@ from na_deploy.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from na_deploy.runtime.inspection import ModelSummary
+    from na_deploy.attention.simulator import Simulation
+    from na_deploy.runtime.inspection import LayerGroup, ModelSummary
 
 WIDE = 108
 """Columns of a screen that shows every column of the table."""
@@ -29,22 +30,29 @@ WIDE = 108
     type=click.Path(path_type=Path),
     help="Draw windows, tiles and work into this .png, .svg or .pdf.",
 )
+@click.option("--bounds", is_flag=True, help="Also count what each layer can win over full attention (see simulate).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: Path, input_size: str | None, plot: Path | None, as_json: bool) -> None:
+def command(model: Path, input_size: str | None, plot: Path | None, bounds: bool, as_json: bool) -> None:
     """Show the neighborhood attention layers of MODEL, a file or a bundle: shapes, windows, tiles, work.
 
     Work is counted in multiply-adds, which papers call FLOPs.
     """
-    from na_deploy.runtime.inspection import inspect_model
+    from na_deploy.cli.simulate import describe
+    from na_deploy.runtime.inspection import group_layers, inspect_model
 
     with opened_model(model) as (file, manifest):
         summary = inspect_model(file, parse_size(input_size) if input_size else None)
     if as_json:
-        print_json(as_dict(summary) | ({} if manifest is None else {"bundle": manifest_as_dict(manifest)}))
+        content = as_dict(summary) | ({} if manifest is None else {"bundle": manifest_as_dict(manifest)})
+        if bounds:
+            content["bounds"] = {group.label: describe(layer_bounds(group)) for group in group_layers(summary.layers)}
+        print_json(content)
     else:
         if manifest is not None:
             print_manifest(manifest)
         _print(summary)
+        if bounds:
+            console().print(_bounds(summary))
     if plot is not None:
         from na_deploy.files import staged_output
         from na_deploy.runtime.plot import plot_model
@@ -129,6 +137,30 @@ def _layers(summary: ModelSummary, wide: bool) -> Table:
             "share": f"{group.share:.1%}",
         }
         listing.add_row(*(cells[column] for column in columns))
+    return listing
+
+
+def layer_bounds(group: LayerGroup) -> Simulation:
+    """Count a group's layers with the tile shapes that suit their window best, 64 or 128 tokens by head_dim."""
+    from na_deploy.attention.simulator import best_tiles
+    from na_deploy.attention.windows import NeighborhoodSpec
+
+    layer = group.layers[0]
+    spec = NeighborhoodSpec(layer.kernel_size, layer.dilation, layer.stride, layer.is_causal)
+    return best_tiles(layer.lengths, spec, 64 if layer.head_dim <= 64 else 128, 128)[0]
+
+
+def _bounds(summary: ModelSummary) -> Table:
+    from na_deploy.runtime.inspection import group_layers
+
+    columns = ("by FLOPs", "by tiles", "unmasked tiles", "useful scores")
+    title = "Upper bounds on the speedup over full attention"
+    listing = table("layers", "tile", *columns, right=columns, title=title)
+    for group in group_layers(summary.layers):
+        found = layer_bounds(group)
+        tile = f"{_per_axis(found.tile_q)} by {_per_axis(found.tile_kv)}"
+        shares = (f"{found.unmasked_share:.0%}", f"{found.useful_share:.0%}")
+        listing.add_row(group.label, tile, f"{found.flop_bound:.2f}×", f"{found.tile_bound:.2f}×", *shares)
     return listing
 
 

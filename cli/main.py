@@ -27,6 +27,7 @@ COMMANDS = {
     "bench": "Compare models, bundles and PyTorch: latency, throughput, memory, cold start.",
     "verify": "Compare an exported model with its checkpoint, layer by layer.",
     "inspect": "Show an exported model's neighborhood attention layers.",
+    "simulate": "Count what windows, strides and tiles can win over full attention.",
     "models": "List the architectures na-deploy knows.",
     "doctor": "Show what is installed, what runs here and what to install.",
 }

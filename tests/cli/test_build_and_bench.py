@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from na_deploy.cli.build import parse_range, parse_sizes
+from na_deploy.cli.build import condense, parse_range, parse_sizes
 from na_deploy.cli.main import run
 from na_deploy.errors import MissingDependencyError, UsageError
 from na_deploy.runtime import bench
@@ -172,3 +172,9 @@ def test_throughput_is_items_over_the_time_of_all_calls():
     row = bench._measurement("m", 4, [10.0, 20.0, 70.0], "CPU")
     assert (row.calls, row.p50_ms, row.p99_ms) == (3, 20.0, 70.0)
     assert row.items_per_s == pytest.approx(120.0)
+
+
+def test_a_log_tells_the_same_thing_once():
+    log = [f"warning: A node named v{number} already exists" for number in range(300)] + ["error: 3 layers", "other"]
+    assert condense(log) == ["warning: A node named v0 already exists (300 like this)", "error: 3 layers", "other"]
+    assert condense([f"{chr(97 + number)}!" for number in range(12)])[-1] == "and 2 more"
