@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, sleep
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from na_deploy.closing import Closing
 from na_deploy.errors import NaDeployError
 
 WORKER = "na_deploy.runtime.bench_worker"
@@ -97,7 +97,7 @@ class Report:
     startups: tuple[Startup, ...]
 
 
-class _Worker:
+class _Worker(Closing):
     """A target's process; answers one request a line."""
 
     def __init__(self, target: Target, threads: int | None) -> None:
@@ -134,14 +134,6 @@ class _Worker:
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def measure(

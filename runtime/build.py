@@ -24,7 +24,7 @@ from na_deploy.runtime.bundle.manifest import Manifest, Member, Profile
 from na_deploy.runtime.graph import read_model, tensor_specs
 from na_deploy.runtime.lint import lint
 from na_deploy.runtime.native import onnxruntime_library
-from na_deploy.runtime.tensors import TensorSpec, format_shape
+from na_deploy.runtime.tensors import TensorSpec
 
 BACKENDS = ("onnxruntime", "tensorrt-rtx")
 """What bundles can be built for."""
@@ -212,8 +212,6 @@ def _build_onnxruntime(
     say: Say,
 ) -> _Built:
     """Nothing to compile: the bundle is tried once, at the usual sizes where some are free."""
-    import numpy as np
-
     from na_deploy.runtime.session import load
 
     say("running the model once")
@@ -223,11 +221,7 @@ def _build_onnxruntime(
 
         raise NaDeployError(f"there is no operator library to embed: it is {why_missing()}")
     with load(model, threads=options.threads) as session:
-        feeds = {}
-        for spec in inputs:
-            shape = profiles[spec.name].optimum if spec.name in profiles else _fixed(spec)
-            feeds[spec.name] = np.zeros(shape, _numpy_type(spec.dtype))
-        session.run(feeds)
+        session.warm_up({name: profile.optimum for name, profile in profiles.items()}, runs=1)
         used = session.library
     files = {"lib/" + library.name: ("library", library)} if options.plugins == "embed" and library else {}
     return _Built(
@@ -302,22 +296,6 @@ def _external_files(model: Path, content: onnx.ModelProto) -> list[str]:
         if not (model.parent / name).is_file():
             raise NaDeployError(f"{model} keeps weights in {name}, which is not beside it; copy it there")
     return list(names)
-
-
-def _fixed(spec: TensorSpec) -> tuple[int, ...]:
-    if not all(isinstance(size, int) for size in spec.shape):
-        raise UsageError(f"input {spec.name} has the free shape {format_shape(spec.shape)}; give --batch or --size")
-    return tuple(int(size) for size in spec.shape)
-
-
-def _numpy_type(name: str) -> Any:
-    import numpy as np
-
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return ml_dtypes.bfloat16
-    return np.dtype(name)
 
 
 def _platform() -> str:

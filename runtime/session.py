@@ -6,18 +6,20 @@ for. This file knows names of backends, not how they work.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from na_deploy.closing import Closing
 from na_deploy.errors import UsageError
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.bundle.archive import is_bundle
-from na_deploy.runtime.tensors import Array, TensorSpec, check_inputs
+from na_deploy.runtime.tensors import Array, TensorSpec, check_inputs, random_input
 
 BACKENDS = {"onnxruntime": "na_deploy.runtime.onnxruntime_backend"}
 """Module of each backend."""
@@ -40,7 +42,7 @@ class SessionOptions:
     library: Path | None = None
 
 
-class Session(ABC):
+class Session(Closing):
     """A loaded model. Use :func:`load`; close it or use it as a context manager.
 
     ``run`` may be called from several threads at once.
@@ -78,12 +80,52 @@ class Session(ABC):
             UsageError: an input or output does not fit the model, or the session is closed.
             NaDeployError: the runtime failed.
         """
+        return self._run(check_inputs(self.inputs, inputs), self._output_names(outputs))
+
+    def run_async(
+        self, inputs: Mapping[str, Any] | Any, outputs: Sequence[str] | None = None
+    ) -> Future[dict[str, Array]]:
+        """Run the model in another thread.
+
+        Args:
+            inputs: as for :meth:`run`. They are read later: do not write into them before the future is done.
+            outputs: as for :meth:`run`.
+
+        Returns:
+            A future of what :meth:`run` returns; its exception is a failure of the runtime, or that the session was
+            closed meanwhile.
+
+        Raises:
+            UsageError: an input or output does not fit the model.
+        """
+        names = self._output_names(outputs)
+        return _executor().submit(self._run, check_inputs(self.inputs, inputs), names)
+
+    def warm_up(self, sizes: Mapping[str, Sequence[int]] | None = None, runs: int = 2) -> None:
+        """Run the model on random numbers, so that the first real call does not pay for memory and planning.
+
+        Args:
+            sizes: shape of each input that has free dimensions.
+            runs: how often.
+
+        Raises:
+            UsageError: an input's free dimensions are not given, or the sizes do not fit the model.
+            NaDeployError: the runtime failed.
+        """
+        given = dict(sizes or {})
+        feeds = {spec.name: random_input(spec, given.pop(spec.name, None)) for spec in self.inputs}
+        if given:
+            raise UsageError(f"{self.path.name} has no input named {', '.join(given)}")
+        for _ in range(runs):
+            self.run(feeds)
+
+    def _output_names(self, outputs: Sequence[str] | None) -> list[str]:
         known = [spec.name for spec in self.outputs]
         names = known if outputs is None else list(outputs)
         for name in names:
             if name not in known:
                 raise UsageError(f"{self.path.name} has no output named {name}; it has {', '.join(known)}")
-        return self._run(check_inputs(self.inputs, inputs), names)
+        return names
 
     @abstractmethod
     def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
@@ -93,17 +135,15 @@ class Session(ABC):
     def close(self) -> None:
         """Release the model; calls in progress finish, later ones are refused. Closing twice does nothing."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         inputs = ", ".join(str(spec) for spec in self.inputs)
         return f"<{type(self).__name__} {self.path} on {self.device} ({inputs})>"
+
+
+@cache
+def _executor() -> ThreadPoolExecutor:
+    """Return the threads that wait for asynchronous calls; runtimes compute in threads of their own."""
+    return ThreadPoolExecutor(max_workers=8, thread_name_prefix="na-deploy")
 
 
 def load(

@@ -86,3 +86,33 @@ def _check(spec: TensorSpec, array: Array, chosen: dict[str, tuple[int, str]]) -
 
 def _names(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(str(spec) for spec in specs)
+
+
+def numpy_type(name: str) -> Any:
+    """Return NumPy's type of an element type's name; ml_dtypes' for ``bfloat16``."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def random_input(spec: TensorSpec, shape: Sequence[int] | None = None, seed: int = 0) -> Array:
+    """Return an array that fits an input: normal numbers, zeros for integers and truth values.
+
+    Args:
+        spec: the input.
+        shape: its sizes; needed where the model leaves some free.
+        seed: of the random numbers.
+
+    Raises:
+        UsageError: free sizes are not given.
+    """
+    if shape is None:
+        if not all(isinstance(size, int) for size in spec.shape):
+            raise UsageError(f"input {spec} has free sizes; say which to use")
+        shape = [int(size) for size in spec.shape]
+    dtype = numpy_type(spec.dtype)
+    if dtype.kind in "iub":
+        return np.zeros(tuple(shape), dtype)
+    return np.random.default_rng(seed).standard_normal(tuple(shape), dtype=np.float32).astype(dtype)

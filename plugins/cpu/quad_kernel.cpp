@@ -21,19 +21,14 @@
 #include "plan.h"
 #include "rows-inl.h"
 #include "tile.h"
+#include "vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace na_deploy {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-using FloatTag = hn::CappedTag<float, kMaxVector>;
-using Float = hn::Vec<FloatTag>;
-constexpr int64_t kVector = hn::MaxLanes(FloatTag());
 constexpr int64_t kGroup = kVector / kQuad;  // channels of one query in a vector, and keys of a group
-
-constexpr float kMasked = -1e30F;
-constexpr float kLn2 = 0.69314718055994531F;
 
 // Rows of a tile's box of keys or values in float32: where they are, or copied.
 struct Rows {
@@ -291,12 +286,6 @@ class QuadKernel {
       row = row * plan_.spread.width[a] + element - origin_[a] + plan_.axis[a].kernel_size - 1;
     }
     return spread_ + row * kVector;
-  }
-
-  HWY_INLINE hn::Mask<FloatTag> lanes_of(uint32_t bits) const {
-    uint8_t bytes[8] = {};
-    std::memcpy(bytes, &bits, sizeof bits);
-    return hn::LoadMaskBits(d_, bytes);
   }
 
   // Turns scores into exponentials and returns each query's sum.

@@ -13,7 +13,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "../core/window.h"
 #include "bias.h"
@@ -23,22 +22,13 @@
 #include "products-inl.h"
 #include "rows-inl.h"
 #include "tile.h"
+#include "vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 
 namespace na_deploy {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-using FloatTag = hn::CappedTag<float, kMaxVector>;
-using Float = hn::Vec<FloatTag>;
-using IntTag = hn::RebindToSigned<FloatTag>;
-using Int = hn::Vec<IntTag>;
-constexpr int64_t kVector = hn::MaxLanes(FloatTag());
-
-constexpr float kMasked = -1e30F;  // a score that is not seen; finite, so that differences are never NaN
-constexpr float kLog2E = 1.44269504088896341F;
-constexpr float kLn2 = 0.69314718055994531F;
 
 template <typename T>
 class TileKernel {
@@ -221,12 +211,6 @@ class TileKernel {
       hn::Store(scores, d_, score);
     }
     return maximum;
-  }
-
-  HWY_INLINE hn::Mask<FloatTag> lanes_of(uint64_t bits) const {
-    uint8_t bytes[8];
-    std::memcpy(bytes, &bits, sizeof bits);
-    return hn::LoadMaskBits(d_, bytes);
   }
 
   // Scores, softmax and the second product of the keys in the block.

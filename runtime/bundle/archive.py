@@ -15,9 +15,9 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
+from na_deploy.closing import Closing
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.runtime.bundle.manifest import MAX_BYTES, NAME, Manifest, Member, parse_manifest
 
@@ -37,7 +37,7 @@ def is_bundle(path: Path) -> bool:
         return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
 
 
-class Bundle:
+class Bundle(Closing):
     """An opened, verified bundle. Close it, or use it as a context manager; its files may then be gone.
 
     Attributes:
@@ -67,14 +67,6 @@ class Bundle:
         """Remove temporary files. Closing twice does nothing."""
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_manifest(path: Path) -> Manifest:

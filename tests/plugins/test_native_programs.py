@@ -13,7 +13,7 @@ import pytest
 from cpu_library import build
 
 import na_deploy
-from na_deploy.runtime.native import onnxruntime_library
+import na_deploy.runtime.build
 
 pytestmark = pytest.mark.native
 ROOT = Path(__file__).parents[2]
@@ -43,14 +43,16 @@ def test_random_problems_agree_with_double_precision(native_build: Path):
     assert "accepted and right" in run(native_build / "plugins/tests/fuzz_cpu", "4000", "11")
 
 
-def test_a_cpp_program_runs_a_model_from_several_threads(native_build: Path, write_model: Callable[..., Path]):
+def test_a_cpp_program_runs_a_bundle_from_several_threads(
+    native_build: Path, write_model: Callable[..., Path], tmp_path: Path
+):
     runtime = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"), None)
     if runtime is None:
         pytest.skip(f"onnxruntime {onnxruntime.__version__} from pip has no C library")
-    model = write_model()
-    library = onnxruntime_library()
-    assert library is not None
-    found = float(run(native_build / "plugins/tests/run_model", runtime, library, model))
+    model, bundle = write_model(), tmp_path / "model.bundle"
+    na_deploy.runtime.build.build(model, bundle, na_deploy.runtime.build.BuildOptions(plugins="embed"))
+    library = bundle / "lib" / "libna_deploy_ort.so"
+    found = float(run(native_build / "plugins/tests/run_model", runtime, library, bundle / "model.onnx"))
     shape = [size.dim_value for size in onnx.load(model).graph.input[0].type.tensor_type.shape.dim]
     image = ((np.arange(np.prod(shape)) % 13) / 13 - 0.5).astype(np.float32).reshape(shape)
     with na_deploy.load(model, custom_operators=False) as session:

@@ -25,7 +25,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.native]
 
 def build_wheel(source: Path, folder: Path, **environment: str) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--quiet", "--wheel-dir", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"NA_DEPLOY_NATIVE": "AUTO"} | environment, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NA_DEPLOY_NATIVE": "AUTO"} | environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
     return wheel

@@ -216,3 +216,29 @@ def test_any_number_of_items_runs_through_any_batch_size(write_model: WriteModel
     with na_deploy.load(write_model(batch=batch)) as session:
         found = run_in_batches(session, items)["logits"]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_asynchronous_calls_give_what_calls_give(write_model: WriteModel):
+    with na_deploy.load(write_model(), threads=1) as session:
+        futures = [session.run_async(image(seed=seed)) for seed in range(12)]
+        for seed, future in enumerate(futures):
+            np.testing.assert_array_equal(future.result(timeout=60)["logits"], session.run(image(seed=seed))["logits"])
+        with pytest.raises(UsageError, match="has shape 1×3×16×16"):
+            session.run_async(image(size=16))
+        with pytest.raises(UsageError, match="no output named x"):
+            session.run_async(image(), ["x"])
+    with pytest.raises(UsageError, match="is closed"):
+        session.run_async(image()).result(timeout=60)
+
+
+def test_warming_up_needs_the_free_sizes_alone(write_model: WriteModel):
+    with na_deploy.load(write_model()) as session:
+        session.warm_up()
+    with na_deploy.load(write_model(batch="batch")) as session:
+        session.warm_up({"image": (3, 3, 32, 32)}, runs=1)
+        with pytest.raises(UsageError, match="has free sizes; say which to use"):
+            session.warm_up()
+        with pytest.raises(UsageError, match="no input named picture"):
+            session.warm_up({"image": (1, 3, 32, 32), "picture": (1,)})
+        with pytest.raises(UsageError, match="expected float32"):
+            session.warm_up({"image": (1, 3, 16, 16)})
