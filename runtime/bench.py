@@ -21,6 +21,7 @@ from typing import Any
 from na_deploy.closing import Closing
 from na_deploy.errors import NaDeployError
 
+_GOODBYE_S = 5
 WORKER = "na_deploy.runtime.bench_worker"
 SLICE_S = 0.25
 """Seconds that a target runs before the next one's turn: long enough to be warm, short against changes of load."""
@@ -132,8 +133,11 @@ class _Worker(Closing):
         return answer
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        try:
+            self._process.communicate(timeout=_GOODBYE_S)  # at the end of its input it leaves, and tidies up
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
 
 def measure(

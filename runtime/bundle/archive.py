@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -50,7 +51,8 @@ class Bundle(Closing):
         self.path = path
         self.manifest = manifest
         self.folder = folder
-        self._temporary = temporary
+        # Also when the bundle is forgotten or Python ends.
+        self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True) if temporary else None
 
     def file(self, role: str) -> Path:
         """Return the path of the first member of a role.
@@ -65,8 +67,8 @@ class Bundle(Closing):
 
     def close(self) -> None:
         """Remove temporary files. Closing twice does nothing."""
-        if self._temporary:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._remove is not None:
+            self._remove()
 
 
 def read_manifest(path: Path) -> Manifest:

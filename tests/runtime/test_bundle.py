@@ -8,6 +8,9 @@ import json
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable
@@ -62,6 +65,45 @@ def test_the_session_of_an_archive_leaves_nothing_behind(
         session.run(image)
         assert [path.stat().st_mode & 0o777 for path in unpacked.iterdir()] == [0o700]
     assert list(unpacked.iterdir()) == []
+
+
+def test_a_program_that_ends_without_closing_leaves_nothing_behind(model: Path, tmp_path: Path):
+    build(model, tmp_path / "model.zip")
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    program = f"import na_deploy; session = na_deploy.load({str(tmp_path / 'model.zip')!r})"
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"TMPDIR": str(unpacked)})
+    assert list(unpacked.glob("na-deploy*")) == []
+
+
+def test_an_interrupted_build_leaves_nothing_behind(model: Path, tmp_path: Path):
+    old = tmp_path / "model.bundle"
+    build(model, old)
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    # Interrupted when the first file is copied: everything is there but the renaming.
+    program = (
+        "import time, na_deploy.runtime.build as b, na_deploy.runtime.bundle.archive as a\n"
+        "slow = a._copy_hashed\n"
+        "a._copy_hashed = lambda *x: (slow(*x), print('copied', flush=True), time.sleep(60))[0]\n"
+        "from na_deploy.cli.main import main\n"
+        f"main(['build', {str(model)!r}, '-o', {str(old)!r}])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(scratch)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"copied\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert list(scratch.glob("na-deploy*")) == []
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bundle", "scratch", "small.onnx"]
 
 
 def test_the_same_model_gives_the_same_archive(model: Path, tmp_path: Path):
