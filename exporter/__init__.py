@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 from na_deploy.extras import export_libraries
 
 if TYPE_CHECKING:
+    from na_deploy.exporter.entry import export
+    from na_deploy.exporter.module_export import ModuleExportReport
     from na_deploy.exporter.options import ExportOptions
-    from na_deploy.exporter.pipeline import ExportReport, export
+    from na_deploy.exporter.pipeline import ExportReport
 
-__all__ = ["ExportOptions", "ExportReport", "export"]
+__all__ = ["ExportOptions", "ExportReport", "ModuleExportReport", "export"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("export", "ExportReport"):
+    if name in ("export", "ExportReport", "ModuleExportReport"):
         with export_libraries("exporting"):
-            from na_deploy.exporter import pipeline
+            from na_deploy.exporter import entry
 
-        return getattr(pipeline, name)
+        return getattr(entry, name)
     if name == "ExportOptions":
         from na_deploy.exporter.options import ExportOptions
 

@@ -24,11 +24,15 @@ def tidy_attention_nodes(model: ir.Model) -> None:
 
     ONNX Runtime refuses a node with more outputs than its function has, so an unread ``lse`` must go.
     """
+    names: set[str] = set()
     for number, node in enumerate(attention_nodes(model)):
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         module = next((scope for scope in reversed(scopes[:-1]) if scope), f"attention_{number}")
-        node.name = module.removeprefix("model.")
-        node.outputs[0].name = f"{node.name}.output"
+        name = module.removeprefix("model.")
+        node.name = name if name not in names else f"{name}.{number}"  # one module may attend several times
+        names.add(node.name)
+        if not node.outputs[0].is_graph_output():
+            node.outputs[0].name = f"{node.name}.output"
         outputs = node.outputs
         if len(outputs) > 1 and not outputs[1].uses() and not outputs[1].is_graph_output():
             node.resize_outputs(1)

@@ -69,7 +69,7 @@ def trace(
     typed = model if options.dtype == "fp32" else TypedModel(model, TORCH_DTYPES[options.dtype])
     register_schemas()
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 typed.eval(),
                 (torch.zeros(batch, channels, height, width),),
@@ -82,7 +82,7 @@ def trace(
                 verbose=False,
             )
     except Exception as error:
-        cause = _root_cause(error)
+        cause = root_cause(error)
         if isinstance(cause, NaDeployError):  # a layer said what is wrong
             raise cause from error
         reason = (str(cause).strip() or "no reason given").splitlines()[0]
@@ -94,7 +94,7 @@ def trace(
     return program.model
 
 
-def _root_cause(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """Return what the tracer's own error was raised from, at the very start."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -102,7 +102,7 @@ def _root_cause(error: BaseException) -> BaseException:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the tracer's remarks about libraries we do not use off the terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -85,7 +85,7 @@ def verify_outputs(model: nn.Module, path: Path, shapes: Sequence[tuple[int, ...
     Raises:
         NaDeployError: ONNX Runtime refuses the file.
     """
-    session = _session(path)
+    session = open_session(path)
     names = [output.name for output in session.get_outputs()]
     cases = []
     for shape in shapes:
@@ -107,7 +107,7 @@ def verify_layers(model: nn.Module, path: Path, shape: tuple[int, ...]) -> list[
     known = {value.name: value for value in proto.graph.value_info}
     for node in layers:
         proto.graph.output.append(known.get(node.output[0]) or onnx.ValueInfoProto(name=node.output[0]))
-    session = _session(path, proto)
+    session = open_session(path, proto)
     image = random_image(shape)
     with _recorded_attention() as expected:
         _run_torch(model, image)
@@ -155,7 +155,7 @@ def _as_tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
-def _session(path: Path, proto: onnx.ModelProto | None = None) -> ort.InferenceSession:
+def open_session(path: Path, proto: onnx.ModelProto | None = None) -> ort.InferenceSession:
     """Open a file, or an edited copy of its graph, in ONNX Runtime on the CPU with nothing of ours registered."""
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -1,0 +1,225 @@
+"""Any module that calls natten to one verified ONNX file: the steps of ``na_deploy.export(module, …)``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import Tensor, nn
+
+from na_deploy import __version__
+from na_deploy.attention.registration import register_schemas
+from na_deploy.errors import NaDeployError, UsageError, VerificationError
+from na_deploy.exporter import passes
+from na_deploy.exporter.natten_api import replaced_natten
+from na_deploy.exporter.options import DEFAULT_OPSET, OPSETS, TOLERANCE
+from na_deploy.exporter.saving import save
+from na_deploy.exporter.tracing import quiet, root_cause
+from na_deploy.exporter.translation import translation_table
+from na_deploy.exporter.verify import Difference, open_session
+from na_deploy.files import staged_output
+
+Dynamic = Mapping[str, Mapping[int, str]]
+"""Names of the free axes of each input: ``{"image": {0: "batch"}}``."""
+
+_PRECISION = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class ModuleExportReport:
+    """What was written and how well it reproduces the module.
+
+    Attributes:
+        path: the ONNX file.
+        files: every file written, the ONNX file first.
+        nodes: operators in the graph, function bodies not counted.
+        attention_layers: neighborhood attention nodes among them.
+        differences: of every output, to PyTorch for the example inputs.
+        tolerance: the largest relative difference accepted.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    nodes: int
+    attention_layers: int
+    differences: tuple[Difference, ...]
+    tolerance: float
+
+    @property
+    def difference(self) -> float:
+        """The largest relative difference to PyTorch."""
+        return max(difference.relative for difference in self.differences)
+
+
+def export_module(
+    module: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    dynamic: Dynamic | None = None,
+    output_names: Sequence[str] | None = None,
+    opset: int = DEFAULT_OPSET,
+    external_data: bool = False,
+    tolerance: float | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> ModuleExportReport:
+    """Turn a module whose forward uses natten's public functions into one ONNX file, verified before it is kept.
+
+    Args:
+        module: the module; it is traced in eval mode, in the precision of its weights, and left in the mode it was in.
+        example_inputs: a tensor, tensors in forward's order, or tensors by the names of forward's arguments.
+        output: the file to write; by default the class's name in lower case with ``.onnx``.
+        dynamic: axes left free, by input and axis, with the names they get.
+        output_names: names of the outputs, in order.
+        opset: ONNX operator set, 20 to 23.
+        external_data: write weights to a file beside the model whatever their size.
+        tolerance: largest accepted relative difference; by default that of the inputs' lowest precision.
+        progress: called with a few words at each step.
+
+    Raises:
+        UsageError: a request or a natten call that cannot be exported; says what can.
+        NaDeployError: the module cannot be traced.
+        VerificationError: the file differs from PyTorch beyond the tolerance; it is not kept.
+    """
+    if opset not in OPSETS:
+        raise UsageError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
+    inputs = _named(module, example_inputs)
+    report = progress or (lambda _: None)
+    accepted = _tolerance(module, inputs) if tolerance is None else tolerance
+    target = Path(output or f"{type(module).__name__.lower()}.onnx")
+    training = module.training
+    module.eval()
+    try:
+        with staged_output(target) as staged, replaced_natten(module):
+            report("tracing")
+            model = _trace(module, inputs, dynamic or {}, output_names, opset)
+            _finish(model, type(module).__name__, opset)
+            report("writing")
+            files = save(model, staged, external_data=external_data)
+            nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
+            report("verifying in ONNX Runtime")
+            differences = _verify(module, inputs, staged)
+            worst = max(difference.relative for difference in differences)
+            if not worst <= accepted:
+                raise VerificationError(
+                    f"{target.name} differs from PyTorch by {worst:.1e} (relative), above the tolerance of "
+                    f"{accepted:.0e}; the file was not kept"
+                )
+    finally:
+        module.train(training)
+    written = tuple(target.with_name(path.name) for path in files)
+    return ModuleExportReport(target, written, nodes, layers, tuple(differences), accepted)
+
+
+def _named(module: nn.Module, given: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    import inspect
+
+    names = list(inspect.signature(module.forward).parameters)
+    if isinstance(given, Mapping):
+        inputs = dict(given)
+    else:
+        tensors = [given] if isinstance(given, Tensor) else list(given)
+        if len(tensors) > len(names):
+            raise UsageError(f"{len(tensors)} inputs were given and forward takes {len(names)}: {', '.join(names)}")
+        inputs = dict(zip(names, tensors, strict=False))
+    for name, tensor in inputs.items():
+        if name not in names:
+            raise UsageError(f"forward has no input {name!r}; it takes {', '.join(names)}")
+        if not isinstance(tensor, Tensor):
+            raise UsageError(f"input {name!r} must be a tensor, got {type(tensor).__name__}")
+    if not inputs:
+        raise UsageError("no example inputs were given; give one tensor for each of " + ", ".join(names))
+    return inputs
+
+
+def _tolerance(module: nn.Module, inputs: dict[str, Tensor]) -> float:
+    types = {tensor.dtype for tensor in (*module.parameters(), *inputs.values())}
+    return max((TOLERANCE[name] for kind, name in _PRECISION.items() if kind in types), default=TOLERANCE["fp32"])
+
+
+def _trace(
+    module: nn.Module, inputs: dict[str, Tensor], dynamic: Dynamic, output_names: Sequence[str] | None, opset: int
+) -> ir.Model:
+    shapes: dict[str, dict[int, str]] = {name: dict(dynamic.get(name, {})) for name in inputs}
+    for name, axes in dynamic.items():
+        if name not in inputs:
+            raise UsageError(f"--dynamic names the input {name!r}; the inputs are {', '.join(inputs)}")
+        if axes and max(axes) >= inputs[name].dim():
+            raise UsageError(f"input {name!r} has {inputs[name].dim()} axes, numbered from 0, and no axis {max(axes)}")
+    examples = dict(inputs)
+    for name, axes in shapes.items():
+        for axis in axes:  # a size of 1 would be fixed
+            if examples[name].shape[axis] == 1:
+                examples[name] = torch.cat([examples[name]] * 2, axis)
+    register_schemas()
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (),
+                kwargs=examples,
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=shapes if any(shapes.values()) else None,
+                custom_translation_table=translation_table(),
+                input_names=list(inputs),
+                output_names=output_names,
+                verbose=False,
+            )
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, NaDeployError):
+            raise cause from error
+        reason = (str(cause).strip() or "no reason given").splitlines()[0]
+        raise NaDeployError(f"{type(module).__name__} could not be traced: {type(cause).__name__}: {reason}") from error
+    assert program is not None
+    for value in program.model.graph.inputs:
+        for axis, axis_name in shapes.get(str(value.name), {}).items():
+            if value.shape is not None and isinstance(value.shape[axis], int):
+                raise UsageError(
+                    f"axis {axis} ({axis_name}) of input {value.name!r} cannot be free: the model's own code fixes it "
+                    f"at {value.shape[axis]}; leave it out of the dynamic axes"
+                )
+    return program.model
+
+
+def _finish(model: ir.Model, name: str, opset: int) -> None:
+    passes.tidy_attention_nodes(model)
+    passes.simplify_attention_reshapes(model)
+    RemoveUnusedNodesPass()(model)
+    passes.strip_traces(model)
+    passes.embed_function_bodies(model, opset)
+    model.graph.name = name
+    model.producer_name = "na-deploy"
+    model.producer_version = __version__
+
+
+def _verify(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> list[Difference]:
+    with torch.inference_mode():
+        expected = torch.utils._pytree.tree_leaves(module(**inputs))
+    session = open_session(path)
+    names = [output.name for output in session.get_outputs()]
+    taken = {value.name: value.type for value in session.get_inputs()}
+    feed = {name: _array(tensor, taken[name]) for name, tensor in inputs.items() if name in taken}
+    tensors = [value for value in expected if isinstance(value, Tensor)]
+    try:
+        found: list[Any] = session.run(names, feed)
+    except Exception as error:
+        sentence = " ".join(str(error).split())[:400]
+        raise NaDeployError(f"ONNX Runtime {ort.__version__} cannot run {path.name}: {sentence}") from error
+    return [
+        Difference.between(name, ours.astype("float32"), theirs.float().numpy())
+        for name, ours, theirs in zip(names, found, tensors, strict=True)
+    ]
+
+
+def _array(tensor: Tensor, kind: str) -> Any:
+    # bfloat16 files are run widened, and NumPy has no such type
+    return (tensor.float() if kind == "tensor(float)" else tensor).numpy()
