@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from na_deploy.cli.export_module import export_factory, names_a_factory
 from na_deploy.cli.output import console, print_json, size_text, table
 from na_deploy.cli.progress import progress_line
+from na_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from na_deploy.exporter import ExportReport
@@ -20,8 +22,18 @@ if TYPE_CHECKING:
 @click.option("--arch", help="Architecture (see `na-deploy models`), where the weights alone do not settle it.")
 @click.option("--dilations", help="Dilations: a preset of `na-deploy models --dilations`, or text as 1,8,1/1,4,1,4/…")
 @click.option("--out-indices", help="Levels whose feature maps a backbone returns, as 0,1,2,3.")
-@click.option("--input", "shape", help="Example input, as 1x3x224x224; by default the architecture's own size.")
-@click.option("--dynamic", multiple=True, help="Leave 'batch', 'spatial' (height and width) or both free.")
+@click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    help="Example input, as 1x3x224x224; for package.module:factory name=1x3x256x256:fp16, one for each argument.",
+)
+@click.option(
+    "--dynamic",
+    multiple=True,
+    help="Leave 'batch', 'spatial' (height and width) or both free; for package.module:factory name=0:batch,2:height.",
+)
 @click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16 or bf16; inputs and outputs stay fp32.")
 @click.option("--opset", type=int, help="ONNX operator set, 20 to 23; 22 by default.")
 @click.option("--external-data", is_flag=True, help="Write weights beside the model (always done above 2 GB).")
@@ -33,7 +45,8 @@ def command(
     arch: str | None,
     dilations: str | None,
     out_indices: str | None,
-    shape: str | None,
+    weights: Path | None,
+    inputs: tuple[str, ...],
     dynamic: tuple[str, ...],
     dtype: str,
     opset: int | None,
@@ -44,8 +57,34 @@ def command(
     """Export CHECKPOINT to one ONNX file that runs on any ONNX runtime.
 
     CHECKPOINT is a .pth, .pt, .bin or .safetensors file, or a Hugging Face folder. The file is run in ONNX Runtime and
-    compared with PyTorch before it is kept.
+    compared with PyTorch before it is kept. Written package.module:factory, CHECKPOINT is a function without arguments
+    that returns a torch.nn.Module calling natten; this imports and runs that Python.
     """
+    if names_a_factory(checkpoint):
+        for option, given in (("--arch", arch), ("--dilations", dilations), ("--out-indices", out_indices)):
+            if given is not None:
+                raise UsageError(f"{option} is for checkpoints; {checkpoint} builds its own module")
+        if dtype != "fp32":
+            raise UsageError(
+                "--dtype is for checkpoints; let the factory return the module in its type and give the "
+                "inputs theirs, as --input x=1x8x8x64:fp16"
+            )
+        export_factory(
+            str(checkpoint),
+            output,
+            weights=weights,
+            inputs=inputs,
+            dynamic=dynamic,
+            opset=opset,
+            external_data=external_data,
+            tolerance=tolerance,
+            as_json=as_json,
+        )
+        return
+    if weights is not None:
+        raise UsageError("--weights goes with package.module:factory; a checkpoint is its own weights")
+    if len(inputs) > 1:
+        raise UsageError(f"a checkpoint takes one --input, got {len(inputs)}")
     with progress_line("starting") as progress:
         # After the first word: importing PyTorch takes seconds.
         from na_deploy.cli.arguments import parse_indices
@@ -57,7 +96,7 @@ def command(
             arch=arch,
             dilations=dilations,
             out_indices=parse_indices(out_indices),
-            input=shape,
+            input=inputs[0] if inputs else None,
             dynamic=dynamic,
             dtype=dtype,
             opset=opset,

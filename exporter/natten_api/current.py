@@ -67,7 +67,7 @@ def neighborhood_attention_generic(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     attention_kwargs: dict[str, Any] | None = None,
-    *ignored: Any,
+    *,
     return_lse: bool = False,
     **kernel_choices: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ def _fixed_rank(rank: int) -> Callable[..., Any]:
         additional_keys: Tensor | None = None,
         additional_values: Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
-        *ignored: Any,
+        *,
         return_lse: bool = False,
         **kernel_choices: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:

@@ -1,0 +1,81 @@
+"""``na-deploy export package.module:factory``: any module that calls natten, to one verified ONNX file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from na_deploy.cli.output import console, print_json, table
+from na_deploy.cli.progress import progress_line
+
+if TYPE_CHECKING:
+    from na_deploy.exporter import ModuleExportReport
+
+
+def names_a_factory(source: Path) -> bool:
+    """Tell ``package.module:factory`` from a file; a file of that name wins."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", str(source)) is not None and not source.exists()
+
+
+def export_factory(
+    name: str,
+    output: Path | None,
+    *,
+    weights: Path | None,
+    inputs: tuple[str, ...],
+    dynamic: tuple[str, ...],
+    opset: int | None,
+    external_data: bool,
+    tolerance: float | None,
+    as_json: bool,
+) -> None:
+    """Build the module, export it and print the report."""
+    with progress_line("starting") as progress:
+        # After the first word: importing PyTorch takes seconds.
+        from na_deploy.exporter import export
+        from na_deploy.exporter.module_request import build_module, dynamic_axes, example_inputs, load_weights
+
+        examples, axes = example_inputs(inputs), dynamic_axes(dynamic)
+        progress("building the module")
+        module = build_module(name)
+        if weights is not None:
+            load_weights(module, weights)
+        given = {} if opset is None else {"opset": opset}
+        report = export(
+            module,
+            examples,
+            output or f"{name.rpartition(':')[2]}.onnx",
+            dynamic=axes,
+            external_data=external_data,
+            tolerance=tolerance,
+            progress=progress,
+            **given,
+        )
+    if as_json:
+        print_json(_as_json(report))
+    else:
+        _print(report)
+
+
+def _print(report: ModuleExportReport) -> None:
+    out = console()
+    out.print(f"[bold]{report.path}[/bold]")
+    out.print(f"{report.nodes} operators, {report.attention_layers} of them neighborhood attention")
+    rows = table("output", "largest difference", "relative", right=("largest difference", "relative"))
+    for found in report.differences:
+        sizes = "×".join(map(str, found.shape))
+        rows.add_row(f"{found.name} {sizes}", f"{found.largest:.1e}", f"{found.relative:.1e}")
+    rows.title = f"ONNX Runtime against PyTorch (tolerance {report.tolerance:.0e})"
+    out.print(rows)
+
+
+def _as_json(report: ModuleExportReport) -> dict[str, object]:
+    return {
+        "path": str(report.path),
+        "files": [str(path) for path in report.files],
+        "operators": report.nodes,
+        "attention_layers": report.attention_layers,
+        "tolerance": report.tolerance,
+        "relative_difference": report.difference,
+    }

@@ -1,0 +1,131 @@
+"""What ``na-deploy export package.module:factory`` names: the user's module, its weights, example inputs, free axes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from na_deploy.errors import CheckpointError, UsageError
+from na_deploy.exporter.natten_api import importable_natten
+
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+_WRAPPERS = ("state_dict", "model", "module", "ema")
+SEED = 20221
+
+
+def build_module(name: str) -> nn.Module:
+    """Import ``package.module:factory`` and call it; this runs the user's Python.
+
+    The current folder is searched first, as ``python -m`` does. The factory takes no arguments and returns a module; a
+    module object is taken as it is.
+
+    Raises:
+        UsageError: it cannot be imported, is not there, or gives no module.
+    """
+    path, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        with importable_natten():
+            found: Any = importlib.import_module(path)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+            module = found if isinstance(found, nn.Module) else found()
+    except ImportError as error:
+        raise UsageError(
+            f"cannot import {path!r}: {error}; run from the folder that holds it, or install it"
+        ) from error
+    except AttributeError as error:
+        raise UsageError(f"cannot build {name}: {error}") from error
+    except TypeError as error:
+        raise UsageError(
+            f"{name} must be callable without arguments: {error}; write a function that fills them in"
+        ) from (error)
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"{name} gave {type(module).__name__}; it must give a torch.nn.Module")
+    return module
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a state dict into ``module``; only tensors are unpickled, never code.
+
+    Raises:
+        CheckpointError: the file cannot be read so, or its names or shapes are not the module's.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"cannot read weights from {path}: {reason}") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+            break
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path.name} holds {type(state).__name__}, not a state dict")
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path.name} does not fit {type(module).__name__}: {reason}") from error
+
+
+def example_inputs(texts: Sequence[str]) -> dict[str, Tensor]:
+    """Parse ``name=1x3x256x256:fp16`` and return seeded random tensors; integers are 0 and 1.
+
+    Raises:
+        UsageError: a text that is not of this form.
+    """
+    if not texts:
+        raise UsageError("give one --input for each argument of forward, as --input image=1x3x256x256:fp32")
+    generator = torch.Generator().manual_seed(SEED)
+    inputs = {}
+    for text in texts:
+        match = re.fullmatch(r"([A-Za-z_]\w*)=([1-9]\d*(?:x[1-9]\d*)*)(?::(\w+))?", text)
+        if match is None:
+            raise UsageError(f"cannot read the input {text!r}; write name=sizes:type, as image=1x3x256x256:fp16")
+        name, sizes, kind = match.group(1), [int(size) for size in match.group(2).split("x")], match.group(3) or "fp32"
+        if kind not in DTYPES:
+            raise UsageError(f"unknown type {kind!r} of input {name!r}; choose one of {', '.join(DTYPES)}")
+        if DTYPES[kind].is_floating_point:
+            inputs[name] = torch.randn(sizes, generator=generator).to(DTYPES[kind])
+        else:
+            inputs[name] = torch.randint(0, 2, sizes, generator=generator).to(DTYPES[kind])
+    return inputs
+
+
+def dynamic_axes(texts: Sequence[str]) -> dict[str, dict[int, str]]:
+    """Parse ``image=0:batch,2:height``.
+
+    Raises:
+        UsageError: a text that is not of this form.
+    """
+    axes: dict[str, dict[int, str]] = {}
+    for text in texts:
+        if not re.fullmatch(r"[A-Za-z_]\w*=\d+:[A-Za-z_]\w*(,\d+:[A-Za-z_]\w*)*", text):
+            raise UsageError(f"cannot read the free axes {text!r}; write name=axis:name, as image=0:batch,2:height")
+        name, _, listed = text.partition("=")
+        for part in listed.split(","):
+            axis, _, label = part.partition(":")
+            axes.setdefault(name, {})[int(axis)] = label
+    return axes

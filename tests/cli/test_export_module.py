@@ -1,0 +1,95 @@
+"""``na-deploy export package.module:factory`` on a model of the user's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from na_deploy.cli.main import run
+
+SOURCE = """
+from natten import NeighborhoodAttention2D
+
+def build():
+    return NeighborhoodAttention2D(32, 4, kernel_size=3)
+
+def needs(width):
+    return NeighborhoodAttention2D(width, 4, kernel_size=3)
+
+def text():
+    return "a model"
+"""
+INPUT = ("--input", "x=1x6x7x32")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "users_network.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(folder: Path, width: int = 32) -> Path:
+    from natten import NeighborhoodAttention2D
+
+    torch.manual_seed(2)
+    path = folder / f"weights{width}.pt"
+    torch.save({"state_dict": NeighborhoodAttention2D(width, 4, kernel_size=3).state_dict()}, path)
+    return path
+
+
+def test_a_factory_becomes_a_file_with_its_weights_and_free_axes(folder: Path, capsys):
+    path = weights(folder)
+    code = run(["export", "users_network:build", "--weights", str(path), *INPUT, "--dynamic", "x=0:batch", "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    report = json.loads(captured.out)
+    assert (report["path"], report["attention_layers"]) == ("build.onnx", 1)
+    session = ort.InferenceSession("build.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 6, 7, 32]
+    x = np.random.default_rng(1).standard_normal((3, 6, 7, 32)).astype(np.float32)
+    from natten import NeighborhoodAttention2D
+
+    module = NeighborhoodAttention2D(32, 4, kernel_size=3)
+    module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["nowhere_at_all:build", *INPUT], 2, "cannot import 'nowhere_at_all'"),
+        (["users_network:other", *INPUT], 2, "has no attribute 'other'"),
+        (["users_network:needs", *INPUT], 2, "must be callable without arguments"),
+        (["users_network:text", *INPUT], 2, "gave str; it must give a torch.nn.Module"),
+        (["users_network:build"], 2, "give one --input for each argument of forward"),
+        (["users_network:build", "--input", "1x6x7x32"], 2, "write name=sizes:type"),
+        (["users_network:build", "--input", "x=1x6x7x32:fp8"], 2, "unknown type 'fp8'"),
+        (["users_network:build", "--input", "y=1x6x7x32"], 2, "forward has no input 'y'; it takes x"),
+        (["users_network:build", *INPUT, "--dynamic", "batch"], 2, "write name=axis:name"),
+        (["users_network:build", *INPUT, "--arch", "nat_mini"], 2, "--arch is for checkpoints"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    arguments: list[str], code: int, sentence: str, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run(["export", *arguments]) == code
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not list(folder.glob("*.onnx"))
+
+
+def test_weights_of_another_model_and_pickled_code_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["export", "users_network:build", *INPUT, "--weights", str(weights(folder, 64))]) == 1
+    assert "does not fit NeighborhoodAttention2D" in capsys.readouterr().err
+    torch.save({"code": Path}, folder / "code.pt")
+    assert run(["export", "users_network:build", *INPUT, "--weights", "code.pt"]) == 1
+    assert "cannot read weights from code.pt" in capsys.readouterr().err
