@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from na_deploy.errors import CheckpointError, UsageError
 from na_deploy.exporter.natten_api import importable_natten
+from na_deploy.models.checkpoint_files import read_file
 
 DTYPES = {
     "fp32": torch.float32,
@@ -67,16 +68,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: the file cannot be read so, or its names or shapes are not the module's.
     """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"cannot read weights from {path}: {reason}") from error
+    state = read_file(path)
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]

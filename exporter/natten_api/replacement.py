@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from na_deploy.exporter.natten_api import current, fused_017, modules
+from na_deploy.exporter.natten_api import current, fused_017, modules, unfused
 
 SHIM_VERSION = "0.21.0+na_deploy"
 
@@ -72,7 +72,7 @@ def replaced_natten(model: nn.Module | None = None) -> Iterator[None]:
 def _originals(natten: ModuleType) -> dict[int, Callable[..., Any]]:
     """Return our function for the identity of each of natten's."""
     version = tuple(int(part) for part in str(natten.__version__).split(".")[:2])
-    functions = current.FUNCTIONS if version >= (0, 20) else fused_017.FUNCTIONS
+    functions = current.FUNCTIONS if version >= (0, 20) else {**fused_017.FUNCTIONS, **unfused.FUNCTIONS}
     found = {}
     for module in (natten, sys.modules.get("natten.functional"), sys.modules.get("natten.attn_merge")):
         for name, function in functions.items():
