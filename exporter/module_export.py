@@ -77,7 +77,7 @@ def export_module(
         example_inputs: a tensor, tensors in forward's order, or tensors by the names of forward's arguments.
         output: the file to write; by default the class's name in lower case with ``.onnx``.
         dynamic: axes left free, by input and axis, with the names they get.
-        output_names: names of the outputs, in order.
+        output_names: names of the outputs, in order; by default "output", or "output_0" and so on.
         opset: ONNX operator set, 20 to 23.
         external_data: write weights to a file beside the model whatever their size.
         tolerance: largest accepted relative difference; by default that of the inputs' lowest precision.
@@ -100,6 +100,8 @@ def export_module(
         with staged_output(target) as staged, replaced_natten(module):
             report("tracing")
             model = _trace(module, inputs, dynamic or {}, output_names, opset)
+            if output_names is None:
+                _name_outputs(model)
             _finish(model, type(module).__name__, opset)
             report("writing")
             files = save(model, staged, external_data=external_data)
@@ -188,6 +190,14 @@ def _trace(
                     f"at {value.shape[axis]}; leave it out of the dynamic axes"
                 )
     return program.model
+
+
+def _name_outputs(model: ir.Model) -> None:
+    outputs, inputs = model.graph.outputs, {value.name for value in model.graph.inputs}
+    for number, value in enumerate(outputs):
+        name = "output" if len(outputs) == 1 else f"output_{number}"
+        if not value.is_graph_input() and name not in inputs:
+            value.name = name
 
 
 def _finish(model: ir.Model, name: str, opset: int) -> None:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import traceback
-from pathlib import Path
-
-import torch
+import sys
 
 from na_deploy.errors import UsageError
 
-_INTERNAL = (Path(__file__).resolve().parent, Path(torch.__file__).resolve().parent)
+_LIBRARIES = ("na_deploy", "torch", "natten")
+_TRACING = "na_deploy.exporter.module_export"
 
 
 def call_site() -> str:
-    """Return "file:line" of the innermost frame that is neither ours, PyTorch's nor natten's."""
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename).resolve()
-        inside = any(path.is_relative_to(folder) for folder in _INTERNAL) or "natten" in path.parts
-        if not inside and not frame.filename.startswith("<"):
-            return f"{frame.filename}:{frame.lineno}"
-    return "unknown place"
+    """Return "file:line" of the innermost frame of user code below the tracer.
+
+    Where natten's own modules are exported directly there is none, and the line in natten is returned.
+    """
+    library = "unknown place"
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != _TRACING:
+        name = str(frame.f_globals.get("__name__", ""))
+        place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        package = name.partition(".")[0]
+        if package not in _LIBRARIES and not frame.f_code.co_filename.startswith("<"):
+            return place
+        if package == "natten" and library == "unknown place":
+            library = place
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return library
 
 
 def unsupported(call: str, given: str, nearest: str) -> UsageError:

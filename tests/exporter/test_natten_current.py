@@ -169,6 +169,19 @@ def test_an_unsupported_call_is_named_with_its_place_and_a_way_out(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_natten_module_that_does_not_fit_is_named_in_natten_itself(tmp_path: Path):
+    module = natten.NeighborhoodAttention2D(32, 4, kernel_size=7)
+    with pytest.raises(UsageError, match=r"neighborhood_attention_generic at .*natten/modules\.py:\d+: .*length 5"):
+        export(module, torch.randn(1, 5, 5, 32), tmp_path / "model.onnx")
+
+
+def test_outputs_have_plain_names(tmp_path: Path):
+    inputs = tensors((20,))
+    for more, names in (({}, ["output"]), ({"return_lse": True}, ["output_0", "output_1"])):
+        path = export(Calling("na1d", kernel_size=3, **more), inputs, tmp_path / "model.onnx").path
+        assert [value.name for value in onnx.load(path).graph.output] == names
+
+
 def test_an_installed_natten_is_never_shadowed():
     with importable_natten() as stand_in:
         assert not stand_in
