@@ -65,11 +65,9 @@ OrtStatusPtr infer_shapes(Form form, OrtShapeInferContext* context) noexcept {
     const Shape first = input_shape(context, 0, type);
     const size_t before_heads = form == Form::kPacked ? 3 : 2;  // (…, 3, H, D) or (…, H, D)
     if (first.rank() < before_heads + 2) return nullptr;
-    Shape statistics;  // (B, *X, H)
-    for (size_t axis = 0; axis + before_heads < first.rank(); ++axis) statistics.append(first, axis);
-    statistics.append(first, first.rank() - 2);
-
-    Shape output = statistics;  // (B, *X, H, Dv)
+    Shape output;  // (B, *X, H, Dv)
+    for (size_t axis = 0; axis + before_heads < first.rank(); ++axis) output.append(first, axis);
+    output.append(first, first.rank() - 2);
     if (form == Form::kPacked) {
       output.append(first, first.rank() - 1);
     } else {
@@ -77,8 +75,9 @@ OrtStatusPtr infer_shapes(Form form, OrtShapeInferContext* context) noexcept {
       if (value.rank() != first.rank()) return nullptr;
       output.append(value, value.rank() - 1);
     }
+    // Nothing says whether the node has lse, and ONNX Runtime up to 1.24 at least ends the process where an output is
+    // set that it has not; so lse's shape is left to the file's own statements and to run time.
     set_output(context, 0, output, type);
-    set_output(context, 1, statistics, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);  // throws where the node has no lse
   } catch (const std::exception&) {
   }
   return nullptr;
