@@ -23,6 +23,7 @@ from na_deploy.exporter.options import DEFAULT_OPSET, OPSETS, TOLERANCE
 from na_deploy.exporter.saving import save
 from na_deploy.exporter.tracing import quiet, root_cause
 from na_deploy.exporter.translation import translation_table
+from na_deploy.exporter.unfused_pairs import fuse_pairs, pair_translations, register_pair_schemas
 from na_deploy.exporter.verify import Difference, open_session
 from na_deploy.files import staged_output
 
@@ -161,6 +162,7 @@ def _trace(
             if examples[name].shape[axis] == 1:
                 examples[name] = torch.cat([examples[name]] * 2, axis)
     register_schemas()
+    register_pair_schemas()
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -170,7 +172,7 @@ def _trace(
                 dynamo=True,
                 opset_version=opset,
                 dynamic_shapes=shapes if any(shapes.values()) else None,
-                custom_translation_table=translation_table(),
+                custom_translation_table=translation_table() | pair_translations(),
                 input_names=list(inputs),
                 output_names=output_names,
                 verbose=False,
@@ -201,6 +203,7 @@ def _name_outputs(model: ir.Model) -> None:
 
 
 def _finish(model: ir.Model, name: str, opset: int) -> None:
+    fuse_pairs(model)
     passes.tidy_attention_nodes(model)
     passes.simplify_attention_reshapes(model)
     RemoveUnusedNodesPass()(model)
