@@ -21,7 +21,7 @@ from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.models.metadata import PREFIX
 from na_deploy.runtime.bundle.archive import check_target, read_manifest, write_bundle
 from na_deploy.runtime.bundle.manifest import Manifest, Member, Profile
-from na_deploy.runtime.graph import read_model, tensor_specs
+from na_deploy.runtime.graph import read_model, tensor_specs, weight_files
 from na_deploy.runtime.lint import lint
 from na_deploy.runtime.native import onnxruntime_library
 from na_deploy.runtime.tensors import TensorSpec
@@ -285,17 +285,13 @@ def _interface(content: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[
 
 def _external_files(model: Path, content: onnx.ModelProto) -> list[str]:
     """Names of the files beside the model that hold its weights."""
-    names: dict[str, None] = {}
-    for tensor in onnx.external_data_helper._get_all_tensors(content):
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                names[entry.value] = None
+    names = weight_files(content)
     for name in names:
         if Path(name).name != name or name in ("model.onnx", "manifest.json"):
             raise NaDeployError(f"{model} keeps weights in {name!r}, which cannot go into a bundle; export it again")
         if not (model.parent / name).is_file():
             raise NaDeployError(f"{model} keeps weights in {name}, which is not beside it; copy it there")
-    return list(names)
+    return names
 
 
 def _platform() -> str:

@@ -111,13 +111,18 @@ def parameter_count(model: onnx.ModelProto) -> int:
 
 def bytes_on_disk(path: Path, model: onnx.ModelProto) -> int:
     """Return the size of the file and of the weight files beside it; missing ones count as nothing."""
-    others = {
+    others = [path.parent / name for name in weight_files(model)]
+    return path.stat().st_size + sum(other.stat().st_size for other in others if other.is_file())
+
+
+def weight_files(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the files beside the model that hold its initializers."""
+    locations = (
         external_data_helper.ExternalDataInfo(tensor).location
         for tensor in model.graph.initializer
         if external_data_helper.uses_external_data(tensor)
-    }
-    sizes = [(path.parent / name).stat().st_size for name in others if (path.parent / name).is_file()]
-    return path.stat().st_size + sum(sizes)
+    )
+    return list(dict.fromkeys(locations))
 
 
 def matrix_multiply_adds(node: onnx.NodeProto, shapes: Shapes) -> int | None:
