@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, helper, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from na_deploy.attention.schema import attribute_defaults
 
@@ -14,9 +14,10 @@ from na_deploy.attention.schema import attribute_defaults
 class FunctionBuilder:
     """Collects the nodes of one ``onnx.FunctionProto``; every method returns the name of a value."""
 
-    def __init__(self, name: str, inputs: list[str]) -> None:
+    def __init__(self, name: str, inputs: list[str], prefix: str = "v") -> None:
         self.name = name
         self.inputs = inputs
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[Any, ...], str] = {}
         self._expressions: dict[bytes, str] = {}
@@ -26,7 +27,7 @@ class FunctionBuilder:
         node = helper.make_node(operator, list(inputs), [], **attributes)
         key = node.SerializeToString(deterministic=True)
         if key not in self._expressions:
-            output = f"v{len(self.nodes)}"
+            output = f"{self.prefix}{len(self.nodes)}"
             node.output.append(output)
             node.name = output  # ONNX Runtime 1.21 fuses nodes without names into nodes of one name, and then refuses
             self.nodes.append(node)
@@ -95,6 +96,31 @@ class FunctionBuilder:
     def vector(self, *scalars: str) -> str:
         """Return scalars as one vector."""
         return self.op("Concat", *(self.op("Unsqueeze", scalar, self.ints(0)) for scalar in scalars), axis=0)
+
+    def inner(self, name: str) -> FunctionBuilder:
+        """Return a builder for the body of a loop; it may read this one's values and its own ``<name>_number``."""
+        return FunctionBuilder(name, [], prefix=f"{name}_v")
+
+    def loop(self, count: str, inner: FunctionBuilder, outputs: list[str]) -> list[str]:
+        """Run ``inner`` ``count`` times; return its float32 ``outputs``, stacked along a new first axis."""
+        going, still = f"{inner.name}_going", f"{inner.name}_still"
+        graph = helper.make_graph(
+            [*inner.nodes, helper.make_node("Identity", [going], [still])],
+            inner.name,
+            [
+                helper.make_tensor_value_info(f"{inner.name}_number", TensorProto.INT64, []),
+                helper.make_tensor_value_info(going, TensorProto.BOOL, []),
+            ],
+            [
+                helper.make_tensor_value_info(still, TensorProto.BOOL, []),
+                *(helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in outputs),
+            ],
+        )
+        stacked = [f"{inner.name}_output_{number}" for number in range(len(outputs))]
+        self.nodes.append(
+            helper.make_node("Loop", [count, self.constant(np.array(True))], stacked, name=inner.name, body=graph)
+        )
+        return stacked
 
     def rename(self, value: str, name: str) -> None:
         """Give ``value`` the name of a function output."""
