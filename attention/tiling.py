@@ -8,7 +8,8 @@ only at run time, and a test holds the two together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,18 @@ def tile_size(group: int, kernel_size: int, stride: int, rank: int) -> int:
     return -(-balanced // stride) * stride
 
 
+def tiled_pairs(lengths: Sequence[int], spec: NeighborhoodSpec) -> int:
+    """Return how many query-key pairs all tiles of a head compute together, masked ones and padded queries included."""
+    pairs = 1
+    axes = zip(lengths, spec.kernel_size, spec.dilation, spec.stride, strict=True)
+    for length, kernel, dilation, stride in axes:
+        longest = -(-length // dilation)
+        tile = tile_size(longest, kernel, stride, spec.rank)
+        span = min(kernel + tile - stride, longest)
+        pairs *= dilation * -(-longest // tile) * tile * span
+    return pairs
+
+
 def plan_axis(
     length: int,
     kernel_size: int,
@@ -109,61 +122,71 @@ def plan_axis(
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The tiling of a whole problem: axes combined, positions flattened row-major.
+    """The tiling of a whole problem, or some of its tiles: axes combined, positions flattened row-major.
 
     Attributes:
         query: (tiles, queries) flat position of each query of a tile.
         key: (tiles, keys) flat position of each key a tile reads.
         visible: (tiles, queries, keys) whether the query attends to the key.
         bias_index: (tiles, queries, keys) index into the flattened (2*K0-1)*… bias table, 0 where not visible.
-        home: (positions,) where in the flattened (tiles, queries) a position's output stands.
     """
 
     query: IntArray
     key: IntArray
     visible: NDArray[np.bool_]
     bias_index: IntArray
-    home: IntArray
+
+    def home(self, positions: int) -> IntArray:
+        """Return where in the flattened (tiles, queries) each position's output stands; all tiles must be there."""
+        home = np.empty(positions, np.int64)
+        flat = self.query.reshape(-1)
+        # A padded query repeats the last position of its group, behind it: the first occurrence is the real one.
+        home[flat[::-1]] = np.arange(flat.size - 1, -1, -1, dtype=np.int64)
+        return home
 
 
 def plan_tiles(lengths: Sequence[int], spec: NeighborhoodSpec) -> TilePlan:
-    """Combine the plans of all axes of a problem with spatial sizes ``lengths``.
+    """Plan a problem with spatial sizes ``lengths``; the tables hold a number for every pair of all tiles.
+
+    Raises:
+        UsageError: a window does not fit its axis.
+    """
+    return next(plan_parts(lengths, spec, math.inf))
+
+
+def plan_parts(lengths: Sequence[int], spec: NeighborhoodSpec, pairs: float) -> Iterator[TilePlan]:
+    """Plan a problem some tiles at a time, as many as hold ``pairs`` query-key pairs together, but at least one.
 
     Raises:
         UsageError: a window does not fit its axis.
     """
     spec.check_lengths(lengths)
-    rank = spec.rank
-    query, key, index = (np.zeros((1,) * dims, np.int64) for dims in (2, 2, 3))
-    misses = np.zeros((1, 1, 1), np.int64)  # axes on which a pair is not visible
-    for length, kernel, dilation, stride, causal in zip(
-        lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True
-    ):
-        axis = plan_axis(length, kernel, dilation, stride, causal, rank)
-        own_query = axis.query.reshape(-1, axis.tile)
-        own_key = axis.key.reshape(-1, axis.span)
-        own_pair = (-1, axis.tile, axis.span)
-        query = _combine(query * length, own_query)
-        key = _combine(key * length, own_key)
-        misses = _combine_pairs(misses, np.logical_not(axis.visible).reshape(own_pair).astype(np.int64))
-        offset = np.where(axis.visible, axis.offset, 0).reshape(own_pair)
-        index = _combine_pairs(index * (2 * kernel - 1), offset)
-    visible = misses == 0
-    home = np.empty(int(np.prod(lengths)), np.int64)
-    flat = query.reshape(-1)
-    # A padded query repeats the last position of its group, behind it: the first occurrence is the real one.
-    home[flat[::-1]] = np.arange(flat.size - 1, -1, -1, dtype=np.int64)
-    return TilePlan(query, key, visible, np.where(visible, index, 0), home)
+    axes = [
+        plan_axis(*sizes, spec.rank)
+        for sizes in zip(lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True)
+    ]
+    counts = [axis.dilation * axis.tiles for axis in axes]
+    total = math.prod(counts)
+    part = max(int(min(pairs / math.prod(axis.tile * axis.span for axis in axes), total)), 1)
+    for first in range(0, total, part):
+        number = np.arange(first, min(first + part, total), dtype=np.int64)
+        yield _combined(axes, spec.kernel_size, np.unravel_index(number, counts))
 
 
-def _combine(outer: IntArray, inner: IntArray) -> IntArray:
-    """Combine (a, b) and (c, d) into the (a*c, b*d) sums."""
-    total = outer[:, None, :, None] + inner[None, :, None, :]
-    return total.reshape(outer.shape[0] * inner.shape[0], -1)
-
-
-def _combine_pairs(outer: IntArray, inner: IntArray) -> IntArray:
-    """Combine (a, b, e) and (c, d, f) into the (a*c, b*d, e*f) sums."""
-    total = outer[:, None, :, None, :, None] + inner[None, :, None, :, None, :]
-    tiles, queries = outer.shape[0] * inner.shape[0], outer.shape[1] * inner.shape[1]
-    return total.reshape(tiles, queries, outer.shape[2] * inner.shape[2])
+def _combined(axes: Sequence[AxisPlan], kernels: Sequence[int], combos: Sequence[IntArray]) -> TilePlan:
+    """Combine the axes' tables for tiles that are number ``combos[a]`` on axis ``a``."""
+    tiles = len(combos[0])
+    query, key = np.zeros((2, tiles, 1), np.int64)
+    visible, index = np.ones((tiles, 1, 1), np.bool_), np.zeros((tiles, 1, 1), np.int64)
+    for axis, kernel, combo in zip(axes, kernels, combos, strict=True):
+        own = axis.query.reshape(-1, axis.tile)[combo]
+        query = (query[:, :, None] * axis.length + own[:, None, :]).reshape(tiles, -1)
+        own = axis.key.reshape(-1, axis.span)[combo]
+        key = (key[:, :, None] * axis.length + own[:, None, :]).reshape(tiles, -1)
+        seen = axis.visible.reshape(-1, axis.tile, axis.span)[combo]
+        offset = np.where(seen, axis.offset.reshape(-1, axis.tile, axis.span)[combo], 0)
+        shape = tiles, query.shape[1], key.shape[1]
+        visible = (visible[:, :, None, :, None] & seen[:, None, :, None, :]).reshape(shape)
+        index = (index * (2 * kernel - 1))[:, :, None, :, None] + offset[:, None, :, None, :]
+        index = index.reshape(shape)
+    return TilePlan(query, key, visible, np.where(visible, index, 0))

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from na_deploy.attention import NeighborhoodSpec, torch_ops
+from na_deploy.attention import NeighborhoodSpec, torch_ops, torch_tiles
 from na_deploy.attention.schema import DOMAIN
 from na_deploy.exporter import export
 from na_deploy.models import LoadedModel, load_model, random_checkpoint
@@ -100,7 +100,7 @@ def measure(
     )
     if eager_too:
         # After ONNX Runtime: PyTorch's threads go on spinning and slow down whatever follows.
-        implementations = {"tiles": torch_ops.tiled, "dense masks": torch_ops.dense, "NATTEN": natten_cpu}
+        implementations = {"tiles": torch_tiles.tiled, "dense masks": torch_tiles.dense, "NATTEN": natten_cpu}
         times |= time_interleaved(
             {f"PyTorch, {name}": eager(loaded.module, image, run) for name, run in implementations.items()}, rounds
         )

@@ -33,12 +33,12 @@ def run_candidate(candidate: str, checkpoint: Path, model: str, exported: Path, 
     if candidate.startswith("PyTorch"):
         import torch
 
-        from na_deploy.attention import torch_ops
+        from na_deploy.attention import torch_ops, torch_tiles
         from na_deploy.models import load_model
 
         before = peak_megabytes()
         module = load_model(checkpoint, arch=model).module.eval()
-        implementation = torch_ops.tiled if "tiles" in candidate else torch_ops.dense
+        implementation = torch_tiles.tiled if "tiles" in candidate else torch_tiles.dense
         with torch_ops.use_implementation(implementation), torch.inference_mode():
             for _ in range(3):
                 module(torch.from_numpy(image))

@@ -15,8 +15,8 @@ from na_deploy.exporter.graph_builder import FunctionBuilder
 PART_SCORES = 1 << 22
 """Scores of one image computed in a turn, at most, unless one tile has more: 16 MiB of them."""
 
-LARGE_SCORES = 1 << 25
-"""Scores of one image, from which on a layer is done in parts: 128 MiB of them, and as much again for what is added."""
+LARGE_SCORES = 1 << 23
+"""Scores of one image, from which on a layer is done in parts: 32 MiB of them, and as much again for what is added."""
 
 
 def layer_in_parts(body: FunctionBuilder, layer: Layer, features: BodyFeatures) -> Attended:

@@ -103,13 +103,13 @@ class FunctionBuilder:
 
     def loop(self, count: str, inner: FunctionBuilder, outputs: list[str]) -> list[str]:
         """Run ``inner`` ``count`` times; return its float32 ``outputs``, stacked along a new first axis."""
-        going, still = f"{inner.name}_going", f"{inner.name}_still"
+        still = inner.constant(np.array(True))  # TensorRT takes no condition in, ONNX wants one out
         graph = helper.make_graph(
-            [*inner.nodes, helper.make_node("Identity", [going], [still])],
+            inner.nodes,
             inner.name,
             [
                 helper.make_tensor_value_info(f"{inner.name}_number", TensorProto.INT64, []),
-                helper.make_tensor_value_info(going, TensorProto.BOOL, []),
+                helper.make_tensor_value_info(f"{inner.name}_going", TensorProto.BOOL, []),
             ],
             [
                 helper.make_tensor_value_info(still, TensorProto.BOOL, []),
@@ -117,9 +117,7 @@ class FunctionBuilder:
             ],
         )
         stacked = [f"{inner.name}_output_{number}" for number in range(len(outputs))]
-        self.nodes.append(
-            helper.make_node("Loop", [count, self.constant(np.array(True))], stacked, name=inner.name, body=graph)
-        )
+        self.nodes.append(helper.make_node("Loop", [count, ""], stacked, name=inner.name, body=graph))
         return stacked
 
     def rename(self, value: str, name: str) -> None:

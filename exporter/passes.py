@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ast
+import math
 
 import numpy as np
 import onnx_ir as ir
 
 from na_deploy.attention.schema import DOMAIN, OPERATORS, PACKED_OPERATOR, SEPARATE_OPERATOR, VERSION
+from na_deploy.attention.tiling import tiled_pairs
+from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
+from na_deploy.exporter.function_parts import LARGE_SCORES
+
+LARGE_WINDOW = 512
+"""Keys of a window from which on a layer of unknown size is done in parts."""
 
 OPTIONAL_INPUT = {PACKED_OPERATOR: 1, SEPARATE_OPERATOR: 3}
 """Position of rel_pos_bias among the inputs."""
@@ -115,6 +122,7 @@ def embed_function_bodies(model: ir.Model, opset: int) -> None:
             rel_pos_bias=any(_has_input(node, at) for node in nodes),
             additional=any(_has_input(node, at + 1) for node in nodes),
             lse=any(len(node.outputs) > 1 for node in nodes),
+            in_parts=any(_scores(node) > LARGE_SCORES for node in nodes),
         )
         function = ir.serde.deserialize_function(build(features, opset))
         model.functions[function.identifier()] = function
@@ -124,6 +132,18 @@ def embed_function_bodies(model: ir.Model, opset: int) -> None:
             if features.lse and len(node.outputs) == 1:
                 node.resize_outputs(2)
                 node.outputs[1].name = f"{node.name}.lse"
+
+
+def _scores(node: ir.Node) -> int:
+    """Return how many scores of one image tiles compute; where sizes are free, what the window alone tells."""
+    names = ("kernel_size", "dilation", "stride")
+    kernel, dilation, stride = ([int(size) for size in node.attributes[name].as_ints()] for name in names)
+    rank, shape = len(kernel), node.inputs[0].shape if node.inputs[0] is not None else None
+    sizes = [] if shape is None else [size for size in (*shape[1 : rank + 1], shape[-2]) if isinstance(size, int)]
+    if len(sizes) < rank + 1:
+        return (LARGE_SCORES + 1) * (math.prod(kernel) // LARGE_WINDOW)
+    *lengths, heads = sizes
+    return heads * tiled_pairs(lengths, NeighborhoodSpec.create(rank, kernel, dilation, stride))
 
 
 def _has_input(node: ir.Node, index: int) -> bool:

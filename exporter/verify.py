@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from na_deploy.attention import torch_ops
+from na_deploy.attention import torch_ops, torch_tiles
 from na_deploy.attention.schema import DOMAIN, OPERATORS
 from na_deploy.errors import NaDeployError
 from na_deploy.exporter.widening import holds_bfloat16, widen_bfloat16
@@ -129,7 +129,7 @@ def _recorded_attention() -> Iterator[list[FloatArray]]:
     outputs: list[FloatArray] = []
 
     def recording(*arguments: object) -> tuple[Tensor, Tensor]:
-        output, lse = torch_ops.tiled(*arguments)  # type: ignore[arg-type]
+        output, lse = torch_tiles.tiled(*arguments)  # type: ignore[arg-type]
         outputs.append(output.numpy().copy())
         return output, lse
 

@@ -83,10 +83,10 @@ def test_flattened_plans_combine_axes(seed: int):
     lengths, spec = random_problem(seed)
     plan = plan_tiles(lengths, spec)
     count = int(np.prod(lengths))
-    np.testing.assert_array_equal(plan.query.reshape(-1)[plan.home], np.arange(count))
+    np.testing.assert_array_equal(plan.query.reshape(-1)[plan.home(count)], np.arange(count))
     bias_shape = [2 * kernel - 1 for kernel in spec.kernel_size]
     pairs = np.zeros((count, count), np.int64)
-    for slot in plan.home:
+    for slot in plan.home(count):
         tile, place = divmod(int(slot), plan.query.shape[1])
         keys = plan.key[tile][plan.visible[tile, place]]
         query = plan.query[tile, place]

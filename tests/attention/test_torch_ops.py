@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv, torch_ops
+from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv, torch_ops, torch_tiles
 from na_deploy.attention.torch_ops import neighborhood_attention, neighborhood_attention_qkv, use_implementation
 from na_deploy.errors import UsageError
 
@@ -29,7 +29,7 @@ def relative(found: torch.Tensor, expected: np.ndarray) -> float:
     return float(difference / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("implementation", [torch_ops.tiled, torch_ops.dense])
+@pytest.mark.parametrize("implementation", [torch_tiles.tiled, torch_tiles.dense])
 @pytest.mark.parametrize("dtype", LIMIT)
 @pytest.mark.parametrize(("lengths", "attributes"), PROBLEMS)
 def test_separate_tensors_with_everything(
@@ -78,7 +78,7 @@ def random_problem(seed: int) -> tuple[tuple[int, ...], dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("implementation", [torch_ops.tiled, torch_ops.dense])
+@pytest.mark.parametrize("implementation", [torch_tiles.tiled, torch_tiles.dense])
 @pytest.mark.parametrize("seed", range(60))
 def test_random_problems(seed: int, implementation: torch_ops.Implementation):
     lengths, attributes = random_problem(seed)
@@ -109,7 +109,7 @@ def test_random_problems(seed: int, implementation: torch_ops.Implementation):
     assert lse.is_contiguous()
 
 
-@pytest.mark.parametrize("implementation", [torch_ops.tiled, torch_ops.dense])
+@pytest.mark.parametrize("implementation", [torch_tiles.tiled, torch_tiles.dense])
 def test_no_image_gives_no_output(implementation: torch_ops.Implementation):
     tensors = {name: torch.randn(0, *shape[1:]) for name, shape in FITTING.items() if name != "rel_pos_bias"}
     with use_implementation(implementation):

@@ -1,0 +1,168 @@
+"""Neighborhood attention in plain PyTorch, on tiles and densely: what the operators in :mod:`torch_ops` run.
+
+No autograd, no checks: those are the operators' business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from na_deploy.attention.tiling import TilePlan, plan_parts, plan_tiles, tiled_pairs
+from na_deploy.attention.windows import NeighborhoodSpec
+
+MASKED = -1e30
+
+Implementation = Callable[
+    [Tensor, Tensor, Tensor, NeighborhoodSpec, float, Tensor | None, Tensor | None, Tensor | None],
+    tuple[Tensor, Tensor],
+]
+"""query, key, value, spec, scale, rel_pos_bias, additional_key, additional_value -> output, lse.
+
+Shapes are those of :func:`neighborhood_attention`. Query, key and value are float32 or
+float64, and key and value may hold fewer heads than query.
+"""
+
+LARGE_SCORES = 1 << 25
+"""Scores from which on a call is computed a few tiles at a time: 128 MiB of them in float32."""
+
+
+@lru_cache(maxsize=64)
+def _tile_tensors(lengths: tuple[int, ...], spec: NeighborhoodSpec, device: torch.device) -> tuple[Tensor, ...]:
+    plan = plan_tiles(lengths, spec)
+    return (*_plan_tensors(plan, device), torch.from_numpy(plan.home(math.prod(lengths))).to(device))
+
+
+def _plan_tensors(plan: TilePlan, device: torch.device) -> tuple[Tensor, ...]:
+    """Return the plan's tables: query and key positions, bias index, and a float32 mask to add, (NT, Tq, Wk)."""
+    query, key, bias_index = (torch.from_numpy(t).to(device) for t in (plan.query, plan.key, plan.bias_index))
+    mask = torch.from_numpy(plan.visible).to(device).logical_not() * MASKED
+    return query, key, bias_index, mask.float()
+
+
+def tiled(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: NeighborhoodSpec,
+    scale: float,
+    rel_pos_bias: Tensor | None,
+    additional_key: Tensor | None,
+    additional_value: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Dense attention on tiles, masked inside; the default. See :data:`Implementation`."""
+    batch, *lengths, heads, _ = query.shape
+    rest = (scale, rel_pos_bias, additional_key, additional_value)
+    images = max(batch, 1) * heads
+    if images * tiled_pairs(lengths, spec) <= LARGE_SCORES:
+        *tables, home = _tile_tensors(tuple(lengths), spec, query.device)
+        found = [tensor.index_select(1, home) for tensor in _attend_tiles(query, key, value, *rest, *tables)]
+    else:
+        widths = (value.shape[-1], 1)
+        found = [query.new_empty(batch, math.prod(lengths), heads, width) for width in widths]
+        for plan in plan_parts(lengths, spec, LARGE_SCORES // (4 * images)):
+            tables = list(_plan_tensors(plan, query.device))
+            for whole, part in zip(found, _attend_tiles(query, key, value, *rest, *tables), strict=True):
+                whole[:, tables[0].flatten()] = part  # a padded query repeats another and computes the same
+    output, lse = (tensor.view(batch, *lengths, heads, tensor.shape[-1]) for tensor in found)
+    return output, lse.squeeze(-1)
+
+
+def _attend_tiles(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    rel_pos_bias: Tensor | None,
+    additional_key: Tensor | None,
+    additional_value: Tensor | None,
+    query_at: Tensor,
+    key_at: Tensor,
+    bias_index: Tensor,
+    mask: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return output and lse (B, NT * Tq, H, e) of the tiles that the tables describe."""
+    batch, heads = query.shape[0], query.shape[-2]
+    repeat = heads // key.shape[-2]
+
+    def cut(tensor: Tensor, table: Tensor) -> Tensor:  # (B, *X, h, e) -> (B, NT, h, a, e)
+        rows = tensor.flatten(1, -3).index_select(1, table.flatten())
+        return rows.view(batch, *table.shape, *tensor.shape[-2:]).transpose(2, 3)
+
+    def share(tensor: Tensor) -> Tensor:  # grouped-query heads
+        return tensor.repeat_interleave(repeat, dim=2) if repeat > 1 else tensor
+
+    bias = mask.to(query.dtype).unsqueeze(1)  # (NT, 1, Tq, Wk)
+    if rel_pos_bias is not None:
+        bias = bias + rel_pos_bias.flatten(1).index_select(1, bias_index.flatten()).view(
+            heads, *bias_index.shape
+        ).transpose(0, 1)
+    queries, keys, values = cut(query, query_at) * scale, share(cut(key, key_at)), share(cut(value, key_at))
+    scores = torch.matmul(queries, keys.transpose(-1, -2)) + bias
+    if additional_key is not None and additional_value is not None:
+        extra_key = share(additional_key.transpose(1, 2).unsqueeze(1))  # (B, 1, H, M, D)
+        extra_value = share(additional_value.transpose(1, 2).unsqueeze(1))
+        scores = torch.cat([scores, torch.matmul(queries, extra_key.transpose(-1, -2))], dim=-1)
+        values = torch.cat([values, extra_value.expand(-1, values.shape[1], -1, -1, -1)], dim=-2)
+
+    def rows(tensor: Tensor) -> Tensor:  # (B, NT, H, Tq, e) -> (B, NT * Tq, H, e)
+        return tensor.transpose(2, 3).flatten(1, 2)
+
+    return rows(torch.matmul(scores.softmax(-1), values)), rows(torch.logsumexp(scores, -1, keepdim=True))
+
+
+def dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: NeighborhoodSpec,
+    scale: float,
+    rel_pos_bias: Tensor | None,
+    additional_key: Tensor | None,
+    additional_value: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Full attention with a dense mask, as without a neighborhood kernel. See :data:`Implementation`."""
+    batch, *lengths, heads, _ = query.shape
+    visible, bias_index = _dense_tensors(tuple(lengths), spec, query.device)
+    repeat = heads // key.shape[-2]
+
+    def rows(tensor: Tensor) -> Tensor:  # (B, …, h, e) -> (B, h, N, e)
+        flat = tensor.flatten(1, -3) if tensor.dim() > 4 else tensor
+        return flat.transpose(1, 2)
+
+    queries = rows(query)
+    keys, values = (rows(t).repeat_interleave(repeat, dim=1) for t in (key, value))
+    bias = visible.logical_not().to(query.dtype) * MASKED
+    if rel_pos_bias is not None:
+        bias = bias + rel_pos_bias.flatten(1).index_select(1, bias_index.flatten()).view(heads, *bias_index.shape)
+    scores = scale * torch.matmul(queries, keys.transpose(-1, -2)) + bias
+    if additional_key is not None and additional_value is not None:
+        extra_key, extra_value = (
+            t.transpose(1, 2).repeat_interleave(repeat, dim=1) for t in (additional_key, additional_value)
+        )
+        scores = torch.cat([scores, scale * torch.matmul(queries, extra_key.transpose(-1, -2))], dim=-1)
+        values = torch.cat([values, extra_value], dim=-2)
+    output = torch.matmul(scores.softmax(-1), values)
+    lse = torch.logsumexp(scores, -1)
+    shape = (batch, *lengths, heads)
+    return output.transpose(1, 2).reshape(*shape, values.shape[-1]), lse.transpose(1, 2).reshape(shape)
+
+
+@lru_cache(maxsize=8)
+def _dense_tensors(lengths: tuple[int, ...], spec: NeighborhoodSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return (N, N) visibility and bias index of every pair of positions."""
+    plan = plan_tiles(lengths, spec)
+    count = math.prod(lengths)
+    visible = torch.zeros(count, count, dtype=torch.bool)
+    index = torch.zeros(count, count, dtype=torch.int64)
+    query = torch.from_numpy(plan.query).unsqueeze(2)
+    key = torch.from_numpy(plan.key).unsqueeze(1)
+    seen = torch.from_numpy(plan.visible)
+    flat = (query * count + key)[seen]
+    visible.view(-1)[flat] = True
+    index.view(-1)[flat] = torch.from_numpy(plan.bias_index)[seen]
+    return visible.to(device), index.to(device)
