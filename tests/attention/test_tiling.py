@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from na_deploy.attention import NeighborhoodSpec, axis_mask
-from na_deploy.attention.tiling import TILE_LIMIT, TILE_MINIMUM, plan_axis, plan_tiles, tile_size
+from na_deploy.attention.tiling import (
+    TILE_LIMIT,
+    TILE_MINIMUM,
+    plan_axis,
+    plan_parts,
+    plan_tiles,
+    tile_size,
+    tiled_pairs,
+)
 from na_deploy.errors import UsageError
 
 
@@ -114,3 +122,14 @@ def test_every_tile_given_by_hand_is_right_too():
 def test_a_window_longer_than_its_axis_has_no_plan():
     with pytest.raises(UsageError, match=r"3\*4 = 12 exceeds the length 11 of spatial axis 1"):
         plan_tiles((9, 11), NeighborhoodSpec.create(2, 3, (1, 4)))
+
+
+@pytest.mark.parametrize("pairs", [1, 700])
+@pytest.mark.parametrize("seed", range(12))
+def test_parts_are_the_whole_plan_cut_up(seed: int, pairs: int):
+    lengths, spec = random_problem(seed)
+    whole, parts = plan_tiles(lengths, spec), list(plan_parts(lengths, spec, pairs))
+    assert tiled_pairs(lengths, spec) == whole.visible.size
+    assert all(part.visible.size <= pairs or len(part.query) == 1 for part in parts)
+    for name in ("query", "key", "visible", "bias_index"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))

@@ -205,3 +205,16 @@ def test_misfits_of_separate_tensors_are_told_apart(changed: dict[str, tuple[int
     query, key, value = (tensors.pop(name) for name in ("query", "key", "value"))
     with pytest.raises(UsageError, match=sentence):
         reference_attention(query, key, value, NeighborhoodSpec.create(2, 3), **tensors)
+
+
+@pytest.mark.parametrize(("lengths", "attributes"), PROBLEMS)
+def test_a_few_tiles_at_a_time_give_the_same(
+    lengths: tuple[int, ...], attributes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    random = np.random.default_rng(sum(lengths))
+    spec = NeighborhoodSpec.create(len(lengths), **attributes)
+    qkv = torch.from_numpy(random.standard_normal((2, *lengths, 3, 2, 8)))
+    bias = torch.from_numpy(random.standard_normal((2, *(2 * kernel - 1 for kernel in spec.kernel_size))))
+    whole = neighborhood_attention_qkv(qkv, bias, **attributes)
+    monkeypatch.setattr(torch_tiles, "LARGE_SCORES", 64)
+    np.testing.assert_allclose(neighborhood_attention_qkv(qkv, bias, **attributes), whole, atol=1e-12)

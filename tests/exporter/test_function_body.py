@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
 from na_deploy.attention.tiling import TILE_LIMIT, TILE_MINIMUM, plan_axis, plan_tiles, tile_size
+from na_deploy.exporter import function_parts
 from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
 from na_deploy.exporter.options import OPSETS
 from na_deploy.exporter.widening import widen_bfloat16
@@ -260,6 +261,30 @@ def test_a_body_for_three_axes_serves_fewer(packed: bool, seed: int):
     problem = random_problem(300 + seed, packed)
     features = replace(problem.features, rank=3, mixed_ranks=True, lse=True)
     check(replace(problem, features=features), FREE[seed // 3 % 3])
+
+
+@pytest.mark.parametrize("part_scores", [1, 5000])  # tiles one by one, and several with a part that is not full
+@pytest.mark.parametrize("seed", range(18))
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "separate"])
+def test_a_few_tiles_at_a_time_give_the_same(
+    packed: bool, seed: int, part_scores: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(function_parts, "PART_SCORES", part_scores)
+    problem = random_problem(500 + seed, packed)
+    rank = 3 if seed % 4 == 3 else problem.features.rank
+    features = replace(problem.features, rank=rank, mixed_ranks=rank > problem.features.rank, in_parts=True)
+    check(replace(problem, features=features), FREE[seed // 3 % 3])
+
+
+def test_in_parts_nothing_the_size_of_the_scores_is_kept(tmp_path: Path):
+    qkv = np.random.default_rng(0).standard_normal((1, 64, 64, 3, 1, 8)).astype(np.float32)
+    features = BodyFeatures(rank=2, mixed_ranks=False, in_parts=True)
+    problem = Problem(NeighborhoodSpec.create(2, 16), {"qkv": qkv}, features=features)
+    found = session(build(problem), tmp_path / "optimized.onnx").run(None, problem.inputs)[0]
+    assert relative(found, problem.expected()[0]) < 2e-6
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    assert [node.op_type for node in optimized.graph.node].count("Loop") == 1
+    assert max(np.prod(tensor.dims) for tensor in optimized.graph.initializer) <= 64 * 64
 
 
 @pytest.mark.parametrize("free", FREE)

@@ -71,12 +71,13 @@ def _packed(
     *,
     bias: bool = True,
     lse: bool = False,
+    in_parts: bool = False,
     **of: int,
 ) -> onnx.ModelProto:
     rank = len(lengths)
     attributes = {name: [value] * rank for name, value in {"kernel_size": kernel_size, **of}.items()}
     return _model(
-        packed_function(BodyFeatures(rel_pos_bias=bias, lse=lse), OPSET),
+        packed_function(BodyFeatures(rel_pos_bias=bias, lse=lse, in_parts=in_parts), OPSET),
         {"qkv": [batch, *lengths, 3, HEADS, HEAD_DIM]},
         [batch, *lengths, HEADS, HEAD_DIM],
         {"rel_pos_bias": _bias(rank, kernel_size)} if bias else {},
@@ -96,6 +97,8 @@ def _profile(*shapes: Shape) -> dict[str, tuple[Shape, Shape, Shape]]:
         pytest.param(_packed(4, (15, 17), 7, dilation=2, lse=True), id="2-D odd sizes, dilation, lse"),
         pytest.param(_packed(1, (100,), 13, bias=False, stride=4, is_causal=1), id="1-D stride causal"),
         pytest.param(_packed(1, (8, 12, 12), 5, bias=False, stride=2), id="3-D stride"),
+        pytest.param(_packed(1, (64, 64), 16, bias=False, lse=True, in_parts=True), id="2-D in parts"),
+        pytest.param(_packed(1, (16, 64, 64), 8, in_parts=True, stride=4), id="3-D in parts, bias, stride"),
     ],
 )
 def test_the_packed_body_builds_for_static_sizes(tmp_path: Path, model: onnx.ModelProto) -> None:
@@ -129,6 +132,11 @@ def test_the_separate_body_builds_with_grouped_queries(tmp_path: Path, full: boo
             _packed(1, ("d", "h", "w"), 5, bias=False, stride=2),
             ((1, 8, 8, 8), (1, 8, 12, 12), (1, 8, 24, 24)),
             id="3-D",
+        ),
+        pytest.param(
+            _packed("n", ("h", "w"), 16, bias=False, in_parts=True),
+            ((1, 16, 16), (1, 64, 64), (2, 96, 96)),
+            id="batch, 2-D in parts",
         ),
     ],
 )
