@@ -68,6 +68,8 @@ def _print(report: ModuleExportReport) -> None:
         rows.add_row(f"{found.name} {sizes}", f"{found.largest:.1e}", f"{found.relative:.1e}")
     rows.title = f"ONNX Runtime against PyTorch (tolerance {report.tolerance:.0e})"
     out.print(rows)
+    for notice in report.notices:
+        out.print(f"[yellow]note[/yellow]: {notice}", soft_wrap=True)
 
 
 def _as_json(report: ModuleExportReport) -> dict[str, object]:
@@ -78,4 +80,5 @@ def _as_json(report: ModuleExportReport) -> dict[str, object]:
         "attention_layers": report.attention_layers,
         "tolerance": report.tolerance,
         "relative_difference": report.difference,
+        "notices": list(report.notices),
     }

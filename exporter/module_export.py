@@ -44,6 +44,7 @@ class ModuleExportReport:
         attention_layers: neighborhood attention nodes among them.
         differences: of every output, to PyTorch for the example inputs.
         tolerance: the largest relative difference accepted.
+        notices: what the user should know: calls that are exact but slow in the file, and why.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class ModuleExportReport:
     attention_layers: int
     differences: tuple[Difference, ...]
     tolerance: float
+    notices: tuple[str, ...] = ()
 
     @property
     def difference(self) -> float:
@@ -103,7 +105,7 @@ def export_module(
             model = _trace(module, inputs, dynamic or {}, output_names, opset)
             if output_names is None:
                 _name_outputs(model)
-            _finish(model, type(module).__name__, opset)
+            notices = _finish(model, type(module).__name__, opset)
             report("writing")
             files = save(model, staged, external_data=external_data)
             nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
@@ -118,7 +120,7 @@ def export_module(
     finally:
         module.train(training)
     written = tuple(target.with_name(path.name) for path in files)
-    return ModuleExportReport(target, written, nodes, layers, tuple(differences), accepted)
+    return ModuleExportReport(target, written, nodes, layers, tuple(differences), accepted, tuple(notices))
 
 
 def _named(module: nn.Module, given: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -202,8 +204,8 @@ def _name_outputs(model: ir.Model) -> None:
             value.name = name
 
 
-def _finish(model: ir.Model, name: str, opset: int) -> None:
-    fuse_pairs(model)
+def _finish(model: ir.Model, name: str, opset: int) -> list[str]:
+    notices = fuse_pairs(model)
     passes.tidy_attention_nodes(model)
     passes.simplify_attention_reshapes(model)
     RemoveUnusedNodesPass()(model)
@@ -212,6 +214,7 @@ def _finish(model: ir.Model, name: str, opset: int) -> None:
     model.graph.name = name
     model.producer_name = "na-deploy"
     model.producer_version = __version__
+    return notices
 
 
 def _verify(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> list[Difference]:

@@ -1,7 +1,7 @@
 """natten up to 0.17: scores and values in separate calls, heads first. One order of arguments per generation.
 
 0.14: ``natten*dqkrpb``, ``natten*dav`` (before 0.14.5 without kernel_size); 0.15: ``na*d_qk``, ``na*d_qk_with_bias``,
-``na*d_av``; 0.17: ``na*d_qk`` and ``na*d_av`` with is_causal and rpb. Additional keys are not supported here.
+``na*d_av``; 0.17: ``na*d_qk`` and ``na*d_av`` with is_causal and rpb. Additional keys are (B, heads, M, head_dim).
 """
 
 from __future__ import annotations
@@ -28,19 +28,35 @@ def _root(count: int, rank: int) -> int:
 
 
 def _scores(
-    call: str, rank: int, query: Tensor, key: Tensor, bias: Tensor | None, kernel: Axes, dilation: Axes, causal: Any
+    call: str,
+    rank: int,
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    kernel: Axes,
+    dilation: Axes,
+    causal: Any = False,
+    more: Tensor | None = None,
 ) -> Tensor:
     if query.dim() != rank + 3:
         raise unsupported(
             call, f"query has {query.dim()} dimensions", f"give (B, heads, {rank} spatial axes, head_dim)"
         )
     sizes = (_each(kernel, rank), _each(dilation, rank), _each(causal or False, rank))
-    return torch.ops.na_deploy.window_scores(query, key, bias, *sizes)  # type: ignore[no-any-return]
+    return torch.ops.na_deploy.window_scores(query, key, bias, more, *sizes)  # type: ignore[no-any-return]
 
 
-def _values(rank: int, weights: Tensor, value: Tensor, kernel: Axes, dilation: Axes, causal: Any) -> Tensor:
+def _values(
+    rank: int,
+    weights: Tensor,
+    value: Tensor,
+    kernel: Axes,
+    dilation: Axes,
+    causal: Any = False,
+    more: Tensor | None = None,
+) -> Tensor:
     sizes = (_each(kernel, rank), _each(dilation, rank), _each(causal or False, rank))
-    return torch.ops.na_deploy.window_values(weights, value, *sizes)  # type: ignore[no-any-return]
+    return torch.ops.na_deploy.window_values(weights, value, more, *sizes)  # type: ignore[no-any-return]
 
 
 def _qk(rank: int) -> Callable[..., Tensor]:
@@ -55,8 +71,7 @@ def _qk(rank: int) -> Callable[..., Tensor]:
         is_causal: Any = False,
         rpb: Tensor | None = None,
     ) -> Tensor:
-        _refuse_additional(call, rank, additional_keys)
-        return _scores(call, rank, query, key, rpb, kernel_size, dilation, is_causal)
+        return _scores(call, rank, query, key, rpb, kernel_size, dilation, is_causal, additional_keys)
 
     return function
 
@@ -72,8 +87,7 @@ def _qk_with_bias(rank: int) -> Callable[..., Tensor]:
         dilation: Axes = 1,
         additional_keys: Tensor | None = None,
     ) -> Tensor:
-        _refuse_additional(call, rank, additional_keys)
-        return _scores(call, rank, query, key, bias, kernel_size, dilation, False)
+        return _scores(call, rank, query, key, bias, kernel_size, dilation, False, additional_keys)
 
     return function
 
@@ -87,8 +101,7 @@ def _av(rank: int) -> Callable[..., Tensor]:
         additional_values: Tensor | None = None,
         is_causal: Any = False,
     ) -> Tensor:
-        _refuse_additional(f"na{rank}d_av", rank, additional_values)
-        return _values(rank, attn, value, kernel_size, dilation, is_causal)
+        return _values(rank, attn, value, kernel_size, dilation, is_causal, additional_values)
 
     return function
 
@@ -99,14 +112,14 @@ def _old_qkrpb(rank: int) -> Callable[..., Tensor]:
     def function(query: Tensor, key: Tensor, rpb: Tensor, kernel_size: int, dilation: int | None = None) -> Tensor:
         if dilation is None:  # before 0.14.5: (query, key, rpb, dilation)
             kernel_size, dilation = (rpb.shape[1] + 1) // 2, kernel_size
-        return _scores(call, rank, query, key, rpb, kernel_size, dilation, False)
+        return _scores(call, rank, query, key, rpb, kernel_size, dilation)
 
     return function
 
 
 def _old_qk(rank: int) -> Callable[..., Tensor]:
     def function(query: Tensor, key: Tensor, kernel_size: int, dilation: int) -> Tensor:
-        return _scores(f"natten{rank}dqk", rank, query, key, None, kernel_size, dilation, False)
+        return _scores(f"natten{rank}dqk", rank, query, key, None, kernel_size, dilation)
 
     return function
 
@@ -115,7 +128,7 @@ def _old_av(rank: int) -> Callable[..., Tensor]:
     def function(attn: Tensor, value: Tensor, kernel_size: int, dilation: int | None = None) -> Tensor:
         if dilation is None:  # before 0.14.5: (attn, value, dilation)
             kernel_size, dilation = _root(attn.shape[-1], rank), kernel_size
-        return _values(rank, attn, value, kernel_size, dilation, False)
+        return _values(rank, attn, value, kernel_size, dilation)
 
     return function
 
@@ -124,7 +137,7 @@ def _natten3dqkrpb(
     query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size_d: int, kernel_size: int, dilation_d: int, dilation: int
 ) -> Tensor:
     kernel, steps = (kernel_size_d, kernel_size, kernel_size), (dilation_d, dilation, dilation)
-    return _scores("natten3dqkrpb", 3, query, key, rpb, kernel, steps, False)
+    return _scores("natten3dqkrpb", 3, query, key, rpb, kernel, steps)
 
 
 def _natten3dqk(
@@ -137,13 +150,7 @@ def _natten3dav(
     attn: Tensor, value: Tensor, kernel_size_d: int, kernel_size: int, dilation_d: int, dilation: int
 ) -> Tensor:
     kernel, steps = (kernel_size_d, kernel_size, kernel_size), (dilation_d, dilation, dilation)
-    return _values(3, attn, value, kernel, steps, False)
-
-
-def _refuse_additional(call: str, rank: int, given: Tensor | None) -> None:
-    if given is not None:
-        nearest = f"use the fused na{rank}d(query, key, value, …, additional_keys=…) instead"
-        raise unsupported(call, "additional keys or values in separate calls are not exported", nearest)
+    return _values(3, attn, value, kernel, steps)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

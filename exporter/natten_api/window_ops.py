@@ -16,7 +16,7 @@ from torch import Tensor
 from na_deploy.attention.windows import NeighborhoodSpec, window_bounds
 
 
-def _windows(lengths: Sequence[int], spec: NeighborhoodSpec) -> tuple[Tensor, Tensor, Tensor]:
+def windows(lengths: Sequence[int], spec: NeighborhoodSpec) -> tuple[Tensor, Tensor, Tensor]:
     """Return each window's flat positions, which of them are seen, and their bias indices, all (N, ΠK)."""
     position, seen, bias = (torch.zeros(1, 1, dtype=torch.long) for _ in range(3))
     seen = seen == 0
@@ -47,19 +47,26 @@ def window_scores(
     query: Tensor,
     key: Tensor,
     rel_pos_bias: Tensor | None,
+    additional_key: Tensor | None,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
     is_causal: Sequence[int],
 ) -> Tensor:
-    """Return (B, H, *X, ΠK): query times each key of its window, plus bias; -inf where a causal window is cut."""
+    """Return (B, H, *X, ΠK + M): query times each key of its window, plus bias; -inf where a causal window is cut.
+
+    Behind them stand the products with M additional keys (B, H, M, D), without bias.
+    """
     spec = _spec(kernel_size, dilation, is_causal)
     spec.check_lengths(query.shape[2:-1])
-    position, seen, bias = _windows(query.shape[2:-1], spec)
+    position, seen, bias = windows(query.shape[2:-1], spec)
     keys = key.flatten(2, -2)[:, :, position].float()  # (B, H, N, ΠK, D)
     scores = torch.einsum("bhnd,bhnkd->bhnk", query.flatten(2, -2).float(), keys)
     if rel_pos_bias is not None:
         scores = scores + rel_pos_bias.float().flatten(1)[:, bias]
     scores = scores.masked_fill(~seen, float("-inf"))
+    if additional_key is not None:
+        more = query.flatten(2, -2).float() @ additional_key.float().transpose(-1, -2)
+        scores = torch.cat([scores, more], dim=-1)
     return scores.reshape(*query.shape[:-1], -1).to(query.dtype)
 
 
@@ -68,28 +75,43 @@ def _(
     query: Tensor,
     key: Tensor,
     rel_pos_bias: Tensor | None,
+    additional_key: Tensor | None,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
     is_causal: Sequence[int],
 ) -> Tensor:
-    return query.new_empty((*query.shape[:-1], math.prod(kernel_size)))
+    more = 0 if additional_key is None else additional_key.shape[2]
+    return query.new_empty((*query.shape[:-1], math.prod(kernel_size) + more))
 
 
 @torch.library.custom_op("na_deploy::window_values", mutates_args=())
 def window_values(
-    weights: Tensor, value: Tensor, kernel_size: Sequence[int], dilation: Sequence[int], is_causal: Sequence[int]
+    weights: Tensor,
+    value: Tensor,
+    additional_value: Tensor | None,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    is_causal: Sequence[int],
 ) -> Tensor:
-    """Return (B, H, *X, D): the values of each window times its weights (B, H, *X, ΠK)."""
+    """Return (B, H, *X, D): each window's values, and M additional ones, times their weights (B, H, *X, ΠK + M)."""
     spec = _spec(kernel_size, dilation, is_causal)
     spec.check_lengths(value.shape[2:-1])
-    position, seen, _ = _windows(value.shape[2:-1], spec)
+    position, seen, _ = windows(value.shape[2:-1], spec)
     values = value.flatten(2, -2)[:, :, position].float()
-    shares = weights.flatten(2, -2).float() * seen
-    return torch.einsum("bhnk,bhnkd->bhnd", shares, values).reshape(value.shape).to(value.dtype)
+    shares = weights.flatten(2, -2).float()
+    output = torch.einsum("bhnk,bhnkd->bhnd", shares[..., : seen.shape[-1]] * seen, values)
+    if additional_value is not None:
+        output = output + shares[..., seen.shape[-1] :] @ additional_value.float()
+    return output.reshape(value.shape).to(value.dtype)
 
 
 @window_values.register_fake
 def _(
-    weights: Tensor, value: Tensor, kernel_size: Sequence[int], dilation: Sequence[int], is_causal: Sequence[int]
+    weights: Tensor,
+    value: Tensor,
+    additional_value: Tensor | None,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    is_causal: Sequence[int],
 ) -> Tensor:
     return torch.empty_like(value)

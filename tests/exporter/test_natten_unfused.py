@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -128,44 +129,97 @@ class Between(nn.Module):
         return result
 
 
+def gathered(module: nn.Module, x: Tensor, folder: Path, match: str, nodes: int = 0) -> onnx.ModelProto:
+    """Export a model that cannot be fused: exact, of standard operators, and the user is told why."""
+    report = export(module.eval(), x, folder / "model.onnx")
+    assert report.difference < 1e-5
+    assert report.attention_layers == nodes
+    assert any(re.search(match, notice) for notice in report.notices), report.notices
+    model = onnx.load(report.path)
+    assert not {"WindowScores", "WindowValues"} & {node.op_type for node in model.graph.node}
+    return model
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda scores: scores, "is not a softmax over the window"),
         (lambda scores: scores.softmax(-2), "is not a softmax over the window"),
-        (lambda scores: (2 * scores).softmax(-1), "Mul .* changes the scores before the softmax"),
+        (lambda scores: (scores * scores).softmax(-1), "Mul .* changes the scores before the softmax"),
         (lambda scores: scores.softmax(-1) * 2, "Mul .* is not a softmax"),
     ],
 )
-def test_what_cannot_be_fused_is_refused_with_the_reason(
+def test_what_cannot_be_fused_is_gathered_and_the_reason_told(
     change: Callable[[Tensor], Tensor], message: str, tmp_path: Path
 ):
-    with pytest.raises(UsageError, match=message):
-        export(Between(change), torch.randn(1, 2, 6, 6, 8), tmp_path / "model.onnx")
-    assert list(tmp_path.iterdir()) == []
+    gathered(Between(change), torch.randn(1, 2, 6, 6, 8), tmp_path, message)
 
 
-def test_scores_used_elsewhere_are_refused(tmp_path: Path):
+@pytest.mark.parametrize("change", [lambda scores: (0.3 * scores).softmax(-1), lambda scores: (scores / 3).softmax(-1)])
+def test_a_constant_factor_becomes_the_scale(change: Callable[[Tensor], Tensor], tmp_path: Path):
+    report = export(Between(change).eval(), torch.randn(1, 2, 6, 6, 8), tmp_path / "model.onnx")
+    assert (report.attention_layers, report.notices) == (1, ())
+
+
+class Everything(nn.Module):
+    """Bias, causality, dilation and additional keys between changed scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rpb, self.more = nn.Parameter(torch.randn(2, 5, 5)), nn.Parameter(torch.randn(1, 2, 4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        functional = sys.modules["natten.functional"]
+        more = self.more.expand(x.shape[0], -1, -1, -1)
+        scores = functional.na2d_qk(x, x, 3, (2, 1), more, (True, False), self.rpb)
+        result: Tensor = functional.na2d_av((scores * 2).softmax(-1).half().float(), x, 3, (2, 1), more, (True, False))
+        return result
+
+
+def test_a_gathered_pair_keeps_bias_causality_and_additional_keys(tmp_path: Path):
+    gathered(Everything(), torch.randn(2, 2, 6, 7, 8), tmp_path, "scaled after a bias")
+
+
+def test_scores_used_elsewhere_are_gathered_beside_the_node(tmp_path: Path):
     class Returned(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             functional = sys.modules["natten.functional"]
             scores = functional.na2d_qk(x, x, 3, 1)
             return functional.na2d_av(scores.softmax(-1), x, 3, 1), scores.mean(-1)
 
-    with pytest.raises(UsageError, match="used for something other than a softmax"):
-        export(Returned(), torch.randn(1, 2, 6, 6, 8), tmp_path / "model.onnx")
+    gathered(Returned(), torch.randn(1, 2, 6, 6, 8), tmp_path, "used for more than a softmax", nodes=1)
 
 
-def test_additional_keys_in_separate_calls_are_refused(tmp_path: Path):
+def test_gathering_needs_sizes(tmp_path: Path):
+    free = {"x": {0: "batch", 2: "height", 3: "width"}}
+    with pytest.raises(UsageError, match="need fixed spatial sizes"):
+        export(Between(lambda scores: scores), torch.randn(1, 2, 6, 7, 8), tmp_path / "model.onnx", dynamic=free)
+    assert list(tmp_path.iterdir()) == []
+    batch = export(
+        Between(lambda scores: scores), torch.randn(1, 2, 6, 7, 8), tmp_path / "a.onnx", dynamic={"x": {0: "batch"}}
+    )
+    session = ort.InferenceSession(str(batch.path), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.ones((3, 2, 6, 7, 8), np.float32)})[0].shape == (3, 2, 6, 7, 8)
+
+
+def test_additional_keys_of_both_calls_join_the_node(tmp_path: Path):
     class Additional(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = sys.modules["natten.functional"].na2d_qk(x, x, 3, 1, x[:, :, 0])
+        def forward(self, x: Tensor, more: Tensor) -> Tensor:
+            functional = sys.modules["natten.functional"]
+            weights = functional.na2d_qk(x, x, 3, 1, more).softmax(-1)
+            result: Tensor = functional.na2d_av(weights, -x, 3, 1, more * 2)
             return result
 
-    with pytest.raises(
-        UsageError, match=r"na2d_qk at .*test_natten_unfused\.py:\d+: additional keys .* use the fused na2d"
-    ):
-        export(Additional(), torch.randn(1, 2, 6, 6, 8), tmp_path / "model.onnx")
+    x, more = torch.randn(2, 2, 6, 7, 8), torch.randn(2, 2, 5, 8)
+    report = export(Additional(), (x, more), tmp_path / "model.onnx")
+    assert (report.attention_layers, report.notices) == (1, ())
+    session = ort.InferenceSession(str(report.path), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"x": x.numpy(), "more": more.numpy()})[0]
+    last, extra = np.moveaxis(x.double().numpy(), 1, -2), np.moveaxis(more.double().numpy(), 1, -2)
+    reference = reference_attention(
+        last, last, -last, CREATE(2, 3), scale=1.0, additional_key=extra, additional_value=extra * 2
+    )
+    np.testing.assert_allclose(found, np.moveaxis(reference.output, -2, 1), atol=1e-5)
 
 
 def test_hugging_faces_own_dinat_exports_unedited(
