@@ -34,6 +34,17 @@ if TYPE_CHECKING:
     multiple=True,
     help="Leave 'batch', 'spatial' (height and width) or both free; for package.module:factory name=0:batch,2:height.",
 )
+@click.option(
+    "--natten",
+    help="Interface that package.module:factory needs where natten is not installed: 0.14, 0.15, 0.17 or 0.21.",
+)
+@click.option(
+    "--set-window",
+    "windows",
+    multiple=True,
+    help="Turn full attention of package.module:factory into a window: "
+    "layer=blocks.*.attn,grid=16x64x64,kernel=8x16x16,stride=1x4x8,text=first.",
+)
 @click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16 or bf16; inputs and outputs stay fp32.")
 @click.option("--opset", type=int, help="ONNX operator set, 20 to 23; 22 by default.")
 @click.option("--external-data", is_flag=True, help="Write weights beside the model (always done above 2 GB).")
@@ -48,6 +59,8 @@ def command(
     weights: Path | None,
     inputs: tuple[str, ...],
     dynamic: tuple[str, ...],
+    natten: str | None,
+    windows: tuple[str, ...],
     dtype: str,
     opset: int | None,
     external_data: bool,
@@ -75,14 +88,17 @@ def command(
             weights=weights,
             inputs=inputs,
             dynamic=dynamic,
+            natten=natten,
+            windows=windows,
             opset=opset,
             external_data=external_data,
             tolerance=tolerance,
             as_json=as_json,
         )
         return
-    if weights is not None:
-        raise UsageError("--weights goes with package.module:factory; a checkpoint is its own weights")
+    for option, stated in (("--weights", weights), ("--natten", natten), ("--set-window", windows or None)):
+        if stated is not None:
+            raise UsageError(f"{option} goes with package.module:factory; a checkpoint is a model by itself")
     if len(inputs) > 1:
         raise UsageError(f"a checkpoint takes one --input, got {len(inputs)}")
     with progress_line("starting") as progress:

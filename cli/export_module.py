@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from na_deploy.cli.progress import progress_line
 
 if TYPE_CHECKING:
     from na_deploy.exporter import ModuleExportReport
+    from na_deploy.exporter.rewindow import WindowErrors
 
 
 def names_a_factory(source: Path) -> bool:
@@ -25,6 +27,8 @@ def export_factory(
     weights: Path | None,
     inputs: tuple[str, ...],
     dynamic: tuple[str, ...],
+    natten: str | None,
+    windows: tuple[str, ...],
     opset: int | None,
     external_data: bool,
     tolerance: float | None,
@@ -34,11 +38,17 @@ def export_factory(
     with progress_line("starting") as progress:
         # After the first word: importing PyTorch takes seconds.
         from na_deploy.exporter import export
-        from na_deploy.exporter.module_request import build_module, dynamic_axes, example_inputs, load_weights
+        from na_deploy.exporter.module_request import (
+            build_module,
+            dynamic_axes,
+            example_inputs,
+            load_weights,
+            set_windows,
+        )
 
-        examples, axes = example_inputs(inputs), dynamic_axes(dynamic)
+        examples, axes, changes = example_inputs(inputs), dynamic_axes(dynamic), set_windows(windows)
         progress("building the module")
-        module = build_module(name)
+        module = build_module(name) if natten is None else build_module(name, natten)
         if weights is not None:
             load_weights(module, weights)
         given = {} if opset is None else {"opset": opset}
@@ -49,6 +59,7 @@ def export_factory(
             dynamic=axes,
             external_data=external_data,
             tolerance=tolerance,
+            windows=changes,
             progress=progress,
             **given,
         )
@@ -68,8 +79,22 @@ def _print(report: ModuleExportReport) -> None:
         rows.add_row(f"{found.name} {sizes}", f"{found.largest:.1e}", f"{found.relative:.1e}")
     rows.title = f"ONNX Runtime against PyTorch (tolerance {report.tolerance:.0e})"
     out.print(rows)
+    if report.window_errors is not None:
+        _print_windows(report.window_errors)
     for notice in report.notices:
         out.print(f"[yellow]note[/yellow]: {notice}", soft_wrap=True)
+
+
+def _print_windows(errors: WindowErrors) -> None:
+    columns = ("layer", "grid", "window", "stride", "pairs", "error")
+    rows = table(*columns, right=("pairs", "error"))
+    for layer in errors.layers:
+        sizes = ("×".join(map(str, axes)) for axes in (layer.grid, layer.spec.kernel_size, layer.spec.stride))
+        rows.add_row(layer.layer, *sizes, f"{100 * layer.share:.1f} %", f"{layer.error:.2e}")
+    for number, error in enumerate(errors.outputs):
+        rows.add_row(f"[bold]output {number}[/bold]", "", "", "", "", f"{error:.2e}")
+    rows.title = "Windows against full attention: pairs computed, relative error (norms)"
+    console().print(rows)
 
 
 def _as_json(report: ModuleExportReport) -> dict[str, object]:
@@ -81,4 +106,5 @@ def _as_json(report: ModuleExportReport) -> dict[str, object]:
         "tolerance": report.tolerance,
         "relative_difference": report.difference,
         "notices": list(report.notices),
+        "windows": None if report.window_errors is None else asdict(report.window_errors),
     }

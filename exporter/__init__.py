@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from na_deploy.exporter.module_export import ModuleExportReport
     from na_deploy.exporter.options import ExportOptions
     from na_deploy.exporter.pipeline import ExportReport
+    from na_deploy.exporter.rewindow import SetWindow
 
-__all__ = ["ExportOptions", "ExportReport", "ModuleExportReport", "export"]
+__all__ = ["ExportOptions", "ExportReport", "ModuleExportReport", "SetWindow", "export"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("export", "ExportReport", "ModuleExportReport"):
+    if name in ("export", "ExportReport", "ModuleExportReport", "SetWindow"):
         with export_libraries("exporting"):
             from na_deploy.exporter import entry
 

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from na_deploy.exporter.module_export import ModuleExportReport, export_module
 from na_deploy.exporter.pipeline import ExportReport
 from na_deploy.exporter.pipeline import export as export_checkpoint
+from na_deploy.exporter.rewindow import SetWindow
 from na_deploy.models import LoadedModel
+
+__all__ = ["ExportReport", "ModuleExportReport", "SetWindow", "export"]
 
 
 @overload

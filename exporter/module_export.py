@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from na_deploy.errors import NaDeployError, UsageError, VerificationError
 from na_deploy.exporter import passes
 from na_deploy.exporter.natten_api import replaced_natten
 from na_deploy.exporter.options import DEFAULT_OPSET, OPSETS, TOLERANCE
+from na_deploy.exporter.rewindow import SetWindow, WindowErrors, window_errors, windowed
 from na_deploy.exporter.saving import save
 from na_deploy.exporter.tracing import quiet, root_cause
 from na_deploy.exporter.translation import translation_table
@@ -45,6 +47,7 @@ class ModuleExportReport:
         differences: of every output, to PyTorch for the example inputs.
         tolerance: the largest relative difference accepted.
         notices: what the user should know: calls that are exact but slow in the file, and why.
+        window_errors: what windows set at export change, against the original; None where none were.
     """
 
     path: Path
@@ -54,6 +57,7 @@ class ModuleExportReport:
     differences: tuple[Difference, ...]
     tolerance: float
     notices: tuple[str, ...] = ()
+    window_errors: WindowErrors | None = None
 
     @property
     def difference(self) -> float:
@@ -71,6 +75,7 @@ def export_module(
     opset: int = DEFAULT_OPSET,
     external_data: bool = False,
     tolerance: float | None = None,
+    windows: Sequence[SetWindow] = (),
     progress: Callable[[str], None] | None = None,
 ) -> ModuleExportReport:
     """Turn a module whose forward uses natten's public functions into one ONNX file, verified before it is kept.
@@ -84,6 +89,8 @@ def export_module(
         opset: ONNX operator set, 20 to 23.
         external_data: write weights to a file beside the model whatever their size.
         tolerance: largest accepted relative difference; by default that of the inputs' lowest precision.
+        windows: layers of full attention to turn into neighborhood attention; the file then differs from the original
+            as ``window_errors`` says, and is verified against the re-windowed module.
         progress: called with a few words at each step.
 
     Raises:
@@ -100,7 +107,12 @@ def export_module(
     training = module.training
     module.eval()
     try:
-        with staged_output(target) as staged, replaced_natten(module):
+        with staged_output(target) as staged, replaced_natten(module), ExitStack() as changes:
+            errors = None
+            if windows:
+                report("comparing windows with the original")
+                errors = window_errors(module, inputs, windows)
+                changes.enter_context(windowed(module, windows))
             report("tracing")
             model = _trace(module, inputs, dynamic or {}, output_names, opset)
             if output_names is None:
@@ -120,7 +132,7 @@ def export_module(
     finally:
         module.train(training)
     written = tuple(target.with_name(path.name) for path in files)
-    return ModuleExportReport(target, written, nodes, layers, tuple(differences), accepted, tuple(notices))
+    return ModuleExportReport(target, written, nodes, layers, tuple(differences), accepted, tuple(notices), errors)
 
 
 def _named(module: nn.Module, given: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from na_deploy.errors import CheckpointError, UsageError
-from na_deploy.exporter.natten_api import importable_natten
+from na_deploy.exporter.natten_api import STAND_INS, importable_natten
+from na_deploy.exporter.rewindow import SetWindow
 from na_deploy.models.checkpoint_files import read_file
 
 DTYPES = {
@@ -28,11 +29,12 @@ _WRAPPERS = ("state_dict", "model", "module", "ema")
 SEED = 20221
 
 
-def build_module(name: str) -> nn.Module:
+def build_module(name: str, natten: str = STAND_INS[-1]) -> nn.Module:
     """Import ``package.module:factory`` and call it; this runs the user's Python.
 
     The current folder is searched first, as ``python -m`` does. The factory takes no arguments and returns a module; a
-    module object is taken as it is.
+    module object is taken as it is. Where natten is not installed, a stand-in with the interface of version
+    ``natten`` takes its place.
 
     Raises:
         UsageError: it cannot be imported, is not there, or gives no module.
@@ -40,7 +42,7 @@ def build_module(name: str) -> nn.Module:
     path, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        with importable_natten():
+        with importable_natten(natten):
             found: Any = importlib.import_module(path)
             for part in attribute.split("."):
                 found = getattr(found, part)
@@ -121,3 +123,43 @@ def dynamic_axes(texts: Sequence[str]) -> dict[str, dict[int, str]]:
             axis, _, label = part.partition(":")
             axes.setdefault(name, {})[int(axis)] = label
     return axes
+
+
+_WINDOW_KEYS = {"layer", "kernel", "grid", "stride", "dilation", "causal", "text"}
+
+
+def set_windows(texts: Sequence[str]) -> list[SetWindow]:
+    """Parse ``layer=blocks.*.attn,grid=16x64x64,kernel=8x16x-1,stride=1x4x8,text=first``.
+
+    Raises:
+        UsageError: a text that is not of this form.
+    """
+    windows = []
+    for text in texts:
+        parts = dict(part.partition("=")[::2] for part in text.split(","))
+        if not set(parts) <= _WINDOW_KEYS or not parts.get("layer") or not parts.get("kernel"):
+            raise UsageError(
+                f"cannot read the window {text!r}; write layer=name,kernel=sizes and, where needed, grid=, stride=, "
+                "dilation=, causal= and text=first or text=last, as layer=blocks.*.attn,kernel=8x16x16,grid=16x64x64"
+            )
+        if parts.get("text") not in (None, "first", "last"):
+            raise UsageError(f"text={parts['text']} in {text!r} must be first or last")
+        sizes = {name: _axes(text, parts[name]) for name in _WINDOW_KEYS - {"layer", "text"} if name in parts}
+        windows.append(
+            SetWindow(
+                parts["layer"],
+                sizes["kernel"],
+                sizes.get("grid"),
+                sizes.get("stride", 1),
+                sizes.get("dilation", 1),
+                [bool(flag) for flag in sizes["causal"]] if "causal" in sizes else False,
+                parts.get("text"),
+            )
+        )
+    return windows
+
+
+def _axes(text: str, sizes: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"-?\d+(x-?\d+)*", sizes):
+        raise UsageError(f"cannot read {sizes!r} in the window {text!r}; write one number per axis, as 8x16x16")
+    return tuple(int(size) for size in sizes.split("x"))

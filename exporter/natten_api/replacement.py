@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -12,27 +11,43 @@ from typing import Any
 
 from torch import nn
 
+from na_deploy.errors import UsageError
 from na_deploy.exporter.natten_api import current, fused_017, modules, unfused
+from na_deploy.exporter.natten_api.old_modules import old_modules
+from na_deploy.exporter.natten_api.swapping import swapped
 
-SHIM_VERSION = "0.21.0+na_deploy"
+_MARK = "na_deploy"
+
+STAND_INS = ("0.14", "0.15", "0.17", "0.21")
+"""Versions of natten's interface that :func:`importable_natten` can offer."""
 
 
 @contextmanager
-def importable_natten() -> Iterator[bool]:
+def importable_natten(version: str = STAND_INS[-1]) -> Iterator[bool]:
     """Let ``import natten`` succeed inside the block where natten is not installed; a real one is left alone.
+
+    Args:
+        version: whose names, signatures and defaults to offer. The separate functions of 0.14 to 0.17 have names of
+            their own and are there in any.
 
     Yields:
         Whether the stand-in was put in place. Models built inside keep using its functions afterwards.
+
+    Raises:
+        UsageError: no such version.
     """
+    if version not in STAND_INS:
+        raise UsageError(f"there is no stand-in for natten {version}; choose one of {', '.join(STAND_INS)}")
     if "natten" in sys.modules or importlib.util.find_spec("natten") is not None:
         yield False
         return
     package, functional, layers = (ModuleType(name) for name in ("natten", "natten.functional", "natten.modules"))
-    classes = {f"NeighborhoodAttention{rank}D": getattr(modules, f"NeighborhoodAttention{rank}D") for rank in (1, 2, 3)}
-    vars(functional).update(current.FUNCTIONS)
+    functions, classes = _interface(version)
+    vars(functional).update(functions)
     vars(layers).update(classes)
-    vars(package).update(current.FUNCTIONS, **classes, functional=functional, modules=layers, __path__=[])
-    vars(package).update(__version__=SHIM_VERSION, HAS_LIBNATTEN=False)
+    vars(package).update(functions, **classes, functional=functional, modules=layers, __path__=[])
+    vars(package).update(__version__=f"{version}.0+{_MARK}", HAS_LIBNATTEN=False)
+    vars(package).update(dict.fromkeys(("has_cuda", "has_half", "has_bfloat", "has_gemm"), lambda *_: False))
     added = {module.__name__: module for module in (package, functional, layers)}
     sys.modules.update(added)
     try:
@@ -43,6 +58,16 @@ def importable_natten() -> Iterator[bool]:
                 del sys.modules[name]
 
 
+def _interface(version: str) -> tuple[dict[str, Callable[..., Any]], dict[str, type[nn.Module]]]:
+    """Return a version's functions and modules by name."""
+    if version == STAND_INS[-1]:
+        classes = {
+            f"NeighborhoodAttention{rank}D": getattr(modules, f"NeighborhoodAttention{rank}D") for rank in (1, 2, 3)
+        }
+        return {**unfused.FUNCTIONS, **current.FUNCTIONS}, classes
+    return {**unfused.FUNCTIONS, **fused_017.FUNCTIONS}, old_modules(pads=version != "0.17")
+
+
 @contextmanager
 def replaced_natten(model: nn.Module | None = None) -> Iterator[None]:
     """Replace natten's functions by ours inside the block, wherever they have been imported to.
@@ -51,22 +76,11 @@ def replaced_natten(model: nn.Module | None = None) -> Iterator[None]:
         model: its layers' attributes are searched too, for functions kept as ``self.attend = na2d``.
     """
     natten = sys.modules.get("natten")
-    if natten is None or getattr(natten, "__version__", "") == SHIM_VERSION:
+    if natten is None or _MARK in getattr(natten, "__version__", ""):
         yield
         return
-    ours = _originals(natten)
-    undo: list[Callable[[], None]] = []
-    try:
-        for module in list(sys.modules.values()):
-            space = getattr(module, "__dict__", None)
-            if isinstance(module, ModuleType) and space is not None and not module.__name__.startswith("na_deploy."):
-                _swap(space, ours, undo)
-        for layer in () if model is None else model.modules():
-            _swap(vars(layer), ours, undo)
+    with swapped(_originals(natten), model):
         yield
-    finally:
-        for restore in reversed(undo):
-            restore()
 
 
 def _originals(natten: ModuleType) -> dict[int, Callable[..., Any]]:
@@ -80,15 +94,3 @@ def _originals(natten: ModuleType) -> dict[int, Callable[..., Any]]:
             if original is not None:
                 found[id(original)] = function
     return found
-
-
-def _swap(space: dict[str, Any], ours: dict[int, Callable[..., Any]], undo: list[Callable[[], None]]) -> None:
-    for name, held in list(space.items()):
-        if id(held) in ours:
-            new: Any = ours[id(held)]
-        elif type(held) is functools.partial and id(held.func) in ours:
-            new = functools.partial(ours[id(held.func)], *held.args, **held.keywords)
-        else:
-            continue
-        space[name] = new
-        undo.append(functools.partial(space.__setitem__, name, held))
