@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from na_deploy import __version__
 from na_deploy.attention.registration import register_schemas
 from na_deploy.errors import NaDeployError, UsageError, VerificationError
 from na_deploy.exporter import passes
+from na_deploy.exporter.module_verify import Dynamic, verify_module
 from na_deploy.exporter.natten_api import replaced_natten
 from na_deploy.exporter.options import DEFAULT_OPSET, OPSETS, TOLERANCE
 from na_deploy.exporter.rewindow import SetWindow, WindowErrors, window_errors, windowed
@@ -26,11 +26,8 @@ from na_deploy.exporter.saving import save
 from na_deploy.exporter.tracing import quiet, root_cause
 from na_deploy.exporter.translation import translation_table
 from na_deploy.exporter.unfused_pairs import fuse_pairs, pair_translations, register_pair_schemas
-from na_deploy.exporter.verify import Difference, open_session
+from na_deploy.exporter.verify import Difference
 from na_deploy.files import staged_output
-
-Dynamic = Mapping[str, Mapping[int, str]]
-"""Names of the free axes of each input: ``{"image": {0: "batch"}}``."""
 
 _PRECISION = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -44,7 +41,7 @@ class ModuleExportReport:
         files: every file written, the ONNX file first.
         nodes: operators in the graph, function bodies not counted.
         attention_layers: neighborhood attention nodes among them.
-        differences: of every output, to PyTorch for the example inputs.
+        differences: of every output, to PyTorch, for the example inputs and then with each free axis twice as long.
         tolerance: the largest relative difference accepted.
         notices: what the user should know: calls that are exact but slow in the file, and why.
         window_errors: what windows set at export change, against the original; None where none were.
@@ -122,7 +119,7 @@ def export_module(
             files = save(model, staged, external_data=external_data)
             nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
             report("verifying in ONNX Runtime")
-            differences = _verify(module, inputs, staged)
+            differences, untried = verify_module(module, inputs, dynamic or {}, staged)
             worst = max(difference.relative for difference in differences)
             if not worst <= accepted:
                 raise VerificationError(
@@ -132,7 +129,9 @@ def export_module(
     finally:
         module.train(training)
     written = tuple(target.with_name(path.name) for path in files)
-    return ModuleExportReport(target, written, nodes, layers, tuple(differences), accepted, tuple(notices), errors)
+    return ModuleExportReport(
+        target, written, nodes, layers, tuple(differences), accepted, (*notices, *untried), errors
+    )
 
 
 def _named(module: nn.Module, given: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -227,27 +226,3 @@ def _finish(model: ir.Model, name: str, opset: int) -> list[str]:
     model.producer_name = "na-deploy"
     model.producer_version = __version__
     return notices
-
-
-def _verify(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> list[Difference]:
-    with torch.inference_mode():
-        expected = torch.utils._pytree.tree_leaves(module(**inputs))
-    session = open_session(path)
-    names = [output.name for output in session.get_outputs()]
-    taken = {value.name: value.type for value in session.get_inputs()}
-    feed = {name: _array(tensor, taken[name]) for name, tensor in inputs.items() if name in taken}
-    tensors = [value for value in expected if isinstance(value, Tensor)]
-    try:
-        found: list[Any] = session.run(names, feed)
-    except Exception as error:
-        sentence = " ".join(str(error).split())[:400]
-        raise NaDeployError(f"ONNX Runtime {ort.__version__} cannot run {path.name}: {sentence}") from error
-    return [
-        Difference.between(name, ours.astype("float32"), theirs.float().numpy())
-        for name, ours, theirs in zip(names, found, tensors, strict=True)
-    ]
-
-
-def _array(tensor: Tensor, kind: str) -> Any:
-    # bfloat16 files are run widened, and NumPy has no such type
-    return (tensor.float() if kind == "tensor(float)" else tensor).numpy()
