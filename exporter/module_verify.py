@@ -1,4 +1,4 @@
-"""Does the file of a user's module compute what the module computes, at the example's sizes and at others?"""
+"""The file of a user's module against the module itself, at the example's sizes and at others."""
 
 from __future__ import annotations
 
