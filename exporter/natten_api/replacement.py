@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,9 @@ STAND_INS = ("0.14", "0.15", "0.17", "0.21")
 
 @contextmanager
 def importable_natten(version: str = STAND_INS[-1]) -> Iterator[bool]:
-    """Let ``import natten`` succeed inside the block where natten is not installed; a real one is left alone.
+    """Let ``import natten`` succeed inside the block where natten is not installed; a real one keeps what it has.
+
+    Only names that natten 0.20 and later no longer have, ``natten2dqkrpb`` and their like, are added to a real one.
 
     Args:
         version: whose names, signatures and defaults to offer. The separate functions of 0.14 to 0.17 have names of
@@ -39,7 +42,8 @@ def importable_natten(version: str = STAND_INS[-1]) -> Iterator[bool]:
     if version not in STAND_INS:
         raise UsageError(f"there is no stand-in for natten {version}; choose one of {', '.join(STAND_INS)}")
     if "natten" in sys.modules or importlib.util.find_spec("natten") is not None:
-        yield False
+        with _old_names():
+            yield False
         return
     package, functional, layers = (ModuleType(name) for name in ("natten", "natten.functional", "natten.modules"))
     functions, classes = _interface(version)
@@ -47,7 +51,7 @@ def importable_natten(version: str = STAND_INS[-1]) -> Iterator[bool]:
     vars(layers).update(classes)
     vars(package).update(functions, **classes, functional=functional, modules=layers, __path__=[])
     vars(package).update(__version__=f"{version}.0+{_MARK}", HAS_LIBNATTEN=False)
-    vars(package).update(dict.fromkeys(("has_cuda", "has_half", "has_bfloat", "has_gemm"), lambda *_: False))
+    vars(package).update(dict.fromkeys(_QUESTIONS, _no) | dict.fromkeys(_SWITCHES, _nothing))
     added = {module.__name__: module for module in (package, functional, layers)}
     sys.modules.update(added)
     try:
@@ -56,6 +60,35 @@ def importable_natten(version: str = STAND_INS[-1]) -> Iterator[bool]:
         for name, module in added.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
+
+
+@contextmanager
+def _old_names() -> Iterator[None]:
+    """Add the functions that an installed natten has no more to its ``natten.functional``, inside the block."""
+    functional = importlib.import_module("natten.functional")
+    added = {name: function for name, function in unfused.FUNCTIONS.items() if not hasattr(functional, name)}
+    vars(functional).update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            delattr(functional, name)
+
+
+_QUESTIONS = ("has_cuda", "has_half", "has_bfloat", "has_gemm", "has_fp32_gemm", "has_fp64_gemm", "is_fna_enabled")
+_SWITCHES = (
+    *("use_fused_na", "disable_fused_na", "use_autotuner", "disable_autotuner", "use_flex_attention"),
+    *("use_kv_parallelism_in_fused_na", "disable_kv_parallelism_in_fused_na", "set_memory_usage_preference"),
+)
+"""What models ask of natten, or set, beside calling it: none of it changes results."""
+
+
+def _no(*_: Any, **__: Any) -> bool:
+    return False
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
 
 
 def _interface(version: str) -> tuple[dict[str, Callable[..., Any]], dict[str, type[nn.Module]]]:

@@ -1,0 +1,1 @@
+"""Networks that people run on NATTEN; see README.md."""
