@@ -4,8 +4,8 @@
     python benchmarks/natten_models.py --export full     # export, verify and build in TensorRT-RTX whole networks
 
 Ours and the function body run in ONNX Runtime; flex attention is compiled by PyTorch; NATTEN's CPU path is flex
-attention as well, not compiled, and holds all scores. Layers are those of examples/natten_models at the published sizes.
-Memory is the peak of the resident set over that with libraries loaded and inputs made; it contains the output.
+attention as well, not compiled, and holds all scores. Layers are those of examples/natten_models at the published
+sizes. Memory is the peak of the resident set over that with libraries loaded and inputs made; it contains the output.
 """
 
 from __future__ import annotations

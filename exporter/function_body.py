@@ -34,11 +34,11 @@ def packed_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:
     heads, head_dim = body.dimension(empty, -2), body.dimension(empty, -1)
     axes = plan(body, body.op("Shape", empty, start=1, end=-3), features)
     rows, per_position = rows_of(body, "qkv", head_dim), body.op("Mul", body.int64(3), heads)
-    sources = [  # row ((position * 3) + part) * heads + head
+    query, key, value = (  # row ((position * 3) + part) * heads + head
         Source(rows, per_position, body.op("Add", body.range(heads), body.op("Mul", body.int64(part), heads)))
         for part in range(3)
-    ]
-    layer = Layer(axes, heads, *sources, additional=None, scale=_scale(body, head_dim))
+    )
+    layer = Layer(axes, heads, query, key, value, additional=None, scale=_scale(body, head_dim))
     shape = body.op("Concat", body.op("Shape", empty, start=1, end=-3), body.op("Shape", empty, start=-2), axis=0)
     return _finish(body, layer, _attend(body, layer, features), "qkv", shape, features, opset)
 

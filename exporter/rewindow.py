@@ -250,13 +250,14 @@ def _neighborhood(
     text = slice(0, outside) if window.text == "first" else slice(math.prod(grid), tokens)
 
     def last(tensor: Tensor, part: slice, sizes: Sequence[int]) -> Tensor:  # (B, H, N, D) to heads last
-        return tensor[:, :, part].transpose(1, 2).unflatten(1, sizes)
+        return torch.unflatten(tensor[:, :, part].transpose(1, 2), 1, tuple(sizes))
 
-    more = [last(tensor, text, (outside,)) for tensor in (key, value)] if outside else [None, None]
     output, _ = neighborhood_attention(
-        *(last(tensor, image, grid) for tensor in (query, key, value)),
-        None,
-        *more,
+        last(query, image, grid),
+        last(key, image, grid),
+        last(value, image, grid),
+        additional_key=last(key, text, (outside,)) if outside else None,
+        additional_value=last(value, text, (outside,)) if outside else None,
         kernel_size=spec.kernel_size,
         dilation=spec.dilation,
         stride=spec.stride,

@@ -41,7 +41,7 @@ class _Writer:
         """Put ``value``, in the type of ``like``, in the node's place."""
         result = self.op("CastLike", value, like)
         old = self.node.outputs[0]
-        result.shape, result.dtype = old.shape, old.dtype
+        result.shape, result.type = old.shape, old.type
         self.model.graph.insert_before(self.node, self.nodes)
         replace_value(old, result)
         self.model.graph.remove(self.node, safe=True)
