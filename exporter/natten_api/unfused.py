@@ -106,6 +106,26 @@ def _av(rank: int) -> Callable[..., Tensor]:
     return function
 
 
+def _by_depth(current: Callable[..., Tensor], before: int) -> Callable[..., Tensor]:
+    """Return a 3-D function that also takes 0.15's sizes: (kernel_size_d, kernel_size, dilation_d, dilation, …).
+
+    ``before`` tensors stand in front of the sizes. In 0.17 the third argument after them is a tensor, or a flag.
+    """
+    names = ("kernel_size_d", "kernel_size", "dilation_d", "dilation")
+
+    def function(*arguments: Any, **named: Any) -> Tensor:
+        tensors, rest = arguments[:before], arguments[before:]
+        depth = "kernel_size_d" in named or (len(rest) > 2 and type(rest[2]) is int)
+        if not depth:
+            return current(*arguments, **named)
+        given = dict(zip(names, rest, strict=False)) | {name: named.pop(name) for name in names if name in named}
+        kernel = (given["kernel_size_d"], given["kernel_size"], given["kernel_size"])
+        steps = (given["dilation_d"], given["dilation"], given["dilation"])
+        return current(*tensors, kernel, steps, *rest[4:], **named)
+
+    return function
+
+
 def _old_qkrpb(rank: int) -> Callable[..., Tensor]:
     call = f"natten{rank}dqkrpb"
 
@@ -154,9 +174,12 @@ def _natten3dav(
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{f"na{rank}d_qk": _qk(rank) for rank in (1, 2, 3)},
-    **{f"na{rank}d_qk_with_bias": _qk_with_bias(rank) for rank in (1, 2, 3)},
-    **{f"na{rank}d_av": _av(rank) for rank in (1, 2, 3)},
+    **{f"na{rank}d_qk": _qk(rank) for rank in (1, 2)},
+    **{f"na{rank}d_qk_with_bias": _qk_with_bias(rank) for rank in (1, 2)},
+    **{f"na{rank}d_av": _av(rank) for rank in (1, 2)},
+    "na3d_qk": _by_depth(_qk(3), 2),
+    "na3d_qk_with_bias": _by_depth(_qk_with_bias(3), 3),
+    "na3d_av": _by_depth(_av(3), 2),
     **{f"natten{rank}dqkrpb": _old_qkrpb(rank) for rank in (1, 2)},
     **{f"natten{rank}dqk": _old_qk(rank) for rank in (1, 2)},
     **{f"natten{rank}dav": _old_av(rank) for rank in (1, 2)},

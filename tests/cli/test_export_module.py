@@ -75,6 +75,10 @@ def test_a_factory_becomes_a_file_with_its_weights_and_free_axes(folder: Path, c
         (["users_network:build", "--input", "y=1x6x7x32"], 2, "forward has no input 'y'; it takes x"),
         (["users_network:build", *INPUT, "--dynamic", "batch"], 2, "write name=axis:name"),
         (["users_network:build", *INPUT, "--arch", "nat_mini"], 2, "--arch is for checkpoints"),
+        (["users_network:build", *INPUT, "--set-window", "layer=*"], 2, "write layer=name,kernel=sizes"),
+        (["users_network:build", *INPUT, "--set-window", "layer=*,kernel=3,text=left"], 2, "must be first or last"),
+        (["users_network:build", *INPUT, "--set-window", "layer=*,kernel=axb"], 2, "write one number per axis"),
+        (["users_network:build", *INPUT, "--set-window", "layer=*,kernel=3"], 2, "layers that do: none"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
@@ -93,3 +97,36 @@ def test_weights_of_another_model_and_pickled_code_are_refused(folder: Path, cap
     torch.save({"code": Path}, folder / "code.pt")
     assert run(["export", "users_network:build", *INPUT, "--weights", "code.pt"]) == 1
     assert "code.pt holds Python objects" in capsys.readouterr().err
+
+
+FULL = """
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.mix = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.mix(x, x, x, need_weights=False)[0]
+
+def build():
+    return Network()
+"""
+
+
+def test_full_attention_becomes_a_window_and_its_error_is_shown(folder: Path, capsys):
+    (folder / "full_network.py").write_text(FULL)
+    window = "layer=mix,kernel=3x-1,grid=4x5,stride=1x2,text=first"
+    arguments = ["export", "full_network:build", "--input", "x=1x22x16", "--set-window", window]
+    assert run(arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("mix", "4×5", "3×5", "1×2", "output 0"))
+    assert run([*arguments, "--json"]) == 0
+    (layer,) = json.loads(capsys.readouterr().out)["windows"]["layers"]
+    assert layer["layer"] == "mix"
+    assert 0 < layer["error"] < 1
+    # Text attends to all 22 tokens, each of the 20 others to 15 of the grid and to text.
+    assert layer["share"] == pytest.approx((2 * 22 + 20 * (15 + 2)) / 22**2)

@@ -53,7 +53,7 @@ class Pair(nn.Module):
         super().__init__()
         self.names, self.rank, self.tail, self.options = (scores, values), rank, tail, options
         self.dropout = nn.Dropout(0.1)
-        kernel = options.get("kernel_size", tail[0] if tail else 3)
+        kernel = options.pop("kernel_shape", None) or options.get("kernel_size", tail[0] if tail else 3)
         sizes = kernel if isinstance(kernel, tuple) else (kernel,) * rank
         self.where = rpb
         self.rpb = None if rpb == "none" else nn.Parameter(torch.randn(2, *(2 * size - 1 for size in sizes)))
@@ -82,6 +82,21 @@ CASES: dict[str, Callable[[], Case]] = {
     "0.14 one axis": lambda: (Pair("natten1dqkrpb", "natten1dav", 1, 7, 3, rpb="third"), (25,), CREATE(1, 7, 3)),
     "0.14 without bias": lambda: (Pair("natten2dqk", "natten2dav", 2, 3, 1), (6, 7), CREATE(2, 3)),
     "0.15": lambda: (Pair("na2d_qk_with_bias", "na2d_av", 2, 3, 2, rpb="third"), (8, 9), CREATE(2, 3, 2)),
+    "0.15 three axes": lambda: (
+        Pair("na3d_qk_with_bias", "na3d_av", 3, 2, 3, 2, 1, rpb="third", kernel_shape=(2, 3, 3)),
+        (4, 5, 6),
+        CREATE(3, (2, 3, 3), (2, 1, 1)),
+    ),
+    "0.15 three axes, no bias": lambda: (
+        Pair("na3d_qk", "na3d_av", 3, 2, 3, 1, 2),
+        (4, 6, 7),
+        CREATE(3, (2, 3, 3), (1, 2, 2)),
+    ),
+    "0.14 three axes": lambda: (
+        Pair("natten3dqkrpb", "natten3dav", 3, 2, 3, 2, 1, rpb="third", kernel_shape=(2, 3, 3)),
+        (4, 5, 6),
+        CREATE(3, (2, 3, 3), (2, 1, 1)),
+    ),
     "0.17": lambda: (
         Pair("na2d_qk", "na2d_av", 2, kernel_size=(3, 5), dilation=(2, 1), is_causal=(False, True), rpb="keyword"),
         (9, 10),
