@@ -121,23 +121,26 @@ bool has_output(const OrtKernelContext* context, size_t index) {
   return index < count;
 }
 
-bool has_constant_bias(Form form, const OrtKernelInfo* info) {
+// What a bias that the model fixes allows: one of zeros, which the exporter gives nodes with additional keys, is none.
+BiasKind kind_of_bias(Form form, ONNXTensorElementDataType type, const OrtKernelInfo* info) {
   const size_t index = form == Form::kPacked ? 1 : 3;
   const Ort::ConstKernelInfo node{info};
-  if (index >= node.GetInputCount() || node.GetInputName(index).empty()) return false;
+  if (index >= node.GetInputCount() || node.GetInputName(index).empty()) return BiasKind::kVariable;
   int is_constant = 0;
-  return static_cast<const OrtValue*>(node.GetTensorConstantInput(index, &is_constant)) != nullptr && is_constant != 0;
+  const Ort::ConstValue tensor = node.GetTensorConstantInput(index, &is_constant);
+  if (static_cast<const OrtValue*>(tensor) == nullptr || is_constant == 0) return BiasKind::kVariable;
+  const size_t width = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? sizeof(float) : sizeof(uint16_t);
+  const auto* bytes = static_cast<const unsigned char*>(tensor.GetTensorRawData());
+  const size_t count = tensor.GetTensorTypeAndShapeInfo().GetElementCount() * width;
+  const bool zero = std::all_of(bytes, bytes + count, [](unsigned char byte) { return byte == 0; });
+  return zero ? BiasKind::kZero : BiasKind::kConstant;
 }
 
 }  // namespace
 
 AttentionKernel::AttentionKernel(Form form, ONNXTensorElementDataType type, Attributes attributes, std::string subject,
-                                 bool constant_bias)
-    : form_(form),
-      type_(type),
-      attributes_(std::move(attributes)),
-      subject_(std::move(subject)),
-      constant_bias_(constant_bias) {}
+                                 BiasKind bias)
+    : form_(form), type_(type), attributes_(std::move(attributes)), subject_(std::move(subject)), bias_(bias) {}
 
 OrtStatusPtr AttentionKernel::create(Form form, ONNXTensorElementDataType type, const OrtKernelInfo* info,
                                      void** kernel) noexcept {
@@ -149,7 +152,7 @@ OrtStatusPtr AttentionKernel::create(Form form, ONNXTensorElementDataType type, 
   });
   if (failure != nullptr) return failure;
   return as_status(subject.c_str(), [&] {
-    *kernel = new AttentionKernel(form, type, read_attributes(info), subject, has_constant_bias(form, info));
+    *kernel = new AttentionKernel(form, type, read_attributes(info), subject, kind_of_bias(form, type, info));
   });
 }
 
@@ -163,11 +166,12 @@ void AttentionKernel::run(OrtKernelContext* context) const {
   work.params = params_of(problem, attributes_, form_, type_);
   char message[256] = "";
   if (na_cpu_check(&work.params, message, sizeof message) != 0) refuse(message);
+  if (bias_ == BiasKind::kZero) work.params.rel_pos_bias = nullptr;
   work.params.output = make_output(context, 0, problem.output_shape(true));
   if (has_output(context, 1)) {
     work.params.lse = static_cast<float*>(make_output(context, 1, problem.output_shape(false)));
   }
-  const std::shared_ptr<const Planned> planned = plans_.get(work.params, constant_bias_);
+  const std::shared_ptr<const Planned> planned = plans_.get(work.params, bias_ == BiasKind::kConstant);
   work.plan = &planned->plan;
   work.params.prepared_bias = planned->prepared_bias.get();
   const int64_t tasks = work.plan->tasks;

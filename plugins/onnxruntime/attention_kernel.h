@@ -10,6 +10,9 @@
 
 namespace na_deploy {
 
+// Whether the model fixes a node's bias.
+enum class BiasKind { kVariable, kConstant, kZero };
+
 // Immutable but for the plan it keeps: ONNX Runtime calls compute from several threads at once.
 class AttentionKernel {
  public:
@@ -19,8 +22,7 @@ class AttentionKernel {
   OrtStatusPtr ComputeV2(OrtKernelContext* context) const noexcept;
 
  private:
-  AttentionKernel(Form form, ONNXTensorElementDataType type, Attributes attributes, std::string subject,
-                  bool constant_bias);
+  AttentionKernel(Form form, ONNXTensorElementDataType type, Attributes attributes, std::string subject, BiasKind bias);
 
   void run(OrtKernelContext* context) const;
 
@@ -28,7 +30,7 @@ class AttentionKernel {
   ONNXTensorElementDataType type_;
   Attributes attributes_;
   std::string subject_;  // "NeighborhoodAttentionQKV node 'levels.0.blocks.0.attn'"
-  bool constant_bias_;
+  BiasKind bias_;
   mutable PlanCache plans_;
 };
 
