@@ -207,3 +207,26 @@ print(sorted(model.state_dict()), na_deploy.export(model, torch.randn(1, 6, 6, 3
     command = [sys.executable, "-c", program, str(tmp_path / "model.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "['proj.bias', 'proj.weight', 'qkv.bias', 'qkv.weight'] 1", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "free", "loops"),
+    [
+        (64, 16, {}, 1),  # 9 million scores
+        (32, 7, {}, 0),
+        (32, 24, {"x": {0: "batch", 1: "height", 2: "width"}}, 1),  # a window of 576 on a map of any size
+        (32, 7, {"x": {0: "batch", 1: "height", 2: "width"}}, 0),
+    ],
+)
+def test_large_windows_go_through_a_few_tiles_at_a_time(
+    size: int, kernel_size: int, free: Any, loops: int, tmp_path: Path
+):
+    class Windows(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return natten.na2d(x, 0.5 * x, -x, kernel_size=kernel_size)
+
+    x = torch.randn(1, size, size, 4, 8, generator=torch.Generator().manual_seed(size))
+    report = export(Windows(), x, tmp_path / "model.onnx", dynamic=free)
+    assert report.difference < 1e-5
+    (body,) = onnx.load(report.path).functions
+    assert [node.op_type for node in body.node].count("Loop") == loops
