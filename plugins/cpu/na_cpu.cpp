@@ -20,6 +20,8 @@ na_deploy::Plan full_plan(const na_params& params, const na_cpu_plan& plan) {
 
 extern "C" {
 
+int na_cpu_check(const na_params* params, char* message, size_t size) { return na_check(params, message, size); }
+
 void na_cpu_make_plan(const na_params* params, na_cpu_plan* plan) {
   const na_deploy::Plan full = na_deploy::make_plan(*params, na_deploy::vector_of_target());
   plan->tasks = full.tasks;

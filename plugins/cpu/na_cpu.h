@@ -14,6 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "na_params.h"
+
 #if defined(_WIN32)
 #define NA_CPU_API
 #else
@@ -24,39 +26,6 @@
 extern "C" {
 #endif
 
-typedef enum na_dtype { NA_FLOAT32 = 0, NA_FLOAT16 = 1, NA_BFLOAT16 = 2 } na_dtype;
-
-/* One problem. Tensors are dense and row-major. Of the per-axis arrays the first `rank` entries count. */
-typedef struct na_params {
-  int32_t rank;   /* spatial axes, 1 to 3 */
-  int32_t packed; /* 1: query is qkv (B, *X, 3, H, D), read in place; key and value are not looked at */
-  int32_t dtype;  /* na_dtype of every tensor but lse */
-
-  int64_t batch;
-  int64_t length[3];
-  int64_t heads;
-  int64_t key_heads; /* divides heads; equals it when packed */
-  int64_t head_dim;
-  int64_t value_dim;  /* equals head_dim when packed */
-  int64_t additional; /* additional keys M, 0 for none */
-
-  int64_t kernel_size[3];
-  int64_t dilation[3];
-  int64_t stride[3];
-  int64_t is_causal[3]; /* 0 or 1 */
-  float scale;          /* 0: head_dim ** -0.5 */
-
-  const void* query;            /* (B, *X, H, D) or qkv */
-  const void* key;              /* (B, *X, Hkv, D) */
-  const void* value;            /* (B, *X, Hkv, Dv) */
-  const void* rel_pos_bias;     /* (H, 2*K0-1, ...) or null */
-  const void* additional_key;   /* (B, M, Hkv, D) or null */
-  const void* additional_value; /* (B, M, Hkv, Dv) or null */
-  void* output;                 /* (B, *X, H, Dv) */
-  float* lse;                   /* (B, *X, H), natural logarithm, or null */
-  const float* prepared_bias;   /* what na_cpu_prepare_bias wrote for this rel_pos_bias and plan, or null */
-} na_params;
-
 /* How a problem is cut into tasks. Depends on sizes, attributes and the instruction set, not on the tensors. */
 typedef struct na_cpu_plan {
   int64_t tasks;                 /* independent pieces of work; 0 for an empty batch */
@@ -66,8 +35,7 @@ typedef struct na_cpu_plan {
   size_t prepared_bias_elements; /* floats that na_cpu_prepare_bias writes; 0 where preparing brings nothing */
 } na_cpu_plan;
 
-/* Returns 0 if sizes and attributes are within range and fit each other; else 1, and a sentence in `message`
- * (`size` bytes with the terminating zero). Does not look at `output` and `lse`. */
+/* What na_check returns. */
 NA_CPU_API int na_cpu_check(const na_params* params, char* message, size_t size);
 
 /* Plans checked parameters. */

@@ -1,10 +1,10 @@
-// What na_cpu_check refuses, each in one sentence.
+// What na_check refuses, each in one sentence.
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <limits>
 
-#include "na_cpu.h"
+#include "na_params.h"
 
 namespace {
 
@@ -68,7 +68,7 @@ int check_axis(const na_params& p, int axis, const Message& message) {
 
 }  // namespace
 
-extern "C" int na_cpu_check(const na_params* params, char* text, size_t size) {
+extern "C" int na_check(const na_params* params, char* text, size_t size) {
   const Message message{text, size};
   if (params == nullptr) return message.refuse("there are no parameters");
   const na_params& p = *params;

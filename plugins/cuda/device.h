@@ -1,0 +1,142 @@
+// The few things that device code does beyond C++: who am I, wait for the others, copy ahead, multiply matrices.
+//
+// Kernels are written against these functions alone. nvcc compiles them to instructions; with NA_CUDA_EMULATED the same
+// kernels compile for the host, where plugins/tests/cuda_emulator.h runs every thread of a block as a fiber.
+#pragma once
+
+#include <cstdint>
+
+#ifdef NA_CUDA_EMULATED
+#include "cuda_emulator.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define NA_DEVICE __device__ __forceinline__
+#define NA_UNROLL _Pragma("unroll")
+#define NA_NO_UNROLL _Pragma("unroll 1")
+
+namespace na_deploy::dev {
+
+NA_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
+NA_DEVICE int threads() { return static_cast<int>(blockDim.x); }
+NA_DEVICE int64_t block() { return blockIdx.x; }
+NA_DEVICE int64_t blocks() { return gridDim.x; }
+
+NA_DEVICE void sync() { __syncthreads(); }
+NA_DEVICE void sync_warp() { __syncwarp(); }
+
+// The value that the lane `lane ^ mask` holds.
+NA_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffU, value, mask); }
+
+NA_DEVICE float exp2(float x) { return exp2f(x); }
+NA_DEVICE float log(float x) { return logf(x); }
+
+// Shared memory is addressed by its byte offset, as the instructions do.
+using Shared = uint32_t;
+extern __shared__ __align__(128) unsigned char shared_memory[];
+NA_DEVICE Shared shared_base() { return static_cast<Shared>(__cvta_generic_to_shared(shared_memory)); }
+
+// An object of the block at a byte offset.
+template <typename T>
+NA_DEVICE T& shared_object(int offset) {
+  return *reinterpret_cast<T*>(shared_memory + offset);
+}
+
+// Starts copying 16 bytes; where `inside` is false, 16 zero bytes.
+NA_DEVICE void copy_ahead(Shared to, const void* from, bool inside) {
+  const int bytes = inside ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+// Ends a group of copies.
+NA_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+// Waits until at most `kPending` groups of this thread are under way; sync() then makes all threads' copies visible.
+template <int kPending>
+NA_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+}
+
+// Loads four 8x8 matrices of 16-bit numbers; lane l gives the address of row l % 8 of matrix l / 8.
+NA_DEVICE void load_matrices(uint32_t (&to)[4], Shared row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(row)
+               : "memory");
+}
+NA_DEVICE void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(row)
+               : "memory");
+}
+
+NA_DEVICE void store_shared(Shared to, uint32_t value) {
+  asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(to), "r"(value) : "memory");
+}
+struct Bytes16 {
+  uint32_t word[4];
+};
+NA_DEVICE Bytes16 load_shared16(Shared from) {
+  Bytes16 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "r"(from)
+               : "memory");
+  return v;
+}
+NA_DEVICE void store_global16(void* to, const Bytes16& v) {
+  *static_cast<uint4*>(to) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+}
+
+// 16-bit numbers as they lie in memory.
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat {
+  uint16_t bits;
+};
+NA_DEVICE float to_float(float x) { return x; }
+NA_DEVICE float to_float(Half x) { return __half2float(__ushort_as_half(x.bits)); }
+NA_DEVICE float to_float(Bfloat x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
+NA_DEVICE void from_float(float x, float& to) { to = x; }
+NA_DEVICE void from_float(float x, Half& to) { to.bits = __half_as_ushort(__float2half_rn(x)); }
+NA_DEVICE void from_float(float x, Bfloat& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+
+// Two numbers in one register, the first in the low half.
+template <typename T>
+NA_DEVICE uint32_t pack(float low, float high);
+template <>
+NA_DEVICE uint32_t pack<Half>(float low, float high) {
+  const __half2 v = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&v);
+}
+template <>
+NA_DEVICE uint32_t pack<Bfloat>(float low, float high) {
+  const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&v);
+}
+
+// c += a (16x16) times b (16x8), one warp, in the register layouts of mma.m16n8k16.
+template <typename T>
+NA_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <>
+NA_DEVICE void multiply<Half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+NA_DEVICE void multiply<Bfloat>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+}  // namespace na_deploy::dev
+
+#endif  // NA_CUDA_EMULATED

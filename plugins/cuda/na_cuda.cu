@@ -1,0 +1,35 @@
+// The C interface's launch, and the plain kernel for every type.
+#include "launch.cuh"
+
+namespace na_deploy {
+namespace {
+
+struct Launcher {
+  na_cuda_stream stream;
+
+  template <typename T>
+  int32_t plain(const CudaProblem& problem) const {
+    return launch_plain<T>(problem, stream);
+  }
+  template <typename T, int kDim>
+  int32_t tile(const CudaProblem& problem, int32_t tactic) const {
+    return launch_tile<T, kDim>(problem, tactic, stream);
+  }
+};
+
+}  // namespace
+
+#define NA_EXTERN(dim)                                                                              \
+  extern template int32_t launch_tile<dev::Half, dim>(const CudaProblem&, int32_t, na_cuda_stream); \
+  extern template int32_t launch_tile<dev::Bfloat, dim>(const CudaProblem&, int32_t, na_cuda_stream);
+NA_EXTERN(16)
+NA_EXTERN(32)
+NA_EXTERN(64)
+NA_EXTERN(128)
+#undef NA_EXTERN
+
+}  // namespace na_deploy
+
+extern "C" int32_t na_forward(const na_params* params, int32_t tactic, na_cuda_stream stream) {
+  return na_deploy::choose(na_deploy::Launcher{stream}, *params, tactic);
+}

@@ -1,0 +1,141 @@
+// The plain kernel: one warp for each query and head, every key in turn. It covers every problem and is simple enough
+// to be trusted; the other kernels are compared with it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "device.h"
+#include "problem.h"
+
+namespace na_deploy {
+
+constexpr int kPlainThreads = 128;
+constexpr int kPlainChannels = 8;  // channels per lane, so up to 256 of a head
+
+// Where on its axis, and in its dilation group, a query stands, and its window there.
+struct AxisWindow {
+  int32_t group;
+  int32_t element;
+  int32_t start;
+  int32_t end;
+};
+
+NA_DEVICE AxisWindow axis_window(const AxisSizes& axis, int32_t position) {
+  AxisWindow r;
+  r.group = position % axis.dilation;
+  r.element = position / axis.dilation;
+  const auto size = static_cast<int32_t>(group_length(axis.length, axis.dilation, r.group));
+  const Window window = group_window(r.element, size, axis.kernel_size, axis.stride, axis.is_causal != 0);
+  r.start = static_cast<int32_t>(window.start);
+  r.end = static_cast<int32_t>(window.end);
+  return r;
+}
+
+// The softmax-weighted sum so far: largest score, sum of weights relative to it, and this lane's channels.
+struct RunningSum {
+  float peak = -INFINITY;
+  float total = 0.0F;
+  float channel[kPlainChannels] = {};
+
+  template <typename T>
+  NA_DEVICE void add(float score, const T* value, int lane, int channels) {
+    const float higher = score > peak ? score : peak;
+    const float fade = dev::exp2((peak - higher) * 1.44269504F);
+    const float weight = dev::exp2((score - higher) * 1.44269504F);
+    total = total * fade + weight;
+    NA_UNROLL
+    for (int i = 0; i < kPlainChannels; ++i) {
+      const int c = i * 32 + lane;
+      channel[i] = channel[i] * fade + (c < channels ? weight * dev::to_float(value[c]) : 0.0F);
+    }
+    peak = higher;
+  }
+};
+
+template <typename T>
+NA_DEVICE float warp_product(const float (&query)[kPlainChannels], const T* key, int lane, int channels) {
+  float sum = 0.0F;
+  NA_UNROLL
+  for (int i = 0; i < kPlainChannels; ++i) {
+    const int c = i * 32 + lane;
+    if (c < channels) sum += query[i] * dev::to_float(key[c]);
+  }
+  NA_UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) sum += dev::shuffle_xor(sum, mask);
+  return sum;
+}
+
+template <typename T>
+NA_DEVICE void plain_query(const CudaProblem& p, int64_t number, int lane) {
+  const auto head = static_cast<int32_t>(number % p.heads);
+  const int64_t place = number / p.heads;  // image and position
+  const auto position = static_cast<int32_t>(place % p.positions);
+  const int64_t image = place / p.positions;
+  const int32_t key_head = head / p.heads_per_key;
+
+  AxisWindow window[kAxes];
+  int32_t rest = position;
+  NA_UNROLL
+  for (int a = kAxes - 1; a >= 0; --a) {
+    window[a] = axis_window(p.axis[a], rest % p.axis[a].length);
+    rest /= p.axis[a].length;
+  }
+  float query[kPlainChannels] = {};
+  const T* from = static_cast<const T*>(p.query) + place * p.query_position + int64_t{head} * p.head_dim;
+  NA_UNROLL
+  for (int i = 0; i < kPlainChannels; ++i) {
+    const int c = i * 32 + lane;
+    if (c < p.head_dim) query[i] = dev::to_float(from[c]) * p.scale;
+  }
+  const T* keys = static_cast<const T*>(p.key) + image * p.positions * p.key_position + int64_t{key_head} * p.head_dim;
+  const T* values =
+      static_cast<const T*>(p.value) + image * p.positions * p.value_position + int64_t{key_head} * p.value_dim;
+  const T* bias = static_cast<const T*>(p.rel_pos_bias);
+
+  RunningSum sum;
+  for (int32_t z = window[0].start; z < window[0].end; ++z) {
+    for (int32_t y = window[1].start; y < window[1].end; ++y) {
+      for (int32_t x = window[2].start; x < window[2].end; ++x) {
+        const int32_t element[kAxes] = {z, y, x};
+        int64_t at = 0;
+        int64_t index = head;
+        NA_UNROLL
+        for (int a = 0; a < kAxes; ++a) {
+          const AxisSizes& axis = p.axis[a];
+          at = at * axis.length + element[a] * axis.dilation + window[a].group;
+          index = index * (2 * axis.kernel_size - 1) + element[a] - window[a].element + axis.kernel_size - 1;
+        }
+        float score = warp_product(query, keys + at * p.key_position, lane, p.head_dim);
+        if (bias != nullptr) score += dev::to_float(bias[index]);
+        sum.add(score, values + at * p.value_position, lane, p.value_dim);
+      }
+    }
+  }
+  const int64_t key_heads = p.heads / p.heads_per_key;
+  for (int32_t m = 0; m < p.additional; ++m) {
+    const int64_t row = (image * p.additional + m) * key_heads + key_head;
+    const T* key = static_cast<const T*>(p.additional_key) + row * p.head_dim;
+    const T* value = static_cast<const T*>(p.additional_value) + row * p.value_dim;
+    sum.add(warp_product(query, key, lane, p.head_dim), value, lane, p.value_dim);
+  }
+  T* to = static_cast<T*>(p.output) + number * p.value_dim;
+  NA_UNROLL
+  for (int i = 0; i < kPlainChannels; ++i) {
+    const int c = i * 32 + lane;
+    if (c < p.value_dim) dev::from_float(sum.channel[i] / sum.total, to[c]);
+  }
+  if (p.lse != nullptr && lane == 0) p.lse[number] = sum.peak + dev::log(sum.total);
+}
+
+template <typename T>
+NA_DEVICE void plain_kernel(const CudaProblem& p) {
+  const int64_t queries = p.batch * p.positions * p.heads;
+  const int64_t warps = dev::blocks() * (dev::threads() / 32);
+  const int lane = dev::thread() % 32;
+  for (int64_t n = dev::block() * (dev::threads() / 32) + dev::thread() / 32; n < queries; n += warps) {
+    plain_query<T>(p, n, lane);
+  }
+}
+
+}  // namespace na_deploy

@@ -1,0 +1,101 @@
+// A problem as kernels read it: three axes always, sizes of one image in 32 bits, distances between elements worked
+// out.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "na_params.h"
+#include "window.h"
+
+namespace na_deploy {
+
+constexpr int kAxes = 3;
+
+// One number for each axis, passed by value: device code cannot refer to constant arrays of the host.
+struct Sizes {
+  int at[kAxes];
+  NA_HOST_DEVICE constexpr int operator[](int axis) const { return at[axis]; }
+};
+
+// An axis that a problem does not have stands in front, with length 1 and a window of 1.
+struct AxisSizes {
+  int32_t length = 1;
+  int32_t kernel_size = 1;
+  int32_t dilation = 1;
+  int32_t stride = 1;
+  int32_t is_causal = 0;
+  int32_t longest = 1;  // positions of the longest dilation group
+};
+
+struct CudaProblem {
+  AxisSizes axis[kAxes];
+  int32_t heads = 0;
+  int32_t heads_per_key = 1;
+  int32_t head_dim = 0;
+  int32_t value_dim = 0;
+  int32_t additional = 0;
+  int32_t positions = 0;  // of one image
+  int64_t batch = 0;
+  float scale = 1.0F;
+
+  // Elements between neighbouring positions and between images; a head's channels lie together.
+  int64_t query_position = 0;
+  int64_t key_position = 0;
+  int64_t value_position = 0;
+
+  const void* query = nullptr;
+  const void* key = nullptr;
+  const void* value = nullptr;
+  const void* rel_pos_bias = nullptr;
+  const void* additional_key = nullptr;
+  const void* additional_value = nullptr;
+  void* output = nullptr;
+  float* lse = nullptr;
+};
+
+// Returns checked parameters in this form. `width`: bytes of an element.
+inline CudaProblem make_cuda_problem(const na_params& p, int width) {
+  CudaProblem r;
+  int64_t positions = 1;
+  for (int a = 0; a < p.rank; ++a) {
+    AxisSizes& axis = r.axis[kAxes - p.rank + a];
+    axis.length = static_cast<int32_t>(p.length[a]);
+    axis.kernel_size = static_cast<int32_t>(p.kernel_size[a]);
+    axis.dilation = static_cast<int32_t>(p.dilation[a]);
+    axis.stride = static_cast<int32_t>(p.stride[a]);
+    axis.is_causal = static_cast<int32_t>(p.is_causal[a]);
+    axis.longest = static_cast<int32_t>(group_length(p.length[a], p.dilation[a], 0));
+    positions *= p.length[a];
+  }
+  r.positions = static_cast<int32_t>(positions);
+  r.batch = p.batch;
+  r.heads = static_cast<int32_t>(p.heads);
+  r.heads_per_key = static_cast<int32_t>(p.heads / p.key_heads);
+  r.head_dim = static_cast<int32_t>(p.head_dim);
+  r.value_dim = static_cast<int32_t>(p.value_dim);
+  r.additional = static_cast<int32_t>(p.additional);
+  r.scale = p.scale != 0.0F ? p.scale : 1.0F / std::sqrt(static_cast<float>(p.head_dim));
+  r.query = p.query;
+  r.rel_pos_bias = p.rel_pos_bias;
+  r.output = p.output;
+  r.lse = p.lse;
+  if (p.packed != 0) {
+    const int64_t part = p.heads * p.head_dim;
+    const auto* base = static_cast<const unsigned char*>(p.query);
+    r.key = base == nullptr ? nullptr : base + part * width;
+    r.value = base == nullptr ? nullptr : base + 2 * part * width;
+    r.query_position = r.key_position = r.value_position = 3 * part;
+    return r;
+  }
+  r.key = p.key;
+  r.value = p.value;
+  r.additional_key = p.additional_key;
+  r.additional_value = p.additional_value;
+  r.query_position = p.heads * p.head_dim;
+  r.key_position = p.key_heads * p.head_dim;
+  r.value_position = p.key_heads * p.value_dim;
+  return r;
+}
+
+}  // namespace na_deploy

@@ -1,0 +1,104 @@
+// The GPU kernels on an emulated GPU, behind the interface that ctypes loads in tests.
+
+#include "launch.h"
+#include "plain_kernel.h"
+#include "tile_kernel.h"
+
+namespace na_deploy {
+namespace {
+
+// Tensors that kernels may touch, for the emulator to check.
+std::vector<emulated::Range> tensors_of(const na_params& p, size_t width) {
+  size_t positions = static_cast<size_t>(p.batch);
+  for (int a = 0; a < p.rank; ++a) positions *= static_cast<size_t>(p.length[a]);
+  const auto heads = static_cast<size_t>(p.heads);
+  const auto key_heads = static_cast<size_t>(p.key_heads);
+  const auto head_dim = static_cast<size_t>(p.head_dim);
+  const auto value_dim = static_cast<size_t>(p.value_dim);
+  const size_t extra = static_cast<size_t>(p.batch * p.additional) * key_heads;
+  std::vector<emulated::Range> found;
+  const auto add = [&](const void* at, size_t elements) {
+    if (at != nullptr) found.push_back({static_cast<const unsigned char*>(at), elements * width});
+  };
+  add(p.query, positions * heads * head_dim * (p.packed != 0 ? 3 : 1));
+  if (p.packed == 0) {
+    add(p.key, positions * key_heads * head_dim);
+    add(p.value, positions * key_heads * value_dim);
+    add(p.additional_key, extra * head_dim);
+    add(p.additional_value, extra * value_dim);
+  }
+  add(p.output, positions * heads * value_dim);
+  return found;
+}
+
+struct Emulator {
+  const na_params& params;
+
+  template <typename Body>
+  void grid(int64_t blocks, int threads, size_t shared, size_t width, const Body& body) const {
+    const auto memory = tensors_of(params, width);
+    for (int64_t b = 0; b < blocks; ++b) emulated::Block(b, blocks, threads, shared, memory).run(body);
+  }
+  template <typename T>
+  int32_t plain(const CudaProblem& problem) const {
+    const int64_t queries = problem.batch * problem.positions * problem.heads;
+    grid((queries + 7) / 8, kPlainThreads, 16, sizeof(T), [&] { plain_kernel<T>(problem); });
+    return 0;
+  }
+  template <typename T, int kDim, typename S>
+  int32_t shape(const CudaProblem& problem) const {
+    grid(tiles_of(problem, S::tile()), S::kThreads, (Layout<kDim, S>::kBytes), sizeof(T),
+         [&] { TileKernel<T, kDim, S>(problem).run(); });
+    return 0;
+  }
+  template <typename T, int kDim>
+  int32_t tile(const CudaProblem& problem, int32_t tactic) const {
+#define NA_CASE(id, rank, t0, t1, t2, b0, b1, b2) \
+  case id:                                        \
+    return shape<T, kDim, Shape<t0, t1, t2, b0, b1, b2>>(problem);
+    switch (tactic) {
+      NA_TILE_SHAPES(NA_CASE)
+      default:
+        return 1;
+    }
+#undef NA_CASE
+  }
+};
+
+}  // namespace
+}  // namespace na_deploy
+
+extern "C" NA_CUDA_API int32_t na_forward_emulated(const na_params* params, int32_t tactic) {
+  return na_deploy::choose(na_deploy::Emulator{*params}, *params, tactic);
+}
+
+// What tile `number` of a problem needs, for tests of the shared cutting: [first query, range, box flags …] as the
+// kernel sees it. Returns the number of boxes it would compute; `inside` receives how many of them without a mask.
+extern "C" NA_CUDA_API int32_t na_tile_boxes(const na_params* params, const int32_t* tile, const int32_t* box,
+                                             int64_t number, int32_t* first_query, int32_t* groups, int32_t* firsts,
+                                             int32_t* inside, int32_t capacity) {
+  using namespace na_deploy;
+  const CudaProblem p = make_cuda_problem(*params, 2);
+  const Sizes t{{tile[0], tile[1], tile[2]}};
+  const Sizes b{{box[0], box[1], box[2]}};
+  const Tile at = tile_at(p, t, number);
+  if (at.is_empty) return -1;
+  for (int a = 0; a < kAxes; ++a) {
+    first_query[a] = at.first[a];
+    groups[a] = at.group[a];
+  }
+  const KeyBoxes all = key_boxes(at, b, p.additional);
+  int32_t count = 0;
+  for (int32_t step = next_step(at, all, b, 0); step < all.boxes && count < capacity;
+       step = next_step(at, all, b, step + 1)) {
+    const KeyBox k = box_at(at, all, b, p.additional, step);
+    for (int a = 0; a < kAxes; ++a) firsts[3 * count + a] = k.first[a];
+    inside[count++] = k.is_inside ? 1 : 0;
+  }
+  return count;
+}
+
+extern "C" NA_CUDA_API int64_t na_tile_count(const na_params* params, const int32_t* tile) {
+  const na_deploy::Sizes t{{tile[0], tile[1], tile[2]}};
+  return na_deploy::tiles_of(na_deploy::make_cuda_problem(*params, 2), t);
+}

@@ -1,0 +1,217 @@
+"""The GPU kernels' own source on an emulated GPU: every tactic agrees with float64, and reads only what it may."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cpu_library import DTYPES, Params, Problem, aligned
+
+from na_deploy.attention.reference import reference_attention, reference_attention_qkv
+from na_deploy.attention.windows import NeighborhoodSpec, axis_mask
+
+pytestmark = pytest.mark.native
+
+FLOAT, HALF, BFLOAT = DTYPES
+TOLERANCE = dict(zip(DTYPES, (2e-6, 3e-3, 2e-2), strict=True))
+"""Largest difference relative to the largest output; weights are rounded to the type before values are summed."""
+PLAIN = 1
+BOXES = {1: (1, 1, 64), 2: (1, 8, 8), 3: (4, 4, 4)}
+TILES = {2: (1, 1, 64), 3: (1, 1, 128), 4: (1, 8, 8), 5: (1, 16, 8), 6: (1, 4, 16), 7: (4, 4, 4), 8: (2, 4, 8)}
+
+
+class EmulatedGpu:
+    """The kernels behind their C interface, run by an emulator."""
+
+    def __init__(self, folder: Path) -> None:
+        self._library = ctypes.CDLL(str(folder / "plugins/tests/libna_deploy_cuda_emulated.so"))
+        self._library.na_tile_count.restype = ctypes.c_int64
+        self._library.na_tile_boxes.argtypes = (
+            [ctypes.c_void_p] * 3 + [ctypes.c_int64] + [ctypes.c_void_p] * 4 + [ctypes.c_int32]
+        )
+
+    def check(self, problem: Problem) -> str:
+        """Return what is wrong with a problem; empty if nothing is."""
+        message = ctypes.create_string_buffer(512)
+        refused = self._library.na_cuda_check(ctypes.byref(problem.params), message, len(message))
+        return message.value.decode() if refused else ""
+
+    def tactics(self, problem: Problem) -> list[int]:
+        """Return the ways to compute a problem, the default first."""
+        found = (ctypes.c_int32 * 16)()
+        count = self._library.na_cuda_tactics(ctypes.byref(problem.params), found, len(found))
+        return list(found[:count])
+
+    def run(self, problem: Problem, tactic: int = 0) -> None:
+        """Compute a problem."""
+        assert self._library.na_forward_emulated(ctypes.byref(problem.params), tactic) == 0
+
+    def tile_count(self, params: Params, tile: Sequence[int]) -> int:
+        """Return how many tiles a problem has."""
+        return int(self._library.na_tile_count(ctypes.byref(params), (ctypes.c_int32 * 3)(*tile)))
+
+    def tile_boxes(
+        self, params: Params, tile: Sequence[int], box: Sequence[int], number: int
+    ) -> tuple[list[int], list[int], np.ndarray, list[bool]] | None:
+        """Return a tile's first query, group, boxes and which of them need no mask; None for an empty tile."""
+        capacity = 4096
+        first, group = (ctypes.c_int32 * 3)(), (ctypes.c_int32 * 3)()
+        firsts, inside = (ctypes.c_int32 * (3 * capacity))(), (ctypes.c_int32 * capacity)()
+        count = self._library.na_tile_boxes(
+            ctypes.byref(params),
+            (ctypes.c_int32 * 3)(*tile),
+            (ctypes.c_int32 * 3)(*box),
+            number,
+            first,
+            group,
+            firsts,
+            inside,
+            capacity,
+        )
+        if count < 0:
+            return None
+        return list(first), list(group), np.array(firsts[: 3 * count]).reshape(-1, 3), [bool(i) for i in inside[:count]]
+
+
+@pytest.fixture(scope="module")
+def gpu(native_build: Path) -> EmulatedGpu:
+    return EmulatedGpu(native_build)
+
+
+def random_problem(seed: int, dtype: np.dtype, head_dims: Sequence[int]) -> tuple[Problem, NeighborhoodSpec, float]:
+    """Any rank and attribute, sizes that fill a few tiles badly."""
+    random = np.random.default_rng(seed)
+    rank = seed % 3 + 1
+    kernel = random.integers(1, {1: 30, 2: 8, 3: 5}[rank], rank)
+    dilation = random.integers(1, 4, rank) if random.random() < 0.6 else np.ones(rank, int)
+    lengths = [
+        int(k * d + random.integers(0, {1: 90, 2: 12, 3: 5}[rank])) for k, d in zip(kernel, dilation, strict=True)
+    ]
+    stride = [int(random.integers(1, k + 1)) if random.random() < 0.5 else 1 for k in kernel]
+    spec = NeighborhoodSpec.create(
+        rank, tuple(kernel), tuple(dilation), tuple(stride), tuple(bool(random.random() < 0.3) for _ in range(rank))
+    )
+    head_dim, key_heads = int(random.choice(head_dims)), int(random.integers(1, 3))
+
+    def normal(*shape: int) -> np.ndarray:
+        array = aligned(int(np.prod(shape)), dtype).reshape(shape)
+        array[...] = random.normal(size=shape)
+        return array
+
+    options = {"rel_pos_bias": None, "additional_key": None, "additional_value": None}
+    heads, batch = key_heads, int(random.integers(1, 3))
+    if random.random() < 0.5:
+        arrays = [normal(batch, *lengths, 3, heads, head_dim)]
+    else:
+        heads *= int(random.integers(1, 3))
+        value_dim = int(random.choice([d for d in head_dims if (d > 64) == (head_dim > 64)]))
+        arrays = [
+            normal(batch, *lengths, heads, head_dim),
+            normal(batch, *lengths, key_heads, head_dim),
+            normal(batch, *lengths, key_heads, value_dim),
+        ]
+        if random.random() < 0.5:
+            extra = int(random.integers(1, 100))
+            options["additional_key"] = normal(batch, extra, key_heads, head_dim)
+            options["additional_value"] = normal(batch, extra, key_heads, value_dim)
+    if random.random() < 0.5:
+        options["rel_pos_bias"] = normal(heads, *(2 * k - 1 for k in kernel))
+    scale = 0.0 if random.random() < 0.5 else 0.4
+    return Problem(spec, *arrays, scale=scale, lse=bool(random.random() < 0.7), **options), spec, scale
+
+
+def agree(problem: Problem, spec: NeighborhoodSpec, scale: float, dtype: np.dtype) -> None:
+    arrays = {n: a.astype(np.float64) for n, a in problem.arrays.items() if a is not None}
+    if problem.params.packed:
+        expected = reference_attention_qkv(arrays.pop("query"), spec, scale=scale or None, **arrays)
+    else:
+        tensors = [arrays.pop(name) for name in ("query", "key", "value")]
+        expected = reference_attention(*tensors, spec, scale=scale or None, **arrays)
+    found = problem.output.astype(np.float64)
+    assert np.abs(found - expected.output).max() < TOLERANCE[dtype] * np.abs(expected.output).max()
+    if problem.lse is not None:
+        assert np.abs(problem.lse - expected.lse).max() < 1e-5 * max(np.abs(expected.lse).max(), 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("seed", range(9))
+def test_the_plain_kernel_computes_any_problem(gpu: EmulatedGpu, seed: int, dtype: np.dtype):
+    problem, spec, scale = random_problem(seed, dtype, [1, 7, 24, 33, 100])
+    assert gpu.check(problem) == ""
+    gpu.run(problem, PLAIN)
+    agree(problem, spec, scale, dtype)
+
+
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT], ids=str)
+@pytest.mark.parametrize("seed", range(100, 118))
+def test_every_tile_shape_agrees_with_float64(gpu: EmulatedGpu, seed: int, dtype: np.dtype):
+    problem, spec, scale = random_problem(seed, dtype, [8, 16, 24, 32, 48, 64] if seed % 4 else [96, 128])
+    tactics = gpu.tactics(problem)
+    assert set(tactics) == {1: {2, 3, 1}, 2: {4, 5, 6, 1}, 3: {7, 8, 9, 1}}[spec.rank]
+    assert tactics[-1] == PLAIN
+    for tactic in tactics[:-1]:
+        problem.output[...] = np.nan
+        gpu.run(problem, tactic)
+        agree(problem, spec, scale, dtype)
+
+
+def test_what_tiles_cannot_take_is_left_to_the_plain_kernel(gpu: EmulatedGpu):
+    for dtype, head_dim in ((FLOAT, 32), (HALF, 20), (HALF, 136)):
+        problem, *_ = random_problem(4, dtype, [head_dim])
+        assert gpu.tactics(problem) == [PLAIN]
+
+
+def test_heads_too_wide_are_refused_in_a_sentence(gpu: EmulatedGpu):
+    problem, *_ = random_problem(0, HALF, [300])
+    assert gpu.check(problem) == "heads have at most 256 channels on a GPU, got 300"
+
+
+def test_no_image_is_no_work(gpu: EmulatedGpu):
+    spec = NeighborhoodSpec.create(2, 3)
+    for tactic in (PLAIN, 4):
+        gpu.run(Problem(spec, aligned(0, HALF).reshape(0, 9, 9, 3, 2, 32)), tactic)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_boxes_cover_each_window_once_and_are_called_inside_only_where_all_see_them(gpu: EmulatedGpu, seed: int):
+    problem, spec, _ = random_problem(seed, HALF, [16])
+    rank = spec.rank
+    lengths = list(problem.params.length)[:rank]
+    masks = [
+        axis_mask(*sizes)
+        for sizes in zip(lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True)
+    ]
+    for tile in [TILES[t] for t in {1: (2, 3), 2: (4, 5, 6), 3: (7, 8)}[rank]]:
+        box, done = BOXES[rank], np.zeros(lengths, int)
+        count = gpu.tile_count(problem.params, tile)
+        heads = problem.params.heads * problem.params.batch
+        assert count % heads == 0
+        for number in range(0, count // problem.params.batch, problem.params.heads):  # head 0 of image 0
+            found = gpu.tile_boxes(problem.params, tile, box, number)
+            if found is None:
+                continue
+            first, group, boxes, inside = found
+            queries, seen = [], []
+            for axis in range(rank):
+                at = 3 - rank + axis
+                size = -(-(lengths[axis] - group[at]) // spec.dilation[axis])
+                elements = np.arange(first[at], min(first[at] + tile[at], size))
+                queries.append(elements * spec.dilation[axis] + group[at])
+                group_keys = np.arange(size) * spec.dilation[axis] + group[at]
+                seen.append(masks[axis][np.ix_(queries[-1], group_keys)])  # (queries, keys of the group)
+            done[np.ix_(*queries)] += 1
+            total = 0
+            for corner, whole in zip(boxes, inside, strict=True):
+                parts = [
+                    mask[:, corner[3 - rank + axis] : corner[3 - rank + axis] + box[3 - rank + axis]]
+                    for axis, mask in enumerate(seen)
+                ]
+                assert all(part.any() for part in parts)  # somebody sees it
+                exact = [part.shape[1] == box[3 - rank + axis] for axis, part in enumerate(parts)]
+                assert whole == (all(exact) and all(part.all() for part in parts))
+                total += int(np.prod([part.sum() for part in parts]))
+            assert total == int(np.prod([mask.sum() for mask in seen]))  # every pair once
+        assert (done == 1).all()
