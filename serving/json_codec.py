@@ -8,6 +8,7 @@ Protocol.
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from na_deploy.runtime.tensors import Array
 from na_deploy.serving.datatypes import array_from_raw, bytes_array, element_count, element_type, raw_from_array
 from na_deploy.serving.errors import InvalidRequestError
 from na_deploy.serving.requests import (
+    MOST_AXES,
     InferRequest,
     InferResponse,
     Tensor,
@@ -27,7 +29,6 @@ from na_deploy.serving.requests import (
 )
 
 HEADER_LENGTH = "inference-header-content-length"
-_NUMBERS = "a list of numbers"
 
 
 def decode_request(body: bytes | bytearray | memoryview, header_length: str | None) -> InferRequest:
@@ -185,14 +186,29 @@ def _array_from_list(name: str, datatype: str, shape: tuple[int, ...], data: obj
         raise InvalidRequestError(f"data of input {name!r} is not a list")
     if datatype == "BYTES":
         return _texts(name, shape, data)
+    numbers, found = _flattened(name, data)
+    if found != shape and (len(found) != 1 or len(numbers) != element_count(shape)):
+        have = f"{len(numbers)} numbers" if len(found) == 1 else f"lists of shape {list(found)}"
+        raise InvalidRequestError(f"data of input {name!r} has {have}; its shape is {list(shape)}")
     try:
-        values = np.array(data) if data else np.empty(0)
-    except (ValueError, OverflowError, TypeError, RecursionError):
-        raise InvalidRequestError(f"data of input {name!r} is not {_NUMBERS}, or its rows differ in length") from None
-    if values.shape != shape and (values.ndim != 1 or values.size != element_count(shape)):
-        found = f"{values.size} numbers" if values.ndim == 1 else f"lists of shape {list(values.shape)}"
-        raise InvalidRequestError(f"data of input {name!r} has {found}; its shape is {list(shape)}")
+        values = np.array(numbers) if numbers else np.empty(0)
+    except OverflowError:
+        raise InvalidRequestError(f"data of input {name!r} holds a number outside the range of {datatype}") from None
     return _converted(name, datatype, dtype, values).reshape(shape)
+
+
+def _flattened(name: str, data: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
+    """Return the numbers of nested lists in row-major order, and the lists' shape."""
+    sizes = [len(data)]
+    while data and type(data[0]) is list:
+        width = len(data[0])
+        if len(sizes) == MOST_AXES or any(type(row) is not list or len(row) != width for row in data):
+            raise InvalidRequestError(f"data of input {name!r} has rows that differ in length or depth")
+        sizes.append(width)
+        data = list(chain.from_iterable(data))
+    if not set(map(type, data)) <= {int, float, bool}:
+        raise InvalidRequestError(f"data of input {name!r} is not a list of numbers")
+    return data, tuple(sizes)
 
 
 def _converted(name: str, datatype: str, dtype: np.dtype[Any], values: Array) -> Array:
