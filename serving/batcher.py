@@ -56,10 +56,10 @@ class Observer(Protocol):
     """Is told of what happens, on the event loop."""
 
     def ran(self, items: int, requests: int, compute_ns: int) -> None:
-        """A run has ended well."""
+        """Take note of a run that ended well."""
 
     def waiting(self, requests: int) -> None:
-        """So many requests wait now."""
+        """Take note of how many requests wait."""
 
 
 @dataclass(eq=False, slots=True)

@@ -1,4 +1,4 @@
-"""Opens a model for serving: loads it, finds out whether requests may share a run, warms it up. Blocks; call in a thread.
+"""Opens a model for serving: loads it, finds out whether requests may share a run, warms it up. Call it in a thread.
 
 Requests share a run only if the model says its first axis is free, everywhere by the same name, and then gives the same
 numbers for a batch as for its items one by one. A model that fails this is served all the same, one request at a time.

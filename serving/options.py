@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from na_deploy.serving.batcher import Batching
@@ -35,7 +35,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     grpc_port: int | None = 8001
-    batching: Batching = Batching()
+    batching: Batching = field(default_factory=Batching)
     versions: int = 1
     threads: int | None = None
     custom_operators: bool = True

@@ -49,7 +49,7 @@ class Repository:
         self._metrics = metrics
         self._models: dict[str, dict[int, ServedModel]] = {}
         self._states: dict[tuple[str, int], tuple[str, str]] = {}
-        self._refused: dict[tuple[str, int], Fingerprint] = {}
+        self._refused: dict[tuple[str, int], tuple[Fingerprint, str]] = {}
         self._unloaded: set[str] = set()
         self._lock = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
@@ -121,10 +121,9 @@ class Repository:
             InvalidRequestError: no version of it loads.
         """
         await self.refresh(name)
-        failed = [entry for entry in self.index() if entry.name == name and entry.state == "UNAVAILABLE"]
-        if name not in self._models or any(entry.reason for entry in failed):
-            reasons = "; ".join(f"version {entry.version}: {entry.reason}" for entry in failed if entry.reason)
-            raise InvalidRequestError(f"the model {name} did not load ({reasons or 'no version of it is there'})")
+        reasons = [f"version {number}: {why}" for (known, number), (_, why) in self._refused.items() if known == name]
+        if reasons or name not in self._models:
+            raise InvalidRequestError(f"the model {name} did not load ({'; '.join(reasons) or 'it has no version'})")
 
     async def unload(self, name: str) -> None:
         """Stop serving a model; what it is computing ends first.
@@ -174,7 +173,7 @@ class Repository:
         current = self._models.get(source.name, {}).get(source.version)
         if current is not None and current.source.fingerprint == source.fingerprint:
             return True
-        if self._refused.get(key) == source.fingerprint:
+        if key in self._refused and self._refused[key][0] == source.fingerprint:
             return current is not None
         if current is None:
             self._states[key] = ("LOADING", "")
@@ -182,7 +181,7 @@ class Repository:
         try:
             opened = await loop.run_in_executor(self._loader, open_model, source, self._options)
         except Exception as error:
-            self._refused[key] = source.fingerprint
+            self._refused[key] = (source.fingerprint, public_text(error))
             self._metrics.loads.labels("refused").inc()
             kept = "; the one loaded before stays" if current is not None else ""
             log.error("%s/%d is not served: %s%s", *key, error, kept)
@@ -215,6 +214,7 @@ class Repository:
         if not self._models[name]:
             del self._models[name]
         self._states[(name, version)] = ("UNAVAILABLE", reason)
+        served.metrics.remove()
         task = asyncio.get_running_loop().create_task(served.close(grace))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)

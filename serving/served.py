@@ -106,7 +106,6 @@ class ServedModel:
     async def close(self, grace: float) -> None:
         """Finish what waits and runs, then release the model."""
         await self._batcher.close(grace)
-        self.metrics.remove()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.opened.session.close()
 
