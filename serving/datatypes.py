@@ -84,7 +84,7 @@ def raw_from_array(array: Array) -> memoryview | bytes:
             parts += [_LENGTH.pack(len(item)), item]
         return b"".join(parts)
     flat = np.ascontiguousarray(array).reshape(-1)
-    return memoryview(flat.view(np.uint8))
+    return flat.view(np.uint8).data
 
 
 def bytes_array(items: Iterable[bytes], shape: tuple[int, ...]) -> Array:
@@ -104,7 +104,8 @@ def element_count(shape: Iterable[int]) -> int:
 
 
 def _split(name: str, raw: memoryview | bytes, count: int) -> list[bytes]:
-    items, place = [], 0
+    items: list[bytes] = []
+    place = 0
     while place < len(raw):
         if place + 4 > len(raw):
             raise InvalidRequestError(f"tensor {name!r} ends inside the length of element {len(items)}")

@@ -67,7 +67,7 @@ def python_lines(model: ServedModel, address: str) -> list[str]:
         lines.append(f"inputs.append(tensor.set_data_from_numpy({value}))")
     output = model.opened.session.outputs[0].name
     lines.append(f"print(server.infer({model.name!r}, inputs).as_numpy({output!r}).shape)")
-    return [f"  {line}".rstrip() for line in lines]
+    return lines
 
 
 def _listed(served: list[ServedModel]) -> str:

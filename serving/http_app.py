@@ -56,8 +56,8 @@ def make_app(service: Service) -> Any:
     _add_models(app, service)
     _add_inference(app, service)
     _add_repository(app, service)
-    _add_unsupported(app)
     add_page(app, service)
+    _add_unsupported(app)
     return Guard(app, service.options.host)
 
 

@@ -39,21 +39,21 @@ def limited_protocol(timeout: float) -> type[HttpToolsProtocol]:
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
-            self._headers_due = _cancelled(self._headers_due)
+            self._headers_due = cancel(self._headers_due)
             super().on_headers_complete()
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            _cancelled(self._reading_due)
+            cancel(self._reading_due)
             self._reading_due = self.loop.call_later(timeout, self.transport.abort)
 
         def resume_writing(self) -> None:
-            self._reading_due = _cancelled(self._reading_due)
+            self._reading_due = cancel(self._reading_due)
             super().resume_writing()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._headers_due = _cancelled(self._headers_due)
-            self._reading_due = _cancelled(self._reading_due)
+            self._headers_due = cancel(self._headers_due)
+            self._reading_due = cancel(self._reading_due)
             super().connection_lost(exc)
 
         def _await_headers(self) -> None:
@@ -64,6 +64,8 @@ def limited_protocol(timeout: float) -> type[HttpToolsProtocol]:
     return Limited
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+def cancel(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """Stop a timer; returns ``None``, to be kept in its place."""
     if timer is not None:
         timer.cancel()
+    return None

@@ -190,11 +190,7 @@ def _array_from_list(name: str, datatype: str, shape: tuple[int, ...], data: obj
     if found != shape and (len(found) != 1 or len(numbers) != element_count(shape)):
         have = f"{len(numbers)} numbers" if len(found) == 1 else f"lists of shape {list(found)}"
         raise InvalidRequestError(f"data of input {name!r} has {have}; its shape is {list(shape)}")
-    try:
-        values = np.array(numbers) if numbers else np.empty(0)
-    except OverflowError:
-        raise InvalidRequestError(f"data of input {name!r} holds a number outside the range of {datatype}") from None
-    return _converted(name, datatype, dtype, values).reshape(shape)
+    return _typed(name, datatype, dtype, numbers).reshape(shape)
 
 
 def _flattened(name: str, data: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
@@ -206,23 +202,33 @@ def _flattened(name: str, data: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
             raise InvalidRequestError(f"data of input {name!r} has rows that differ in length or depth")
         sizes.append(width)
         data = list(chain.from_iterable(data))
-    if not set(map(type, data)) <= {int, float, bool}:
-        raise InvalidRequestError(f"data of input {name!r} is not a list of numbers")
     return data, tuple(sizes)
 
 
-def _converted(name: str, datatype: str, dtype: np.dtype[Any], values: Array) -> Array:
-    if values.size == 0:
-        return values.astype(dtype)
-    wanted = "b" if datatype == "BOOL" else "iu" if "INT" in datatype else "iuf"
-    if values.dtype.kind not in wanted and not (datatype == "BOOL" and set(np.unique(values).tolist()) <= {0, 1}):
-        kind = {"b": "true and false", "iu": "whole numbers of its range"}.get(wanted, "numbers")
-        raise InvalidRequestError(f"data of input {name!r} is {datatype} and takes {kind} only")
-    with np.errstate(over="ignore", invalid="ignore"):
-        array: Array = values.astype(dtype)
-    fits = np.array_equal(array, values) if wanted == "iu" else wanted == "b" or bool(np.isfinite(array).all())
-    if not fits:
-        raise InvalidRequestError(f"data of input {name!r} holds a number outside the range of {datatype}")
+def _typed(name: str, datatype: str, dtype: np.dtype[Any], numbers: list[Any]) -> Array:
+    kinds = set(map(type, numbers))
+    outside = InvalidRequestError(f"data of input {name!r} holds a number outside the range of {datatype}")
+    if datatype == "BOOL":
+        if not (kinds <= {bool} or (kinds <= {int} and set(numbers) <= {0, 1})):
+            raise InvalidRequestError(f"data of input {name!r} is BOOL and takes true and false only")
+        return np.array(numbers, np.bool_)
+    if "INT" in datatype:
+        if not kinds <= {int}:
+            raise InvalidRequestError(f"data of input {name!r} is {datatype} and takes whole numbers only")
+        limits = np.iinfo(dtype)
+        if numbers and (min(numbers) < limits.min or max(numbers) > limits.max):
+            raise outside
+        return np.array(numbers, dtype)
+    if not kinds <= {int, float}:
+        raise InvalidRequestError(f"data of input {name!r} is {datatype} and takes numbers only")
+    try:
+        wide = np.array(numbers, np.float64)
+    except OverflowError:
+        raise outside from None
+    with np.errstate(over="ignore"):
+        array: Array = wide.astype(dtype)
+    if not np.isfinite(array).all():
+        raise outside
     return array
 
 

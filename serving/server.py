@@ -31,6 +31,7 @@ async def serve(
     paths: list[Path],
     options: ServeOptions,
     say: Callable[[str], None] = print,
+    started: Callable[[Service, int, int | None], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
     """Serve models until a signal comes or ``stop`` is set.
@@ -41,6 +42,7 @@ async def serve(
         paths: files, bundles and folders of models.
         options: how they are served.
         say: told what people should read when the server is ready.
+        started: told the ports when the server is ready.
         stop: ends the server when set, instead of signals.
 
     Raises:
@@ -62,6 +64,8 @@ async def serve(
             if not await _load(service, stopping):
                 return
             say(greeting([service.repository.get(n) for n in service.repository.names], options.host, port, grpc_port))
+            if started is not None:
+                started(service, port, grpc_port)
             tasks = _watchers(service, options, watch_hangup=stop is None)
             await stopping.wait()
             log.info("stopping: requests in progress end first")
