@@ -58,7 +58,7 @@ class Running:
         except urllib.error.HTTPError as error:
             status, content, about = error.code, error.read(), error.headers
         plain = about["content-type"] == "application/json" and about["content-encoding"] is None
-        return status, json.loads(content) if plain else content
+        return status, json.loads(content) if plain and content else content
 
     def infer(self, model: str, request: dict[str, Any] | bytes, headers: dict[str, str] | None = None) -> Any:
         body = request if isinstance(request, bytes) else json.dumps(request).encode()
@@ -66,7 +66,8 @@ class Running:
 
     def begin_stop(self) -> None:
         assert self.loop is not None and self.stop is not None
-        self.loop.call_soon_threadsafe(self.stop.set)
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.stop.set)
 
     def wait(self) -> None:
         assert self.thread is not None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from na_deploy.serving.batcher import Batcher, Batching, Ran
-from na_deploy.serving.errors import ModelFailedError, QueueTimeoutError, UnavailableError
+from na_deploy.serving.errors import QueueTimeoutError, UnavailableError
 
 
 class Seen:
@@ -158,21 +158,20 @@ def test_one_failing_request_does_not_spoil_the_others():
     scenario(play)
 
 
-def test_an_output_of_another_length_than_the_batch_is_an_error():
+def test_a_model_that_loses_rows_of_a_batch_is_asked_one_by_one():
     async def play(batcher: Batcher, model: Gated, seen: Seen) -> None:
-        batcher._run = lambda inputs, outputs: {"y": np.zeros((1, 1))}
-        pending = [ask(batcher, 1), ask(batcher, 2), ask(batcher, 3)]
-        results = await asyncio.gather(*pending, return_exceptions=True)
-        assert all(isinstance(each, Ran) for each in results)  # each alone gives one row
-        batcher._run = lambda inputs, outputs: {"y": np.zeros(())}
-        together = [ask(batcher, 1), ask(batcher, 2), ask(batcher, 3)]
-        assert answersless(await asyncio.gather(*together, return_exceptions=True))
+        def one_row(inputs: dict, outputs: object) -> dict:
+            return {name: array[:1] for name, array in model(inputs, outputs).items()}
 
-    scenario(play, is_open=True)
+        batcher._run = one_row
+        first = ask(batcher, 1)
+        await started(model)
+        others = [ask(batcher, 2), ask(batcher, 3)]
+        model.gate.set()
+        assert [answers(ran) for ran in await asyncio.gather(first, *others)] == [[2], [4], [6]]
+        assert model.widths == [1, 2, 1, 1]
 
-
-def answersless(results: list[object]) -> bool:
-    return all(isinstance(each, ModelFailedError) or each.outputs["y"].ndim == 0 for each in results)  # type: ignore[attr-defined]
+    scenario(play)
 
 
 def test_a_full_queue_refuses_at_once_and_recovers():

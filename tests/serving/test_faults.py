@@ -37,7 +37,10 @@ def tensor(**changes: object) -> dict[str, object]:
         (b"{", "the request is not JSON"),
         (b"[1]", "not an object: list"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [NaN]}]}', "holds NaN, which is not JSON"),
+        (
+            b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [NaN]}]}',
+            "holds NaN, which is not JSON",
+        ),
         (b'{"inputs": ' + b"1" * 10_000 + b"}", "the request is not JSON"),
         ({}, "the request has no inputs"),
         ({"inputs": 3}, "inputs are not a list of objects"),
@@ -60,8 +63,8 @@ def tensor(**changes: object) -> dict[str, object]:
         (tensor(shape=[2**40, 2**40]), "has 4 numbers; its shape is"),
         (tensor(data=...), "has neither data nor binary_data_size"),
         (tensor(data="1234"), "data of input 'x' is not a list"),
-        (tensor(data=["1", 2, 3, 4]), "is not a list of numbers"),
-        (tensor(data=[None, 2, 3, 4]), "is not a list of numbers"),
+        (tensor(data=["1", 2, 3, 4]), "takes numbers only"),
+        (tensor(data=[None, 2, 3, 4]), "takes numbers only"),
         (tensor(data=[True, 2, 3, 4]), "takes numbers only"),
         (tensor(data=[[1, 2], [3]]), "rows that differ in length"),
         (tensor(data=[[1, 2], 3, 4]), "rows that differ in length"),
@@ -93,7 +96,12 @@ def test_a_malformed_request_is_refused_in_a_sentence(server: Running, request_:
 
 @pytest.mark.parametrize(
     ("length", "sentence"),
-    [("-1", "expected a number from 0"), ("9999", "expected a number from 0"), ("x", "expected a number"), ("5", "JSON")],
+    [
+        ("-1", "expected a number from 0"),
+        ("9999", "expected a number from 0"),
+        ("x", "expected a number"),
+        ("5", "JSON"),
+    ],
 )
 def test_a_wrong_header_length_is_refused(server: Running, length: str, sentence: str):
     body = json.dumps(GOOD).encode()
@@ -202,7 +210,9 @@ def test_a_decompression_bomb_is_not_unpacked(strict: Running):
     status, answer = strict.infer("scaling", bomb, {"Content-Encoding": "deflate"})
     assert status == 413
     assert "after decompression" in answer["error"]
-    status, answer = strict.infer("scaling", zlib.compress(json.dumps(GOOD).encode())[:-9], {"Content-Encoding": "deflate"})
+    status, answer = strict.infer(
+        "scaling", zlib.compress(json.dumps(GOOD).encode())[:-9], {"Content-Encoding": "deflate"}
+    )
     assert (status, answer["error"]) == (400, "the request's deflate data ends too early")
     assert strict.infer("scaling", b"123", {"Content-Encoding": "gzip"})[0] == 400
     assert strict.infer("scaling", b"123", {"Content-Encoding": "br"})[0] == 400
@@ -238,9 +248,7 @@ def test_a_client_that_does_not_finish_its_headers_is_let_go(strict: Running, se
 
 def test_a_client_that_does_not_finish_its_body_is_told_so(strict: Running):
     with strict.connect() as connection:
-        connection.sendall(
-            b"POST /v2/models/scaling/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
-        )
+        connection.sendall(b"POST /v2/models/scaling/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         answer = received(connection)
     assert b" 408 " in answer
     assert b"did not arrive within 1 seconds" in answer
@@ -363,7 +371,9 @@ def bomb(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 def gif() -> bytes:

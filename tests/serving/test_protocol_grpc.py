@@ -49,9 +49,7 @@ def values(name: str, batch: int = 2) -> np.ndarray:
 
 
 def all_inputs() -> list[client.InferInput]:
-    return [
-        client.InferInput(f"in_{name}", [2, 3], name).set_data_from_numpy(values(name)) for name in NUMPY
-    ]
+    return [client.InferInput(f"in_{name}", [2, 3], name).set_data_from_numpy(values(name)) for name in NUMPY]
 
 
 def scaling_input(x: np.ndarray) -> client.InferInput:

@@ -92,7 +92,12 @@ def test_json_tensors_of_every_type_come_back_as_they_went(server: Running):
     request = {
         "id": "seven",
         "inputs": [
-            {"name": f"in_{name}", "datatype": name, "shape": [2, 3], "data": array.astype(float_or_own(array)).tolist()}
+            {
+                "name": f"in_{name}",
+                "datatype": name,
+                "shape": [2, 3],
+                "data": array.astype(float_or_own(array)).tolist(),
+            }
             for name, array in values.items()
         ],
     }
@@ -262,7 +267,10 @@ def test_text_tensors_are_read_and_refused_by_models_of_numbers(triton: client.I
 def test_metrics_name_the_backend_and_count(server: Running):
     _, text = server.call("/metrics")
     lines = text.decode()
-    assert 'na_deploy_model{attention="function body",backend="onnxruntime",device="CPU",model="small",version="1"} 1.0' in lines
+    assert (
+        'na_deploy_model{attention="function body",backend="onnxruntime",device="CPU",model="small",version="1"} 1.0'
+        in lines
+    )
     assert 'na_deploy_requests_total{model="scaling",outcome="ok",protocol="http"}' in lines
     assert "na_deploy_queue_seconds_bucket" in lines
     assert "na_deploy_batch_items_bucket" in lines
