@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from na_deploy.serving.errors import (
 from na_deploy.serving.images import image_input
 from na_deploy.serving.metrics import Metrics
 from na_deploy.serving.options import ServeOptions
+from na_deploy.serving.picture import draw_windows
 from na_deploy.serving.repository import Repository
 from na_deploy.serving.requests import InferRequest, InferResponse, RequestedOutput, Tensor
 from na_deploy.serving.served import ServedModel
@@ -137,7 +137,9 @@ class Service:
         if served not in self._pictures:
             alive = {each for name in self.repository.names for each in self.repository.versions(name)}
             self._pictures = {each: task for each, task in self._pictures.items() if each in alive}
-            self._pictures[served] = asyncio.create_task(asyncio.to_thread(_draw, served))
+            self._pictures[served] = asyncio.create_task(
+                asyncio.to_thread(draw_windows, served.source.path, served.name)
+            )
         try:
             return await asyncio.shield(self._pictures[served])
         except NaDeployError as error:
@@ -238,20 +240,3 @@ def _outputs(served: ServedModel, request: InferRequest) -> list[RequestedOutput
         if output.name not in known:
             raise InvalidRequestError(f"{served.name} has no output {output.name[:80]!r}; it has {', '.join(known)}")
     return list(request.outputs) or [RequestedOutput(name) for name in known]
-
-
-def _draw(served: ServedModel) -> bytes:
-    from na_deploy.runtime.bundle import is_bundle, open_bundle
-    from na_deploy.runtime.inspection import inspect_model
-    from na_deploy.runtime.plot import plot_model
-
-    path = served.source.path
-    with tempfile.TemporaryDirectory(prefix="na-deploy-serve-") as folder:
-        if is_bundle(path):
-            with open_bundle(path) as bundle:
-                summary = inspect_model(bundle.file("model"))
-        else:
-            summary = inspect_model(path)
-        target = Path(folder) / "windows.png"
-        plot_model(summary, target, served.name)
-        return target.read_bytes()

@@ -65,7 +65,8 @@ class Running:
         return self.call(f"/v2/models/{model}/infer", body, headers)
 
     def begin_stop(self) -> None:
-        assert self.loop is not None and self.stop is not None
+        assert self.loop is not None
+        assert self.stop is not None
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.stop.set)
 

@@ -186,4 +186,5 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path):
 def test_help_imports_no_server(arguments: list[str]):
     command = [sys.executable, "-c", BLOCKED + RUN, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert ("serve" in COMMANDS) and "Open Inference Protocol v2" in result.stdout
+    assert "serve" in COMMANDS
+    assert "Open Inference Protocol v2" in result.stdout

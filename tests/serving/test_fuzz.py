@@ -60,12 +60,12 @@ NEAR = st.fixed_dictionaries(
 
 
 def refused_or_read(body: bytes, length: str | None) -> None:
+    refused = None
     try:
         decode_request(body, length)
     except RequestError as error:
-        assert error.status in (400, 501)
-        assert str(error)
-        assert "\n" not in str(error)
+        refused = error
+    assert refused is None or (refused.status in (400, 501) and str(refused) and "\n" not in str(refused))
 
 
 @MANY
@@ -140,11 +140,10 @@ def test_any_message_over_grpc_gets_an_answer_or_a_sentence(server: Running, dat
     if data.draw(st.booleans()):
         del request.parameters["timeout"]
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel_of(server))
-    try:
-        stub.ModelInfer(request, timeout=30)
-    except grpc.RpcError as error:
-        assert error.code().name in ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED"), error.details()
-        assert error.details()
+    refused = stub.ModelInfer.future(request, timeout=30).exception()
+    if refused is not None:
+        assert refused.code().name in ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED"), refused.details()
+        assert refused.details()
 
 
 _channels: dict[str, grpc.Channel] = {}
