@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Protocol
@@ -62,7 +61,7 @@ class Observer(Protocol):
         """Take note of how many requests wait."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class _Job:
     inputs: Mapping[str, Array]
     outputs: tuple[str, ...]
@@ -70,6 +69,7 @@ class _Job:
     key: Hashable
     future: asyncio.Future[Ran]
     queued_ns: int = field(default_factory=perf_counter_ns)
+    waits: bool = True
 
 
 class Batcher:
@@ -139,7 +139,6 @@ class Batcher:
         except TimeoutError:
             for job in list(self._queue):
                 _fail(job, UnavailableError("the server stopped before the request's turn came"))
-            self._queue.clear()
 
     def _dispatch(self) -> None:
         """Start as many runs as may start now."""
@@ -155,6 +154,7 @@ class Batcher:
                 return
             for job in jobs:
                 self._queue.remove(job)
+                job.waits = False
             self._running += 1
             started = asyncio.get_running_loop().run_in_executor(self._threads, self._compute, jobs)
             started.add_done_callback(lambda done, jobs=jobs: self._finish(jobs, done))  # type: ignore[misc]
@@ -227,12 +227,13 @@ class Batcher:
         self._dispatch()
 
     def _expire(self, job: _Job, timeout_us: int) -> None:
-        if job in self._queue:
+        if job.waits:
             _fail(job, QueueTimeoutError(f"the request's turn did not come within its timeout of {timeout_us} µs"))
 
     def _forget(self, job: _Job) -> None:
         """Take a job out of the queue that was cancelled or has failed there."""
-        with suppress(ValueError):
+        if job.waits:
+            job.waits = False
             self._queue.remove(job)
             self._observer.waiting(len(self._queue))
             if not self._queue and not self._running:
