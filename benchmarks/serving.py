@@ -23,7 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 import na_deploy
+import na_deploy.runtime
 
 CONSOLE = Console(width=120)
 SHAPE = (1, 3, 224, 224)
@@ -222,39 +223,54 @@ def load_from_elsewhere(port: int, model: str, concurrency: int, seconds: float)
     return dict(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
 
-def session_rate(model: Path, threads: int, seconds: float) -> float:
+def session_rate(session: na_deploy.runtime.Session, seconds: float) -> float:
     """Return images a second of a session in a loop."""
     image = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
-    with na_deploy.load(model, threads=threads) as session:
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() < begun + seconds:
+        session.run(image)
+        count += 1
+    return count / (time.perf_counter() - begun)
+
+
+SERVERS = {
+    "one by one": ("--max-batch", "1"),
+    "batches up to 8": ("--max-batch", "8"),
+    "two instances": ("--max-batch", "1", "--instances", "2"),
+}
+
+
+def throughput(model: Path, threads: int, seconds: float, concurrencies: tuple[int, ...]) -> None:
+    """Print rates and latencies of servers and of a session in a loop, all of them in turn, a quarter at a time."""
+    columns = ("requests at a time", "", "requests/s", "of Session.run", "p50 ms", "p99 ms", "errors")
+    table = Table(*columns, title=f"{model.stem}, HTTP, {threads} threads per operator")
+    with ExitStack() as stack:
+        session = stack.enter_context(na_deploy.load(model, threads=threads))
         session.warm_up({"image": SHAPE})
-        until, count = time.perf_counter() + seconds, 0
-        while time.perf_counter() < until:
-            session.run(image)
-            count += 1
-    return count / seconds
-
-
-def throughput(model: Path, threads: int, seconds: float) -> None:
-    """Print rates and latencies with and without batching, against a session in a loop, in the same run."""
-    columns = ("requests at a time", "max batch", "instances", "requests/s", "of Session.run")
-    table = Table(*columns, "p50 ms", "p99 ms", "errors", title=f"{model.stem}, HTTP, {threads} threads per operator")
-    for concurrency in (1, 8, 64):
-        for max_batch, instances in ((1, 1), (8, 1), (1, 2)):
-            options = ("--threads", str(threads), "--max-batch", str(max_batch), "--instances", str(instances))
-            with server(model, *options) as (port, _, _, _):
-                base = session_rate(model, threads, seconds / 2)
-                found = load_from_elsewhere(port, model.stem, concurrency, seconds)
-                base = (base + session_rate(model, threads, seconds / 2)) / 2
-            table.add_row(
-                str(concurrency),
-                str(max_batch),
-                str(instances),
-                f"{found['rate']:.1f}",
-                f"{found['rate'] / base:.2f}×",
-                f"{found['p50']:.1f}",
-                f"{found['p99']:.1f}",
-                f"{found['errors']:.0f}",
-            )
+        ports = {
+            name: stack.enter_context(server(model, "--threads", str(threads), *options))[0]
+            for name, options in SERVERS.items()
+        }
+        for concurrency in concurrencies:
+            base: list[float] = []
+            found: dict[str, list[dict[str, float]]] = {name: [] for name in SERVERS}
+            for _ in range(4):
+                base.append(session_rate(session, seconds / 4))
+                for name, port in ports.items():
+                    found[name].append(load_from_elsewhere(port, model.stem, concurrency, seconds / 4))
+            loop = statistics.mean(base)
+            table.add_row("1", "Session.run in a loop", f"{loop:.1f}", "", f"{1e3 / loop:.1f}", "", "")
+            for name, parts in found.items():
+                rate = statistics.mean(part["rate"] for part in parts)
+                table.add_row(
+                    str(concurrency),
+                    name,
+                    f"{rate:.1f}",
+                    f"{rate / loop:.2f}×",
+                    f"{statistics.median(part['p50'] for part in parts):.1f}",
+                    f"{max(part['p99'] for part in parts):.1f}",
+                    f"{sum(part['errors'] for part in parts):.0f}",
+                )
     CONSOLE.print(table)
 
 
@@ -368,7 +384,8 @@ def main() -> None:
         overhead(light, arguments.rounds)
         model = nat_mini(folder)
         boot({"a model of three nodes": light, "NAT-Mini": model}, 5)
-        throughput(model, arguments.threads, arguments.seconds)
+        throughput(model, arguments.threads, arguments.seconds, (1, 8, 64))
+        throughput(light, arguments.threads, arguments.seconds, (1, 8, 64))
 
 
 if __name__ == "__main__":
