@@ -58,6 +58,13 @@ class TooLargeError(RequestError):
     code = "RESOURCE_EXHAUSTED"
 
 
+class ClientGoneError(RequestError):
+    """The client went before its answer was there. Nobody reads this; the status is what servers log for it."""
+
+    status = 499
+    code = "CANCELLED"
+
+
 class ModelFailedError(RequestError):
     """The model could not be run on this input."""
 

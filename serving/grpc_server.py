@@ -25,6 +25,7 @@ log = logging.getLogger("na_deploy.serving")
 
 _ENVELOPE = 1 << 20
 """Bytes of a message beside its tensors."""
+_LONG = 64 << 10
 _STREAM_AHEAD = 16
 """Requests of one stream that are worked on at a time."""
 FINAL = "triton_final_response"
@@ -164,7 +165,11 @@ class Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]  # the stubs
         with self._service.measured(request.model_name, "grpc"):
             self._service.reserve(size)
             try:
-                decoded = decode_request(request)
+                # Raw contents are only looked at; typed ones are copied number by number.
+                if request.raw_input_contents or size < _LONG:
+                    decoded = decode_request(request)
+                else:
+                    decoded = await asyncio.to_thread(decode_request, request)
                 response = await self._service.infer(request.model_name, request.model_version, decoded)
             finally:
                 self._service.reserve(-size)

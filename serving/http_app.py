@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from na_deploy import __version__
 from na_deploy.serving import descriptions
 from na_deploy.serving.errors import (
+    ClientGoneError,
     InvalidRequestError,
     ModelFailedError,
     NotFoundError,
@@ -36,8 +36,7 @@ log = logging.getLogger("na_deploy.serving")
 T = TypeVar("T")
 
 _LONG = 64 << 10
-"""Bytes of JSON from which on it is parsed in a thread, so that other requests go on meanwhile."""
-_GONE = 499  # what servers write into their logs for a client that has gone; nobody reads the answer
+"""Bytes from which on a request is parsed, or an answer written, in a thread, so that others go on meanwhile."""
 
 UNSUPPORTED = {
     "trace/setting": "tracing is not offered; /metrics and the statistics show where time goes",
@@ -80,10 +79,6 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:
         return error_answer(error.status, str(error))
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(_: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=_GONE)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
@@ -160,7 +155,10 @@ def _add_inference(app: FastAPI, service: Service) -> None:
                 header = request.headers.get(HEADER_LENGTH)
                 decoded = await _decoded(body, header)
                 response = await while_connected(request, service.infer(name, version, decoded))
-            return _encoded(response, request.headers.get("accept-encoding", ""))
+            accepted = request.headers.get("accept-encoding", "")
+            if sum(tensor.array.nbytes for tensor in response.outputs) < _LONG:
+                return _encoded(response, accepted)
+            return await asyncio.to_thread(_encoded, response, accepted)
 
     @app.post("/v2/models/{name}/classify")
     @app.post("/v2/models/{name}/versions/{version}/classify")
@@ -211,14 +209,14 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """Wait for ``work``; if the client goes first, cancel it.
 
     Raises:
-        ClientDisconnect: the client went.
+        ClientGoneError: the client went.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientDisconnect
+            raise ClientGoneError("the client has gone")
         return _result(task)
     finally:
         gone.cancel()

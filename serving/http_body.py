@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from na_deploy.serving.errors import InvalidRequestError, SlowClientError, TooLargeError
+from na_deploy.serving.errors import ClientGoneError, InvalidRequestError, SlowClientError, TooLargeError
 from na_deploy.serving.service import Service
 
 _WINDOW = {"gzip": 31, "deflate": 47}  # zlib's window bits: gzip only; zlib or gzip by their header
@@ -27,16 +27,13 @@ async def request_body(request: Request, service: Service) -> AsyncIterator[byte
         SlowClientError: it did not arrive in time.
         InvalidRequestError: its compression is unknown or damaged.
         UnavailableError: too much waits already.
-        ClientDisconnect: the client has gone.
+        ClientGoneError: the client has gone.
     """
     limit = service.options.max_request_bytes
     stated = request.headers.get("content-length", "")
     announced = int(stated) if stated.isascii() and stated.isdecimal() else 0
     reserved = 0
     try:
-        if announced <= limit:
-            service.reserve(announced)
-            reserved = announced
         try:
             async with asyncio.timeout(service.options.client_timeout):
                 if announced > limit:
@@ -48,9 +45,10 @@ async def request_body(request: Request, service: Service) -> AsyncIterator[byte
                     if len(body) > limit:
                         await _discard(request)
                         raise TooLargeError(f"the request has more than {limit} bytes, which is the limit")
-                    if len(body) > reserved:
-                        service.reserve(len(chunk))
-                        reserved += len(chunk)
+                    service.reserve(len(chunk))
+                    reserved += len(chunk)
+        except ClientDisconnect:
+            raise ClientGoneError("the client has gone") from None
         except TimeoutError:
             raise SlowClientError(
                 f"the request did not arrive within {service.options.client_timeout:g} seconds"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from na_deploy.serving.service import Service
 
 log = logging.getLogger("na_deploy.serving")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_KILLED = 130
 _IDLE = 75
 """Seconds a connection stays open between requests."""
 
@@ -53,8 +55,8 @@ async def serve(
     sock = _listen(options.host, options.port)
     port = sock.getsockname()[1]
     web = _Web(uvicorn.Config(make_app(service), **_settings(options)))
-    stopping = stop or asyncio.Event()
-    with sock, _signals(stopping, web) if stop is None else contextlib.nullcontext():
+    stopping, look = stop or asyncio.Event(), asyncio.Event()
+    with sock, _signals(stopping, look) if stop is None else contextlib.nullcontext():
         answering = asyncio.create_task(web.serve(sockets=[sock]))
         tasks: list[asyncio.Task[Any]] = []
         rpc, grpc_port = None, None
@@ -66,7 +68,7 @@ async def serve(
             say(greeting([service.repository.get(n) for n in service.repository.names], options.host, port, grpc_port))
             if started is not None:
                 started(service, port, grpc_port)
-            tasks = _watchers(service, options, watch_hangup=stop is None)
+            tasks = [asyncio.create_task(_watch(service, look, options.poll))]
             await stopping.wait()
             log.info("stopping: requests in progress end first")
         finally:
@@ -120,7 +122,7 @@ async def _load(service: Service, stopping: asyncio.Event) -> bool:
     if failed:
         reasons = "; ".join(f"{entry.name}/{entry.version}: {entry.reason}" for entry in failed)
         raise NaDeployError(f"not every model can be served: {reasons}")
-    service.ready = True
+    service.ready = service.started = True
     return True
 
 
@@ -139,13 +141,6 @@ async def _start_grpc(service: Service, options: ServeOptions) -> tuple[Any, int
         )
     await server.start()
     return server, port
-
-
-def _watchers(service: Service, options: ServeOptions, watch_hangup: bool) -> list[asyncio.Task[Any]]:
-    look = asyncio.Event()
-    if watch_hangup and hasattr(signal, "SIGHUP"):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, look.set)
-    return [asyncio.create_task(_watch(service, look, options.poll))]
 
 
 async def _watch(service: Service, look: asyncio.Event, poll: float) -> None:
@@ -180,18 +175,21 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _signals(stopping: asyncio.Event, web: uvicorn.Server) -> Iterator[None]:
+def _signals(stopping: asyncio.Event, look: asyncio.Event) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
         if stopping.is_set():
-            web.force_exit = True
+            log.warning("stopped at once; requests in progress were not answered")
+            atexit._run_exitfuncs()  # removes temporary files; leaving regularly would wait for running models
+            os._exit(_KILLED)
         stopping.set()
 
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, stop)
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: look.set}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield
     finally:
-        for number in _SIGNALS:
+        for number in handlers:
             loop.remove_signal_handler(number)

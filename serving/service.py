@@ -48,13 +48,14 @@ class Service:
         options: how it serves.
         metrics: its figures.
         ready: whether it wants requests: all models are loaded, and it is not stopping.
+        started: whether all models have been loaded.
     """
 
     def __init__(self, paths: list[Path], options: ServeOptions) -> None:
         self.options = options
         self.metrics = Metrics()
         self.repository = Repository(paths, options, self.metrics)
-        self.ready = False
+        self.ready = self.started = False
         self._decoders = ThreadPoolExecutor(max(os.cpu_count() or 1, 1), thread_name_prefix="decode")
         self._decoding = 0
         self._pending_bytes = 0
@@ -66,7 +67,7 @@ class Service:
         Raises:
             RequestError: why not.
         """
-        self._check_ready()
+        self._check_started()
         served = self.repository.get(model, version)
         wanted = _outputs(served, request)
         inputs = served.inputs_of(request)
@@ -77,7 +78,7 @@ class Service:
             array = ran.outputs[output.name]
             if output.classes:
                 labels = served.opened.labels if output.name == served.opened.logits else {}
-                array = classify(output.name, array, output.classes, labels, array.ndim > 1)
+                array = await asyncio.to_thread(classify, output.name, array, output.classes, labels, array.ndim > 1)
             tensors.append(Tensor(output.name, PROTOCOL_NAMES[array.dtype.name], array))
             if output.binary if output.binary is not None else request.binary_outputs:
                 binary.add(output.name)
@@ -101,7 +102,7 @@ class Service:
         Raises:
             RequestError: why not.
         """
-        self._check_ready()
+        self._check_started()
         served = self.repository.get(model, version)
         preprocessing = served.opened.preprocessing
         if preprocessing is None:
@@ -205,9 +206,10 @@ class Service:
         await self.repository.close(self.options.drain)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _check_ready(self) -> None:
-        if not self.ready:
-            raise UnavailableError("the server is starting or stopping; send the request again later")
+    def _check_started(self) -> None:
+        # Not ``ready``: what had begun to arrive before the server was told to stop is still answered.
+        if not self.started:
+            raise UnavailableError("the server is starting; send the request again later")
 
     async def _decode(self, image: bytes, served: ServedModel) -> Array:
         assert served.opened.preprocessing is not None

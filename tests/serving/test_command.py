@@ -121,6 +121,41 @@ def wait_for_run(address: str) -> None:
     raise AssertionError("the request did not arrive")
 
 
+def test_a_second_signal_does_not_wait(tmp_path: Path):
+    save(slow_model(), tmp_path / "slow.onnx")
+    with serving(tmp_path) as (process, lines):
+        address = re.search(r"http://(127\.0\.0\.1:\d+)/v2", "\n".join(lines))
+        assert address is not None
+        body = json.dumps(
+            {"inputs": [{"name": "turns", "datatype": "INT64", "shape": [1], "data": [20_000_000]}]}
+        ).encode()
+        head = b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+        host, port = address[1].split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head + body)
+            wait_for_run(address[1])
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            while "stopping" not in process.stderr.readline():
+                pass
+            process.send_signal(signal.SIGINT)
+            begun = time.monotonic()
+            code, errors = finish(process)
+            assert time.monotonic() - begun < 10
+            assert code == 130
+            assert "stopped at once" in errors
+
+
+def test_a_hangup_makes_it_look_for_new_models(tmp_path: Path):
+    save(scaling_model(1.0), tmp_path / "one.onnx")
+    with serving(tmp_path, "--log-requests") as (process, _):
+        save(scaling_model(2.0), tmp_path / "two.onnx")
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        while "two/1 is ready after" not in process.stderr.readline():
+            assert process.poll() is None
+
+
 def test_an_address_for_everyone_comes_with_a_warning(tmp_path: Path):
     save(scaling_model(1.0), tmp_path / "scaling.onnx")
     from running import running
