@@ -57,7 +57,7 @@ def make_app(service: Service) -> Any:
     _add_repository(app, service)
     add_page(app, service)
     _add_unsupported(app)
-    return Guard(app, service.options.host)
+    return Guard(app, service.options.host, service.options.allowed_hosts)
 
 
 def answer(value: Any, status: int = 200) -> Response:

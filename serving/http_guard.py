@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,11 +29,13 @@ class Guard:
     Args:
         app: what answers requests that pass.
         host: the address the server listens on.
+        allowed: further names it is called by, as behind a proxy.
     """
 
-    def __init__(self, app: Any, host: str) -> None:
+    def __init__(self, app: Any, host: str, allowed: Sequence[str] = ()) -> None:
         self._app = app
-        self._names = {*LOOPBACK_NAMES, host} if is_loopback(host) else None
+        self._allowed = frozenset(name.lower() for name in allowed)
+        self._names = {*LOOPBACK_NAMES, host, *self._allowed} if is_loopback(host) else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or refuse it."""
@@ -47,22 +50,22 @@ class Guard:
     def _refusal(self, headers: dict[bytes, bytes]) -> str | None:
         host = headers.get(b"host", b"").decode("latin-1")
         if self._names is not None and host and _name(f"//{host}") not in self._names:
-            return "this server answers to the names of the loopback address only; another host is in the request"
+            return "the server is called by a name that is not its own; --allowed-host adds names"
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit_netloc(origin.decode("latin-1")) != host:
+        if origin is not None and not self._is_own(origin.decode("latin-1"), host):
             return "the request comes from a page of another site"
         return None
 
-
-def urlsplit_netloc(origin: str) -> str:
-    """Return host and port of an origin; empty for one that names none."""
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return ""
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether a page's origin is this server: the host it is called by now, or another of its names."""
+        try:
+            return urlsplit(origin).netloc == host or _name(origin) in self._allowed
+        except ValueError:
+            return False
 
 
 def _name(address: str) -> str:
+    """Return the host's name in an address; empty where there is none."""
     try:
         return urlsplit(address).hostname or ""
     except ValueError:

@@ -14,6 +14,7 @@ class ServeOptions:
 
     Attributes:
         host: address to listen on.
+        allowed_hosts: further names that requests may call the server by, as behind a proxy.
         port: HTTP port; 0 takes a free one.
         grpc_port: gRPC port; 0 takes a free one, ``None`` serves no gRPC.
         batching: how requests share runs.
@@ -33,6 +34,7 @@ class ServeOptions:
     """
 
     host: str = "127.0.0.1"
+    allowed_hosts: tuple[str, ...] = ()
     port: int = 8000
     grpc_port: int | None = 8001
     batching: Batching = field(default_factory=Batching)

@@ -113,9 +113,12 @@ class Service:
             raise InvalidRequestError(f"top is {top}; expected 1 to {MOST_CLASSES}")
         started = perf_counter_ns()
         pixels = await self._decode(image, served)
-        prepared = perf_counter_ns()
-        # Decoding took a while; the version may have been replaced.
-        served = self.repository.get(model, version)
+        # Decoding took a while; the version may have been replaced by one that wants images otherwise.
+        current = self.repository.get(model, version)
+        if current.opened.preprocessing not in (None, preprocessing):
+            pixels = await self._decode(image, current)
+            current = self.repository.get(model, version)
+        served, prepared = current, perf_counter_ns()
         ran = await self._run_pixels(served, pixels)
         (best,) = top_classes(ran.outputs[served.opened.logits or ""], top, served.opened.labels)
         return {

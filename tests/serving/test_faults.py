@@ -437,5 +437,19 @@ def test_pages_of_other_sites_are_refused(server: Running):
     assert server.infer("scaling", body, {"Origin": f"http://{server.address}"})[0] == 200
     status, answer = server.infer("scaling", body, {"Host": "evil.example"})
     assert status == 403
-    assert "names of the loopback address only" in answer["error"]
+    assert "called by a name that is not its own" in answer["error"]
     assert server.infer("scaling", body, {"Host": f"localhost:{server.port}"})[0] == 200
+
+
+def test_behind_a_proxy_its_names_are_the_server_s(tmp_path: Path):
+    save(scaling_model(3.0), tmp_path / "scaling.onnx")
+    body = json.dumps(GOOD).encode()
+    with running(tmp_path, grpc_port=None, allowed_hosts=("models.example",)) as server:
+        for headers in (
+            {"Host": "models.example", "Origin": "https://models.example"},
+            {"Origin": "https://models.example"},
+            {"Host": "models.example:8443"},
+        ):
+            assert server.infer("scaling", body, headers)[0] == 200
+        assert server.infer("scaling", body, {"Origin": "https://other.example"})[0] == 403
+        assert server.infer("scaling", body, {"Host": "other.example"})[0] == 403
