@@ -90,11 +90,12 @@ class Repository:
         """Return every version known, served or not."""
         return [IndexEntry(name, str(version), *state) for (name, version), state in sorted(self._states.items())]
 
-    async def refresh(self, only: str | None = None) -> None:
+    async def refresh(self, only: str | None = None, retry: bool = False) -> None:
         """Look at the files again: load what is new or has changed, unload what is gone.
 
         Args:
             only: the one model to look at; loads it even if a client had unloaded it.
+            retry: also try again what did not load before and has not changed since.
 
         Raises:
             UsageError: a path given to the server does not exist any more.
@@ -107,7 +108,8 @@ class Repository:
                 if only not in sources:
                     raise NotFoundError(f"there is no model {only[:80]!r} in the repository")
                 self._unloaded.discard(only)
-                self._refused = {key: value for key, value in self._refused.items() if key[0] != only}
+            if retry:
+                self._refused = {key: why for key, why in self._refused.items() if only not in (None, key[0])}
             for name in [only] if only is not None else sorted(sources):
                 if name not in self._unloaded:
                     await self._refresh_model(name, sources[name])
@@ -120,7 +122,7 @@ class Repository:
             NotFoundError: there is no such model.
             InvalidRequestError: no version of it loads.
         """
-        await self.refresh(name)
+        await self.refresh(name, retry=True)
         reasons = [f"version {number}: {why}" for (known, number), (_, why) in self._refused.items() if known == name]
         if reasons or name not in self._models:
             raise InvalidRequestError(f"the model {name} did not load ({'; '.join(reasons) or 'it has no version'})")

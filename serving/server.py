@@ -18,6 +18,7 @@ import uvicorn
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.serving.greeting import greeting
 from na_deploy.serving.http_app import make_app
+from na_deploy.serving.http_guard import is_loopback
 from na_deploy.serving.http_protocol import limited_protocol
 from na_deploy.serving.options import ServeOptions
 from na_deploy.serving.service import Service
@@ -51,6 +52,8 @@ async def serve(
         UsageError: a path holds no model, or an address cannot be listened on.
         NaDeployError: a model does not load.
     """
+    if not is_loopback(options.host):
+        log.warning("listening on %s: everyone who reaches it can use the models", options.host)
     service = Service(paths, options)
     sock = _listen(options.host, options.port)
     port = sock.getsockname()[1]
@@ -149,9 +152,10 @@ async def _watch(service: Service, look: asyncio.Event, poll: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(poll or None):
                 await look.wait()
+        told = look.is_set()
         look.clear()
         try:
-            await service.repository.refresh()
+            await service.repository.refresh(retry=told)
         except NaDeployError as error:
             log.error("the models stay as they are: %s", error)
         except OSError as error:

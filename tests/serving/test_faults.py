@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import struct
 import threading
 import time
@@ -260,6 +261,20 @@ def test_endless_headers_are_cut_off(strict: Running):
         with pytest.raises(OSError):  # noqa: PT012
             for index in range(4000):
                 connection.sendall(b"X-%d: " % index + b"y" * 1000 + b"\r\n")
+    assert serves(strict)
+
+
+def test_a_client_that_does_not_take_its_answers_is_let_go(strict: Running):
+    _, picture = strict.call("/v2/models/small/windows.png")
+    asked = 400
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        connection.settimeout(60)
+        connection.connect(("127.0.0.1", strict.port))
+        connection.sendall(b"GET /v2/models/small/windows.png HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
+        time.sleep(2.5)  # the server's patience is one second
+        taken = len(received(connection))
+    assert 0 < taken < asked * len(picture)
     assert serves(strict)
 
 
