@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import shutil
 import socket
 import threading
 import urllib.error
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from na_deploy.serving.options import ServeOptions
@@ -118,6 +121,17 @@ def running(*paths: Path, **options: Any) -> Iterator[Running]:
         server.wait()
     if server.failure is not None:
         raise server.failure
+
+
+def need(*programs: str) -> list[str]:
+    """Return where programs are. Without one the test is skipped, or fails where ``NA_DEPLOY_BROWSER`` is ``ON``."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        sentence = f"not tested for want of {', '.join(missing)} (Debian: apt install chromium chromium-driver curl)"
+        if os.environ.get("NA_DEPLOY_BROWSER") == "ON":
+            pytest.fail(sentence)
+        pytest.skip(sentence)
+    return [str(shutil.which(program)) for program in programs]
 
 
 def photo(width: int = 100, height: int = 80, kind: str = "JPEG", seed: int = 0) -> bytes:

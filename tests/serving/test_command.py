@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running import photo
+from running import need, photo
 from small_models import save, scaling_model, slow_model
 
 from na_deploy.cli.main import COMMANDS
@@ -61,13 +60,13 @@ def fail(*arguments: object, prelude: str = "") -> str:
 
 
 def test_what_is_printed_works_as_it_stands(repository: Path, tmp_path: Path):
+    need("curl")
     with serving(repository) as (process, lines):
         text = "\n".join(lines)
         assert text.startswith("Serving numbers (version 1), scaling (version 2), slow")
         assert "Warning" not in text
         (curl,) = [line for line in lines if line.startswith("curl ")]
         (tmp_path / "photo.jpg").write_bytes(photo())
-        assert shutil.which("curl"), "this test needs curl"
         result = subprocess.run(["bash", "-c", f"{curl} -s"], cwd=tmp_path, capture_output=True, text=True, check=True)
         assert len(json.loads(result.stdout)["classes"]) == 5
         snippet = "\n".join(lines[lines.index("import numpy as np") :])
@@ -81,6 +80,7 @@ def test_what_is_printed_works_as_it_stands(repository: Path, tmp_path: Path):
 
 
 def test_the_curl_line_of_a_model_of_few_numbers_holds_them(tmp_path: Path):
+    need("curl")
     with serving(save(scaling_model(3.0), tmp_path / "scaling.onnx")) as (_, lines):
         (curl,) = [line for line in lines if line.startswith("curl ")]
         result = subprocess.run(["bash", "-c", f"{curl} -s"], capture_output=True, text=True, check=True)

@@ -7,14 +7,13 @@ say so; with ``NA_DEPLOY_BROWSER=ON``, as in continuous integration, that is a f
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from running import Running, photo
+from running import Running, need, photo
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
@@ -32,12 +31,7 @@ done();
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        sentence = "the page is not tested: there is no Chromium (apt install chromium chromium-driver)"
-        if os.environ.get("NA_DEPLOY_BROWSER") == "ON":
-            pytest.fail(sentence)
-        pytest.skip(sentence)
+    chromium, driver = need("chromium", "chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
