@@ -274,6 +274,21 @@ def throughput(model: Path, threads: int, seconds: float, concurrencies: tuple[i
     CONSOLE.print(table)
 
 
+def batch_gain(models: dict[str, Path], rounds: int) -> None:
+    """Print what one item costs in batches of several sizes, all of them in turn: what sharing runs can win."""
+    sizes = (1, 2, 4, 8)
+    table = Table("ms per item in a batch of", *map(str, sizes), "gain of 8 over 1")
+    for name, model in models.items():
+        for threads in (1, 2):
+            with na_deploy.load(model, threads=threads) as session:
+                batches = {n: np.random.default_rng(n).normal(size=(n, *SHAPE[1:])).astype(np.float32) for n in sizes}
+                runs = {str(n): (lambda batch=batch: session.run(batch)) for n, batch in batches.items()}
+                times = {int(n): value / int(n) for n, value in time_interleaved(runs, rounds).items()}
+            cells = (f"{times[n]:.3g}" for n in sizes)
+            table.add_row(f"{name}, {threads} threads", *cells, f"{times[1] / times[8]:.2f}×")
+    CONSOLE.print(table)
+
+
 def boot(models: dict[str, Path], runs: int) -> None:
     """Print the time from starting the process to ready, and the memory it then has."""
     table = Table("from starting the process to ready", "seconds", "memory, MB")
@@ -383,6 +398,7 @@ def main() -> None:
             return
         overhead(light, arguments.rounds)
         model = nat_mini(folder)
+        batch_gain({"a model of three nodes": light, "NAT-Mini": model}, 15)
         boot({"a model of three nodes": light, "NAT-Mini": model}, 5)
         throughput(model, arguments.threads, arguments.seconds, (1, 8, 64))
         throughput(light, arguments.threads, arguments.seconds, (1, 8, 64))
