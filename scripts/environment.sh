@@ -38,6 +38,17 @@ prepare_native() {
   bash scripts/native_dependencies.sh
 }
 
+# prepare_browser: installs Chromium, in which the server's page is tested, where apt and root can; says so where not.
+# With NA_DEPLOY_BROWSER=ON, as in continuous integration, a missing Chromium then fails the tests of the page.
+prepare_browser() {
+  if command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v curl >/dev/null; then return; fi
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null &&
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chromium chromium-driver curl; } >/dev/null 2>&1; then
+    return
+  fi
+  echo "note: the server's page is not tested, Chromium is missing (Debian: apt install chromium chromium-driver curl)" >&2
+}
+
 # install_packages ARGUMENTS…: pip install, quiet, with the pinned versions.
 install_packages() {
   pip install --quiet --progress-bar off -c constraints.txt "$@"

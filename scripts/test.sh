@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 echo "== Setting up .venv-test (a few minutes the first time)"
 make_environment .venv-test
 prepare_native
+prepare_browser
 install_torch
 # NATTEN, the oracle of the tests, builds against the PyTorch that is installed, so not in pip's isolated environment.
 install_packages setuptools build

@@ -100,6 +100,12 @@ def small_model(
     return model
 
 
+@pytest.fixture(scope="session")
+def small_model_maker() -> Callable[..., onnx.ModelProto]:
+    """Return :func:`small_model`, for fixtures that make one model for many tests."""
+    return small_model
+
+
 @pytest.fixture
 def write_model(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes :func:`small_model` with its arguments into a file."""

@@ -10,6 +10,11 @@ from na_deploy.errors import MissingDependencyError
 EXPORT_LIBRARIES = frozenset({"torch", "onnxscript", "onnx_ir", "safetensors"})
 """What ``pip install 'na-deploy[export]'`` adds."""
 
+SERVE_LIBRARIES = frozenset(
+    {"fastapi", "starlette", "uvicorn", "httptools", "grpc", "tritonclient", "prometheus_client"}
+)
+"""What ``pip install 'na-deploy[serve]'`` adds."""
+
 
 @contextmanager
 def export_libraries(purpose: str) -> Iterator[None]:
@@ -18,12 +23,29 @@ def export_libraries(purpose: str) -> Iterator[None]:
     Raises:
         MissingDependencyError: a library of the "export" extra is not installed.
     """
+    with _libraries("export", EXPORT_LIBRARIES, purpose):
+        yield
+
+
+@contextmanager
+def serve_libraries(purpose: str) -> Iterator[None]:
+    """Import what ``purpose`` needs inside the block.
+
+    Raises:
+        MissingDependencyError: a library of the "serve" extra is not installed.
+    """
+    with _libraries("serve", SERVE_LIBRARIES, purpose):
+        yield
+
+
+@contextmanager
+def _libraries(extra: str, libraries: frozenset[str], purpose: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
-        if library not in EXPORT_LIBRARIES:
+        if library not in libraries:
             raise
         raise MissingDependencyError(
-            f"{purpose} needs {library}, which is not installed; install it with: pip install 'na-deploy[export]'"
+            f"{purpose} needs {library}, which is not installed; install it with: pip install 'na-deploy[{extra}]'"
         ) from None

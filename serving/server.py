@@ -1,0 +1,199 @@
+"""Starts the servers, waits for a signal, and stops them without dropping a request."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.serving.greeting import greeting
+from na_deploy.serving.http_app import make_app
+from na_deploy.serving.http_guard import is_loopback
+from na_deploy.serving.http_protocol import limited_protocol
+from na_deploy.serving.options import ServeOptions
+from na_deploy.serving.service import Service
+
+log = logging.getLogger("na_deploy.serving")
+
+_KILLED = 130
+_IDLE = 75
+"""Seconds a connection stays open between requests."""
+
+
+async def serve(
+    paths: list[Path],
+    options: ServeOptions,
+    say: Callable[[str], None] = print,
+    started: Callable[[Service, int, int | None], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve models until a signal comes or ``stop`` is set.
+
+    SIGINT and SIGTERM let requests in progress end; a second one does not wait for them. SIGHUP looks for new models.
+
+    Args:
+        paths: files, bundles and folders of models.
+        options: how they are served.
+        say: told what people should read when the server is ready.
+        started: told the ports when the server is ready.
+        stop: ends the server when set, instead of signals.
+
+    Raises:
+        UsageError: a path holds no model, or an address cannot be listened on.
+        NaDeployError: a model does not load.
+    """
+    if not is_loopback(options.host):
+        log.warning("listening on %s: everyone who reaches it can use the models", options.host)
+    service = Service(paths, options)
+    sock = _listen(options.host, options.port)
+    port = sock.getsockname()[1]
+    web = _Web(uvicorn.Config(make_app(service), **_settings(options)))
+    stopping, look = stop or asyncio.Event(), asyncio.Event()
+    with sock, _signals(stopping, look) if stop is None else contextlib.nullcontext():
+        answering = asyncio.create_task(web.serve(sockets=[sock]))
+        tasks: list[asyncio.Task[Any]] = []
+        rpc, grpc_port = None, None
+        try:
+            if options.grpc_port is not None:
+                rpc, grpc_port = await _start_grpc(service, options)
+            if not await _load(service, stopping):
+                return
+            say(greeting([service.repository.get(n) for n in service.repository.names], options.host, port, grpc_port))
+            if started is not None:
+                started(service, port, grpc_port)
+            tasks = [asyncio.create_task(_watch(service, look, options.poll))]
+            await stopping.wait()
+            log.info("stopping: requests in progress end first")
+        finally:
+            service.ready = False
+            for task in tasks:
+                task.cancel()
+            web.should_exit = True
+            await asyncio.gather(answering, *([rpc.stop(options.drain)] if rpc is not None else []))
+            await service.close()
+    log.info("stopped")
+
+
+class _Web(uvicorn.Server):
+    """uvicorn without its own handling of signals: the caller decides when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _settings(options: ServeOptions) -> dict[str, Any]:
+    return {
+        "http": limited_protocol(options.client_timeout),
+        "ws": "none",
+        "lifespan": "off",
+        "loop": "none",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "limit_concurrency": options.max_connections,
+        "timeout_keep_alive": _IDLE,
+        "timeout_graceful_shutdown": max(int(options.drain), 1),
+        "backlog": 1024,
+    }
+
+
+async def _load(service: Service, stopping: asyncio.Event) -> bool:
+    """Load all models; whether the server is to go on. A model without a version that loads is an error here."""
+    loading = asyncio.create_task(service.repository.refresh())
+    waiting = asyncio.create_task(stopping.wait())
+    await asyncio.wait((loading, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not loading.done():
+        log.info("stopping before the models were loaded")
+        loading.cancel()
+        return False
+    loading.result()
+    served = service.repository.names
+    failed = [entry for entry in service.repository.index() if entry.name not in served]
+    if failed:
+        reasons = "; ".join(f"{entry.name}/{entry.version}: {entry.reason}" for entry in failed)
+        raise NaDeployError(f"not every model can be served: {reasons}")
+    service.ready = service.started = True
+    return True
+
+
+async def _start_grpc(service: Service, options: ServeOptions) -> tuple[Any, int]:
+    from na_deploy.serving.grpc_server import make_server
+
+    server = make_server(service)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    try:
+        port = server.add_insecure_port(f"{host}:{options.grpc_port}")
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise UsageError(
+            f"cannot listen on {host}:{options.grpc_port} for gRPC; choose another --grpc-port, or --no-grpc"
+        )
+    await server.start()
+    return server, port
+
+
+async def _watch(service: Service, look: asyncio.Event, poll: float) -> None:
+    """Look for new models when told, and every ``poll`` seconds unless that is 0."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(poll or None):
+                await look.wait()
+        told = look.is_set()
+        look.clear()
+        try:
+            await service.repository.refresh(retry=told)
+        except NaDeployError as error:
+            log.error("the models stay as they are: %s", error)
+        except OSError as error:
+            log.error("the models stay as they are: %s", error.strerror or error)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}: {error.strerror or error}") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+    return sock
+
+
+@contextlib.contextmanager
+def _signals(stopping: asyncio.Event, look: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if stopping.is_set():
+            log.warning("stopped at once; requests in progress were not answered")
+            atexit._run_exitfuncs()  # removes temporary files; leaving regularly would wait for running models
+            os._exit(_KILLED)
+        stopping.set()
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: look.set}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)
