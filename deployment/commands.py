@@ -1,0 +1,61 @@
+"""The command lines that serve a repository and look at what serves. Text only, runs nothing."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from na_deploy.deployment import protobuf
+from na_deploy.deployment.checks import model_folders
+from na_deploy.deployment.config import SETTING
+from na_deploy.deployment.protobuf import CONFIG, Config
+
+IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
+"""NVIDIA's container; a TensorRT engine needs the one whose TensorRT it was built with."""
+
+OWN_IMAGE = "na-deploy-triton"
+"""What the generated Dockerfile is tagged as: NVIDIA's container with na-deploy in its Python."""
+
+PLUGIN_LIBRARY = "libna_deploy_trt.so"
+"""Our TensorRT plugins."""
+
+CACHE_BYTES = 256 << 20
+
+
+def configs_of(repository: Path) -> list[Config]:
+    """Return the configurations in a repository, by name."""
+    return [protobuf.read(folder / CONFIG) for folder in model_folders(repository) if (folder / CONFIG).is_file()]
+
+
+def needs_na_deploy(configs: list[Config]) -> bool:
+    """Whether a model runs in the python backend, whose Python must have na_deploy."""
+    return any(
+        config.backend == "python" and any(k.startswith(SETTING) for k in config.parameters) for config in configs
+    )
+
+
+def server_arguments(configs: list[Config], mount: str) -> list[str]:
+    """Return ``tritonserver``'s arguments for models like these."""
+    arguments = [f"--model-repository={mount}", "--model-control-mode=none", "--exit-on-error=true"]
+    if any(config.backend == "tensorrt" for config in configs):
+        arguments.append(f"--backend-config=tensorrt,plugins={mount}/{PLUGIN_LIBRARY}")
+    if any(config.response_cache.enable for config in configs):
+        arguments.append(f"--cache-config=local,size={CACHE_BYTES}")
+    return arguments
+
+
+def commands(repository: Path, mount: str) -> list[tuple[str, str]]:
+    """Return titles and shell lines: serve in a container, ask whether it is ready, ask for a model's answer."""
+    configs = configs_of(repository)
+    gpu = any(group.kind == 1 for config in configs for group in config.instance_group)
+    image = OWN_IMAGE if needs_na_deploy(configs) else IMAGE
+    docker = ["docker", "run", "--rm", "--shm-size=1g", *(["--gpus=all"] if gpu else [])]
+    for port in (8000, 8001, 8002):
+        docker += ["-p", f"127.0.0.1:{port}:{port}"]
+    docker += ["-v", f"{repository.absolute()}:{mount}:ro", image, "tritonserver", *server_arguments(configs, mount)]
+    title = "Serve (the image comes from the Dockerfile of --cluster)" if image == OWN_IMAGE else "Serve"
+    lines = [(title, shlex.join(docker)), ("Ready?", "curl -f http://127.0.0.1:8000/v2/health/ready")]
+    if configs:
+        lines.append(("What a model takes", f"curl http://127.0.0.1:8000/v2/models/{configs[0].name}"))
+    lines.append(("Check again after changes", shlex.join(["na-deploy", "package", "--check", str(repository)])))
+    return lines
