@@ -1,4 +1,4 @@
-"""What is wrong with a ``ModelConfig`` by itself. The text format accepts all of it, and Triton complains late or never."""
+"""What is wrong with a ``ModelConfig`` by itself. It all parses; Triton complains late or never."""
 
 from __future__ import annotations
 
@@ -170,7 +170,8 @@ def _warm_up(config: Config) -> Iterator[str]:
                 continue
             entry = inputs[name]
             if value.data_type != entry.data_type:
-                yield f"{what} gives {name!r} as {type_name(value.data_type)}, the input is {type_name(entry.data_type)}"
+                given, wanted = type_name(value.data_type), type_name(entry.data_type)
+                yield f"{what} gives {name!r} as {given}, the input is {wanted}"
             if not fits(list(value.dims), list(entry.dims)) or -1 in value.dims:
                 yield f"{what} gives {name!r} as {list(value.dims)}, the input is {list(entry.dims)}"
             if value.WhichOneof("input_data_type") is None:

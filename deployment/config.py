@@ -1,6 +1,6 @@
 """One model's ``ModelConfig``: what it takes and gives, and how Triton batches, places and warms it.
 
-Builds messages only; :mod:`na_deploy.deployment.repository` writes them, :mod:`na_deploy.deployment.checks` checks them.
+Builds messages only; writing them is :mod:`na_deploy.deployment.repository`'s, checking :mod:`na_deploy.deployment.checks`'s.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def model_config(source: ModelSource, name: str, options: PackageOptions, labels
         config.response_cache.enable = True
     if source.metadata is not None:
         config.parameters[SETTING + "architecture"].string_value = source.metadata.architecture
-        config.parameters[SETTING + "source_sha256"].string_value = source.metadata.source_sha256
+        if source.metadata.source_sha256:
+            config.parameters[SETTING + "source_sha256"].string_value = source.metadata.source_sha256
     config.parameters[SETTING + "version"].string_value = __version__
     return config
 

@@ -37,7 +37,7 @@ class PackageOptions:
         cuda_graphs: capture CUDA graphs; for the tensorrt backend.
         cache: let Triton answer repeated requests from its response cache.
         labels: a file of class names; ``None`` takes those in the model.
-        versions: which versions are served: ``latest:N``, ``all`` or numbers joined by commas; ``None`` keeps what is set.
+        versions: which versions are served: ``latest:N``, ``all`` or ``1,3``; ``None`` keeps what is set.
         preprocess: write a preprocessing model and an ensemble from image bytes to the model's outputs too.
         operators: our operator library for the onnxruntime backend: "auto", "none" or a file.
         mount: where the repository lies for Triton, which needs the operator library's full path.

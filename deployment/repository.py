@@ -56,7 +56,7 @@ def package(
 
     Args:
         models: ONNX files and bundles.
-        output: the repository's folder; made if it does not exist. Models in it that have the same name get a new version.
+        output: the repository's folder, made if it does not exist. Models that are in it get a new version.
         options: how Triton is to run them, all alike.
         say: told each step as it begins.
 
@@ -110,8 +110,8 @@ def _stage(source: ModelSource, repository: Path, staging: Path, options: Packag
     names = label_names(source, options)
     if names is not None:
         (folder / LABELS).write_text("".join(f"{label}\n" for label in names), encoding="utf-8")
-    place = None if library is None else str(PurePosixPath(options.mount) / name / library)
-    config = model_config(source, name, options, names is not None, place)
+    full_path = None if library is None else str(PurePosixPath(options.mount) / name / library)
+    config = model_config(source, name, options, names is not None, full_path)
     older = repository / name / CONFIG
     if older.is_file():
         _continue_from(protobuf.read(older), config, options)
