@@ -1,6 +1,7 @@
 """One model's ``ModelConfig``: what it takes and gives, and how Triton batches, places and warms it.
 
-Builds messages only; writing them is :mod:`na_deploy.deployment.repository`'s, checking :mod:`na_deploy.deployment.checks`'s.
+Builds messages only: writing them is :mod:`na_deploy.deployment.repository`'s,
+checking them :mod:`na_deploy.deployment.checks`'s.
 """
 
 from __future__ import annotations

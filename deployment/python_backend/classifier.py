@@ -4,21 +4,25 @@ Written into a repository as ``model.py``; beside it lies ``model.onnx`` or ``mo
 backend must have na_deploy installed (no PyTorch).
 """
 
+from __future__ import annotations
+
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 import na_deploy
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.tensors import numpy_type
+from na_deploy.runtime.tensors import Array, numpy_type
 
 
 class TritonPythonModel:
     """One instance of the model."""
 
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         """Open the session."""
         config = json.loads(args["model_config"])
         threads = config.get("parameters", {}).get("na_deploy.threads", {}).get("string_value")
@@ -30,10 +34,10 @@ class TritonPythonModel:
         attention = "its function bodies" if self.session.library is None else "our kernels"
         pb_utils.Logger.log_info(f"{args['model_name']} runs on {self.session.device}, attention on {attention}")
 
-    def execute(self, requests):
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run what Triton batched: requests of equal sizes in one run, a request that does not fit alone fails."""
-        answers = [None] * len(requests)
-        groups = {}
+        answers: list[Any] = [None] * len(requests)
+        groups: dict[tuple[Any, ...], list[tuple[int, list[Array]]]] = {}
         for index, request in enumerate(requests):
             arrays = [pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy() for spec in self.session.inputs]
             sizes = tuple(array.shape[1:] for array in arrays) if self.batched else (index,)
@@ -47,15 +51,15 @@ class TritonPythonModel:
                 continue
             start = 0
             for index, arrays in members:
-                count = len(arrays[0]) if self.batched else None
-                part = slice(start, start + count) if self.batched else slice(None)
-                start += count or 0
+                end = start + len(arrays[0])
+                part = slice(start, end) if self.batched else slice(None)
+                start = end
                 tensors = [pb_utils.Tensor(name, np.ascontiguousarray(output[part])) for name, output in outputs]
                 answers[index] = pb_utils.InferenceResponse(output_tensors=tensors)
         return answers
 
-    def _run(self, members):
-        feeds = {}
+    def _run(self, members: Sequence[list[Array]]) -> list[tuple[str, Array]]:
+        feeds: dict[str, Array] = {}
         for place, spec in enumerate(self.session.inputs):
             arrays = [arrays[place] for arrays in members]
             joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -65,6 +69,6 @@ class TritonPythonModel:
         narrow = {spec.name for spec in self.session.outputs if spec.dtype == "bfloat16"}
         return [(name, array.astype(np.float32) if name in narrow else array) for name, array in results.items()]
 
-    def finalize(self):
+    def finalize(self) -> None:
         """Close the session."""
         self.session.close()

@@ -3,7 +3,11 @@
 Written into a repository as ``model.py``. The Python of the python backend must have na_deploy installed.
 """
 
+from __future__ import annotations
+
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -16,18 +20,18 @@ from na_deploy.runtime.image import decode_image, prepare
 class TritonPythonModel:
     """One instance of the model."""
 
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         """Read how images are prepared."""
         config = json.loads(args["model_config"])
         self.preprocessing = Preprocessing.from_json(config["parameters"]["na_deploy.preprocessing"]["string_value"])
         self.output = config["output"][0]["name"]
         self.dtype = pb_utils.triton_string_to_numpy(config["output"][0]["data_type"])
 
-    def execute(self, requests):
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Prepare every image of every request."""
         return [self._answer(request) for request in requests]
 
-    def _answer(self, request):
+    def _answer(self, request: Any) -> Any:
         files = pb_utils.get_input_tensor_by_name(request, "image_bytes").as_numpy().reshape(-1)
         try:
             images = [prepare(decode_image(bytes(file)), self.preprocessing) for file in files]

@@ -7,6 +7,8 @@ import os
 import pytest
 import triton_server
 
+REASON = "Triton's server is not installed: bash scripts/triton_server.sh"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs Triton's server where it is not installed, unless it was asked for."""
@@ -14,6 +16,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("triton"):
-            item.add_marker(
-                pytest.mark.skip(reason="Triton's server is not installed; bash scripts/triton_server.sh does")
-            )
+            item.add_marker(pytest.mark.skip(reason=REASON))

@@ -1,7 +1,8 @@
-"""Stands in for Triton's onnxruntime backend, which nvidia-pytriton's wheel lacks: the same settings, ONNX Runtime from Python.
+"""Stands in for Triton's onnxruntime backend, which nvidia-pytriton's wheel lacks: ONNX Runtime, run from Python.
 
-Installed as ``backends/onnxruntime/model.py``, Triton's core takes it for the backend "onnxruntime" and gives it repositories
-as they are. It reads what the real backend reads of a configuration: the file's name, the operator libraries, threads.
+Installed as ``backends/onnxruntime/model.py``, Triton's core takes it for the backend "onnxruntime" and gives it
+repositories as they are. It reads what the real backend reads of a configuration: the file's name, the operator
+libraries, threads.
 """
 
 import json

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 Array = np.ndarray[Any, Any]
 
@@ -78,9 +78,7 @@ class Client:
         """Infer with arrays by input name; strings are arrays of objects."""
         inputs = []
         for key, array in feeds.items():
-            kind = datatype or (
-                "BYTES" if array.dtype == object else {"f4": "FP32", "f8": "FP64", "i8": "INT64"}[array.dtype.str[1:]]
-            )
+            kind = datatype or np_to_triton_dtype(array.dtype)
             tensor = self.module.InferInput(key, list(array.shape), kind)
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
@@ -209,7 +207,7 @@ def unknown_names_are_refused(client: Client, model: ServedModel) -> None:
     given = items(model, 1)
     with pytest.raises(InferenceServerException, match="no_such_model"):
         client.infer("no_such_model", {model.input: given})
-    with pytest.raises(InferenceServerException, match="no_such_input|input"):
+    with pytest.raises(InferenceServerException, match="input"):
         client.infer(model.name, {"no_such_input": given})
     with pytest.raises(InferenceServerException, match="no_such_output"):
         client.infer(model.name, {model.input: given}, ["no_such_output"])

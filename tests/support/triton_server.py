@@ -44,8 +44,8 @@ def triton_server(
 ) -> Iterator[Server]:
     """Serve repositories on free loopback ports until the block ends.
 
-    The wheel has no onnxruntime backend. A stand-in under its name, which runs ONNX Runtime from Python, takes its place,
-    so that repositories for it are served as they are written.
+    The wheel has no onnxruntime backend. A stand-in under its name, which runs ONNX Runtime from Python, takes its
+    place, so that repositories for it are served as they are written.
 
     Args:
         repositories: what to serve.
