@@ -60,11 +60,11 @@ def write_cluster_files(repository: str | Path, folder: str | Path, mount: str =
     configs = configs_of(repository)
     texts = {
         "Dockerfile": dockerfile(configs),
-        "kubernetes.yaml": to_yaml(kubernetes(configs, mount)),
+        "kubernetes.yaml": to_yaml(kubernetes(repository, mount)),
         "prometheus-adapter.yaml": to_yaml([adapter_values()]),
     }
     if fits_kserve(configs):
-        texts["kserve.yaml"] = to_yaml([kserve(configs)])
+        texts["kserve.yaml"] = to_yaml([kserve(repository)])
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -117,13 +117,14 @@ def on_gpu(configs: list[Config]) -> bool:
     return any(group.kind == 1 for config in configs for group in config.instance_group)
 
 
-def kubernetes(configs: list[Config], mount: str) -> list[dict[str, Any]]:
+def kubernetes(repository: Path, mount: str) -> list[dict[str, Any]]:
     """Return Deployment, Service and HorizontalPodAutoscaler."""
     labels = {"app.kubernetes.io/name": APP}
-    return [_deployment(configs, mount, labels), _service(labels), _autoscaler(labels)]
+    return [_deployment(repository, mount, labels), _service(labels), _autoscaler(labels)]
 
 
-def _deployment(configs: list[Config], mount: str, labels: dict[str, str]) -> dict[str, Any]:
+def _deployment(repository: Path, mount: str, labels: dict[str, str]) -> dict[str, Any]:
+    configs = configs_of(repository)
     limits: dict[str, Any] = {"memory": "8Gi"}
     if on_gpu(configs):
         # A shared GPU has another name: nvidia.com/gpu.shared (time slices), nvidia.com/mig-1g.10gb (MIG).
@@ -131,7 +132,7 @@ def _deployment(configs: list[Config], mount: str, labels: dict[str, str]) -> di
     container = {
         "name": "triton",
         "image": OWN_IMAGE if needs_na_deploy(configs) else IMAGE,
-        "args": ["tritonserver", *server_arguments(configs, mount)],
+        "args": ["tritonserver", *server_arguments(repository, mount)],
         "ports": [{"name": name, "containerPort": port} for name, port in PORTS.items()],
         # Loading and warming engines takes long once; after that, silence means trouble.
         "startupProbe": {**_probe("/v2/health/ready"), "periodSeconds": 5, "failureThreshold": 120},
@@ -238,15 +239,16 @@ def adapter_values() -> dict[str, Any]:
     return {"rules": {"default": False, "custom": [rule]}}
 
 
-def kserve(configs: list[Config]) -> dict[str, Any]:
+def kserve(repository: Path) -> dict[str, Any]:
     """Return an InferenceService of its own container; KServe copies the repository to ``/mnt/models``."""
+    configs = configs_of(repository)
     limits: dict[str, Any] = {"cpu": "4", "memory": "8Gi"}
     if on_gpu(configs):
         limits["nvidia.com/gpu"] = 1
     container = {
         "name": "kserve-container",
         "image": OWN_IMAGE if needs_na_deploy(configs) else IMAGE,
-        "args": ["tritonserver", "--http-port=8080", "--grpc-port=9000", *server_arguments(configs, KSERVE_MOUNT)],
+        "args": ["tritonserver", "--http-port=8080", "--grpc-port=9000", *server_arguments(repository, KSERVE_MOUNT)],
         # KServe's storage initializer takes it from here: pvc://, s3://, gs://, https://.
         "env": [{"name": "STORAGE_URI", "value": f"pvc://{CLAIM}"}],
         "ports": [{"name": "http1", "containerPort": 8080, "protocol": "TCP"}],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from na_deploy.deployment import protobuf
 from na_deploy.deployment.checks import model_folders
-from na_deploy.deployment.config import SETTING
+from na_deploy.deployment.config import PLUGIN_LIBRARY, SETTING
 from na_deploy.deployment.protobuf import CONFIG, Config
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
@@ -15,9 +15,6 @@ IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 
 OWN_IMAGE = "na-deploy-triton"
 """What the generated Dockerfile is tagged as: NVIDIA's container with na-deploy in its Python."""
-
-PLUGIN_LIBRARY = "libna_deploy_trt.so"
-"""Our TensorRT plugins."""
 
 CACHE_BYTES = 256 << 20
 
@@ -34,10 +31,11 @@ def needs_na_deploy(configs: list[Config]) -> bool:
     )
 
 
-def server_arguments(configs: list[Config], mount: str) -> list[str]:
-    """Return ``tritonserver``'s arguments for models like these."""
+def server_arguments(repository: Path, mount: str) -> list[str]:
+    """Return ``tritonserver``'s arguments for a repository that lies at ``mount`` for it."""
+    configs = configs_of(repository)
     arguments = [f"--model-repository={mount}", "--model-control-mode=none", "--exit-on-error=true"]
-    if any(config.backend == "tensorrt" for config in configs):
+    if (repository / PLUGIN_LIBRARY).is_file():
         arguments.append(f"--backend-config=tensorrt,plugins={mount}/{PLUGIN_LIBRARY}")
     if any(config.response_cache.enable for config in configs):
         arguments.append(f"--cache-config=local,size={CACHE_BYTES}")
@@ -52,7 +50,7 @@ def commands(repository: Path, mount: str) -> list[tuple[str, str]]:
     docker = ["docker", "run", "--rm", "--shm-size=1g", *(["--gpus=all"] if gpu else [])]
     for port in (8000, 8001, 8002):
         docker += ["-p", f"127.0.0.1:{port}:{port}"]
-    docker += ["-v", f"{repository.absolute()}:{mount}:ro", image, "tritonserver", *server_arguments(configs, mount)]
+    docker += ["-v", f"{repository.absolute()}:{mount}:ro", image, "tritonserver", *server_arguments(repository, mount)]
     title = "Serve (the image comes from the Dockerfile of --cluster)" if image == OWN_IMAGE else "Serve"
     lines = [(title, shlex.join(docker)), ("Ready?", "curl -f http://127.0.0.1:8000/v2/health/ready")]
     if configs:

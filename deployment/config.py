@@ -20,6 +20,9 @@ MODEL_FILES = {"tensorrt": "model.plan", "onnxruntime": "model.onnx", "python": 
 """What each backend opens in a version's folder."""
 
 LABELS = "labels.txt"
+PLUGIN_LIBRARY = "libna_deploy_trt.so"
+"""Our TensorRT plugins, beside the models: Triton loads them once, by an argument of the server."""
+
 INTERFACE = "interface.json"
 """Beside an engine: what it takes and gives, which cannot be read from it without TensorRT."""
 

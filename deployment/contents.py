@@ -8,7 +8,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from na_deploy.deployment.config import INTERFACE, MODEL_FILES
+from na_deploy.deployment.config import INTERFACE, MODEL_FILES, PLUGIN_LIBRARY
 from na_deploy.deployment.options import PackageOptions
 from na_deploy.deployment.source import ModelSource
 from na_deploy.errors import UsageError
@@ -75,10 +75,8 @@ def write_library(source: ModelSource, folder: Path, options: PackageOptions) ->
         UsageError: the library does not exist, or the backend takes none.
     """
     if options.backend != "onnxruntime":
-        if options.operators not in ("auto", "none"):
-            raise UsageError(
-                f"an operator library is for the onnxruntime backend, this is packaged for {options.backend}"
-            )
+        if options.operators not in ("auto", "none") and options.backend != "tensorrt":
+            raise UsageError(f"the {options.backend} backend takes no operator library; leave --operators out")
         return None, ()
     if options.operators == "none" or (options.operators == "auto" and options.device == "gpu"):
         return None, ("attention runs on the model's function bodies",)
@@ -93,6 +91,29 @@ def write_library(source: ModelSource, folder: Path, options: PackageOptions) ->
             raise UsageError(f"the operator library {library} does not exist; give a file, auto or none")
     _copy(library, folder / ONNXRUNTIME_LIBRARY)
     return ONNXRUNTIME_LIBRARY, ()
+
+
+def write_plugins(source: ModelSource, staging: Path, options: PackageOptions) -> tuple[str, ...]:
+    """Copy our TensorRT plugins into the repository itself: Triton loads them once, for all models.
+
+    Returns:
+        What a person should know.
+
+    Raises:
+        UsageError: the library does not exist.
+    """
+    if options.backend != "tensorrt" or options.operators == "none":
+        return ()
+    if options.operators != "auto":
+        library = Path(options.operators)
+        if not library.is_file():
+            raise UsageError(f"the plugin library {library} does not exist; give a file, auto or none")
+    elif source.bundle is not None and source.bundle.manifest.member("library") is not None:
+        library = source.bundle.file("library")
+    else:
+        return (f"if the engine uses our plugins, give {PLUGIN_LIBRARY} with --operators",)
+    _copy(library, staging / PLUGIN_LIBRARY)
+    return ()
 
 
 def label_names(source: ModelSource, options: PackageOptions) -> list[str] | None:

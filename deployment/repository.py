@@ -18,7 +18,7 @@ from typing import Any
 from na_deploy.deployment import protobuf
 from na_deploy.deployment.checks import check_model
 from na_deploy.deployment.config import LABELS, MODEL_FILES, model_config
-from na_deploy.deployment.contents import label_names, python_backend, write_library, write_model
+from na_deploy.deployment.contents import label_names, python_backend, write_library, write_model, write_plugins
 from na_deploy.deployment.ensemble import ensemble_config, ensemble_name, preprocessing_config
 from na_deploy.deployment.options import PackageOptions, check_name
 from na_deploy.deployment.protobuf import CONFIG, Config
@@ -105,7 +105,7 @@ def _stage(source: ModelSource, repository: Path, staging: Path, options: Packag
     if folder.exists():
         raise UsageError(f"two models would be named {name}; package them one by one with --name")
     (folder / str(version)).mkdir(parents=True)
-    notes = write_model(source, folder / str(version), options)
+    notes = write_model(source, folder / str(version), options) + write_plugins(source, staging, options)
     library, note = write_library(source, folder, options)
     names = label_names(source, options)
     if names is not None:
@@ -210,6 +210,8 @@ def _move(staging: Path, repository: Path, written: Sequence[PackagedModel]) -> 
         if not repository.exists():
             repository.mkdir()
             created.append(repository)
+        for file in [entry for entry in staging.iterdir() if entry.is_file()]:
+            file.replace(repository / file.name)
         for model in written:
             source, target = staging / model.name, repository / model.name
             if not target.exists():
