@@ -36,7 +36,7 @@ def model_config(source: ModelSource, name: str, options: PackageOptions, labels
     Args:
         source: the model.
         name: its name in the repository.
-        options: how Triton is to run it; ``backend`` must be set.
+        options: how Triton is to run it; ``backend`` and ``device`` must be set.
         labels: whether ``labels.txt`` lies beside the configuration.
         library: full path, for Triton, of our operator library for the onnxruntime backend.
 
@@ -147,7 +147,7 @@ def set_batching(config: Config, source: ModelSource, options: PackageOptions) -
 
 
 def _set_instances(config: Config, options: PackageOptions) -> None:
-    on_gpu = (options.device or ("gpu" if options.backend == "tensorrt" else "cpu")) == "gpu"
+    on_gpu = options.device == "gpu"
     kinds = messages().ModelInstanceGroup
     # The python backend leaves devices to the model; its sessions take the GPU themselves.
     kind = kinds.KIND_GPU if on_gpu and options.backend != "python" else kinds.KIND_CPU

@@ -99,7 +99,9 @@ def _stage(source: ModelSource, repository: Path, staging: Path, options: Packag
     name = options.name or source.path.name.removesuffix(".onnx").removesuffix(".zip").removesuffix(".bundle")
     check_name(name)
     engine = source.engine_backend
-    options = replace(options, backend=options.backend or ("tensorrt" if engine == "tensorrt" else "onnxruntime"))
+    backend = options.backend or ("tensorrt" if engine == "tensorrt" else "onnxruntime")
+    device = options.device or ("gpu" if options.gpus or backend == "tensorrt" else "cpu")
+    options = replace(options, backend=backend, device=device)
     version = _next_version(repository / name, options.version)
     folder = staging / name
     if folder.exists():
