@@ -217,15 +217,15 @@ BROKEN = {
     "no element type": ("", 'input { name: "more" dims: 3 }', "no data_type", "refuses"),
     "another folder's name": ("", 'name: "someone_else"', "must agree", "refuses"),
     "no such backend": ("", 'backend: "tensorflow3"', "none that Triton ships", "refuses"),
-    # Triton's request to load never returns.
-    "file that is not there": ("", 'default_model_filename: "other.py"', "other.py", "hangs"),
+    # Triton 2.51's answer to these two never comes, and it may end with a segmentation fault; so they are only checked.
+    "file that is not there": ("", 'default_model_filename: "other.py"', "other.py", "breaks"),
     "GPUs of a CPU": ("instance_group", "instance_group { kind: KIND_CPU gpus: 0 }", "names GPUs", "refuses"),
     "platform of another backend": ("", 'platform: "tensorrt_plan"', "does not belong", "takes"),
     "warm-up of too large a batch": (
         "model_warmup",
         f'model_warmup {{ name: "w" batch_size: 99 inputs {{ key: "image" value {WARM_UP} }} }}',
         "above 8",
-        "refuses",
+        "breaks",
     ),
     "warm-up of an unknown input": (
         "model_warmup",
