@@ -306,7 +306,7 @@ def test_metrics_tell_queue_time_for_autoscaling(served: Served) -> None:
         "nv_inference_request_success",
         "nv_inference_pending_request_count",
     ):
-        assert f'nv_inference_{metric}{{model="python_free"' in text
+        assert f'{metric}{{model="python_free"' in text
 
 
 def test_the_client_notices_a_server_that_answers_wrongly(served: Served) -> None:
