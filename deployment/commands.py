@@ -47,7 +47,7 @@ def commands(repository: Path, mount: str) -> list[tuple[str, str]]:
     configs = configs_of(repository)
     gpu = any(group.kind == 1 for config in configs for group in config.instance_group)
     image = OWN_IMAGE if needs_na_deploy(configs) else IMAGE
-    docker = ["docker", "run", "--rm", "--shm-size=1g", *(["--gpus=all"] if gpu else [])]
+    docker = ["docker", "run", "--rm", f"--name={OWN_IMAGE}", "--shm-size=1g", *(["--gpus=all"] if gpu else [])]
     for port in (8000, 8001, 8002):
         docker += ["-p", f"127.0.0.1:{port}:{port}"]
     docker += ["-v", f"{repository.absolute()}:{mount}:ro", image, "tritonserver", *server_arguments(repository, mount)]
@@ -55,5 +55,11 @@ def commands(repository: Path, mount: str) -> list[tuple[str, str]]:
     lines = [(title, shlex.join(docker)), ("Ready?", "curl -f http://127.0.0.1:8000/v2/health/ready")]
     if configs:
         lines.append(("What a model takes", f"curl http://127.0.0.1:8000/v2/models/{configs[0].name}"))
+    if (repository / PLUGIN_LIBRARY).is_file():
+        # Triton only logs it when a plugin library cannot be opened.
+        look = f"grep -m 1 {PLUGIN_LIBRARY} /proc/[0-9]*/maps"
+        lines.append(
+            ("Did the plugins load? (no line: no)", shlex.join(["docker", "exec", OWN_IMAGE, "sh", "-c", look]))
+        )
     lines.append(("Check again after changes", shlex.join(["na-deploy", "package", "--check", str(repository)])))
     return lines

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs NVIDIA Triton's server with its Python backend into an environment of its own, .venv-triton, for the tests
-# and benchmarks/triton.py. It comes from the wheel of nvidia-pytriton (PyPI, Apache-2.0, 55 MB); nothing else of it is used.
+# and benchmarks/serving_on_triton.py. It comes from the wheel of nvidia-pytriton (PyPI, Apache-2.0, 55 MB); nothing else of it is used.
 #
 #   bash scripts/triton_server.sh [na_deploy wheel]
 #

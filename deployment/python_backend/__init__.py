@@ -1,1 +1,1 @@
-"""What Triton's python backend runs. Copied into repositories, never imported here: it needs Triton around it."""
+"""What Triton's python backend runs: models that are copied into repositories, and what they import."""

@@ -15,6 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 import na_deploy
+from na_deploy.deployment.python_backend.arrays import check_arrays
 from na_deploy.errors import NaDeployError
 from na_deploy.runtime.tensors import Array, numpy_type
 
@@ -24,6 +25,7 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the session."""
+        check_arrays(pb_utils)
         config = json.loads(args["model_config"])
         threads = config.get("parameters", {}).get("na_deploy.threads", {}).get("string_value")
         folder = Path(args["model_repository"]) / args["model_version"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from na_deploy.deployment.python_backend.arrays import check_arrays
 from na_deploy.errors import NaDeployError
 from na_deploy.models.preprocessing import Preprocessing
 from na_deploy.runtime.image import decode_image, prepare
@@ -22,6 +23,7 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read how images are prepared."""
+        check_arrays(pb_utils)
         config = json.loads(args["model_config"])
         self.preprocessing = Preprocessing.from_json(config["parameters"]["na_deploy.preprocessing"]["string_value"])
         self.output = config["output"][0]["name"]

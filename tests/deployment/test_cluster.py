@@ -146,5 +146,7 @@ def test_command_lines_name_what_the_models_need(model: Path, repository: Path) 
     assert f"{repository}:/models:ro" in serve
     assert not any(argument.startswith("--backend-config") for argument in serve)
     (repository / "libna_deploy_trt.so").write_bytes(b"\x7fELF")
-    serve = shlex.split(next(line for title, line in commands(repository, "/models") if title.startswith("Serve")))
+    lines = dict(commands(repository, "/models"))
+    assert "libna_deploy_trt.so" in shlex.split(next(lines[title] for title in lines if "plugins load" in title))[-1]
+    serve = shlex.split(next(lines[title] for title in lines if title.startswith("Serve")))
     assert "--backend-config=tensorrt,plugins=/models/libna_deploy_trt.so" in serve

@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from small_models import small_model
 
 from na_deploy.deployment import PackageOptions, check_repository, package
 from na_deploy.deployment.protobuf import CONFIG, Config, messages, read, type_name
+from na_deploy.deployment.python_backend.arrays import check_arrays
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import Preprocessing
@@ -351,3 +353,29 @@ def test_a_model_from_elsewhere_gets_no_preprocessing(write_model: WriteModel, r
 def test_a_repository_needs_a_place(free: Path, place: str) -> None:
     with pytest.raises(UsageError, match="cannot write"):
         package([free], free.parent / place)
+
+
+class _Mismatched:
+    """A python backend of NumPy 1 beside NumPy 2: it reads every element as the first one."""
+
+    class TritonModelException(Exception):  # noqa: N818 - Triton's name
+        pass
+
+    class Tensor:
+        def __init__(self, name: str, array: np.ndarray) -> None:
+            self.array = array
+
+        def to_dlpack(self) -> np.ndarray:
+            return np.full_like(self.array, self.array[0])
+
+        @classmethod
+        def from_dlpack(cls, name: str, packed: np.ndarray) -> _Mismatched.Tensor:
+            return cls(name, packed)
+
+        def as_numpy(self) -> np.ndarray:
+            return self.array
+
+
+def test_models_refuse_a_python_backend_that_reads_arrays_wrongly() -> None:
+    with pytest.raises(_Mismatched.TritonModelException, match="cannot read the arrays of NumPy"):
+        check_arrays(_Mismatched)

@@ -53,6 +53,8 @@ def triton_server(
         arguments: further ones of ``tritonserver``.
         timeout_s: give up if it is not ready by then.
     """
+    if not is_installed():
+        raise RuntimeError(f"Triton's server is not installed in {environment()}: bash scripts/triton_server.sh")
     packages = next((environment() / "lib").glob("python3.*")) / "site-packages"
     bundled = packages / "pytriton" / "tritonserver"
     backends = folder / "backends"
