@@ -4,9 +4,9 @@
     python benchmarks/serving_on_triton.py [--model model.onnx] [--also 127.0.0.1:8000]
 
 The python backend of a packaged repository runs na_deploy's session, so what differs from Session.run in this process
-is Triton: protocol, batching, shared memory. All candidates take turns in one run, clients are threads of this process on
-loopback. ``--also`` adds any other server of the Open Inference Protocol over HTTP that serves the same model under the
-same name; it should run the same number of threads. Compare numbers of one run, not of two.
+is Triton: protocol, batching, shared memory. All candidates take turns in one run; clients are threads of this
+process, on loopback. ``--also`` adds any other server of the Open Inference Protocol over HTTP that serves the same
+model under the same name; it should run the same number of threads. Compare numbers of one run, not of two.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Knows no server: :func:`connect` takes an address of any. The same checks hold T
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -164,7 +165,7 @@ def concurrent_requests_are_answered_each_with_its_own(client: Client, model: Se
         answers = list(threads.map(ask, given))
     for x, answer in zip(given, answers, strict=True):
         np.testing.assert_allclose(answer, model.expected(x), rtol=1e-4, atol=1e-5)
-    after = _statistics(client, model)
+    after = _statistics(client, model, before["inference_count"] + len(given))
     assert after["inference_count"] - before["inference_count"] == len(given)
     runs = after["execution_count"] - before["execution_count"]
     if model.batches:
@@ -176,7 +177,7 @@ def concurrent_requests_are_answered_each_with_its_own(client: Client, model: Se
 def statistics_count_requests_and_their_time(client: Client, model: ServedModel) -> None:
     before = _statistics(client, model)
     client.infer(model.name, {model.input: items(model, 1)})
-    after = _statistics(client, model)
+    after = _statistics(client, model, before["inference_count"] + 1)
     assert after["success"] == before["success"] + 1
     assert after["compute_ns"] > before["compute_ns"]
 
@@ -238,8 +239,16 @@ CHECKS: list[Callable[[Client, ServedModel], None]] = [
 ]
 
 
-def _statistics(client: Client, model: ServedModel) -> dict[str, int]:
-    """Counts of a model's version; what is zero is left out by some servers."""
+def _statistics(client: Client, model: ServedModel, awaited: int = 0) -> dict[str, int]:
+    """Counts of a model's version, once ``awaited`` inferences are counted: servers may count after they answered."""
+    give_up = time.monotonic() + 5
+    while (found := _counts(client, model))["inference_count"] < awaited and time.monotonic() < give_up:
+        time.sleep(0.02)
+    return found
+
+
+def _counts(client: Client, model: ServedModel) -> dict[str, int]:
+    """What is zero is left out by some servers."""
     answer = client.ask("get_inference_statistics", model.name, model.version)
     (entry,) = answer["model_stats"]
     details = entry.get("inference_stats", {})

@@ -79,6 +79,8 @@ def triton_server(
         f"--grpc-port={grpc}",
         f"--metrics-port={metrics}",
         "--exit-timeout-secs=5",
+        # Servers on one machine that share this name break each other's Python backends.
+        f"--backend-config=python,shm-region-prefix-name=na_deploy_{os.getpid()}_{http}",
         *arguments,
     ]
     log = folder / "log.txt"
