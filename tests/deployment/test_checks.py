@@ -231,3 +231,24 @@ def test_folders_that_are_no_repository_are_refused(repository: Path, tmp_path: 
     assert [str(finding) for finding in check_repository(repository)] == [
         "stray: there is no config.pbtxt; write the repository with `na-deploy package`"
     ]
+
+
+def test_no_field_of_a_configuration_breaks_the_checks(repository: Path) -> None:
+    good = read(repository / "model" / CONFIG)
+    for field in good.DESCRIPTOR.fields:
+        if field.message_type is None:
+            continue
+        config = messages().ModelConfig()
+        config.CopyFrom(good)
+        value = getattr(config, field.name)
+        if field.message_type.GetOptions().map_entry:
+            value.get_or_create("anything") if hasattr(value, "get_or_create") else value.__setitem__("anything", "x")
+        elif hasattr(value, "add"):
+            value.add()
+        else:
+            config.ClearField(field.name)
+            getattr(config, field.name).SetInParent()
+        (repository / "model" / CONFIG).write_text(to_text(config))
+        check_repository(repository)
+        (repository / "model_from_image" / CONFIG).write_text(to_text(config))
+        assert check_repository(repository), field.name  # its name is another's

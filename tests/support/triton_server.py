@@ -107,7 +107,8 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path, tim
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)
     state = "is not ready" if process.poll() is None else f"ended with {process.returncode}"
-    raise RuntimeError(f"Triton {state}; the end of its log:\n{log.read_text(errors='replace')[-4000:]}")
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line[:1] not in "|+"]
+    raise RuntimeError("\n".join([f"Triton {state}; the end of its log:", *lines[-40:]]))
 
 
 def _free_ports(count: int) -> list[int]:
