@@ -10,7 +10,7 @@ from typing import Any
 
 from na_deploy import __version__
 from na_deploy.deployment.checks import check_repository
-from na_deploy.deployment.commands import IMAGE, OWN_IMAGE, configs_of, needs_na_deploy, server_arguments
+from na_deploy.deployment.commands import IMAGE, OWN_IMAGE, configs_of, needs_na_deploy, on_gpu, server_arguments
 from na_deploy.deployment.protobuf import Config
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.files import staged_output
@@ -110,11 +110,6 @@ def dockerfile(configs: list[Config]) -> str:
         ]
     lines += [f"USER {USER}", f"EXPOSE {' '.join(map(str, PORTS.values()))}", ""]
     return "\n".join(lines)
-
-
-def on_gpu(configs: list[Config]) -> bool:
-    """Whether an instance runs on a GPU."""
-    return any(group.kind == 1 for config in configs for group in config.instance_group)
 
 
 def kubernetes(repository: Path, mount: str) -> list[dict[str, Any]]:

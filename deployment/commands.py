@@ -31,6 +31,13 @@ def needs_na_deploy(configs: list[Config]) -> bool:
     )
 
 
+def on_gpu(configs: list[Config]) -> bool:
+    """Whether a model runs on a GPU, placed there by Triton or by itself."""
+    kinds = protobuf.messages().ModelInstanceGroup
+    placed = {group.kind for config in configs for group in config.instance_group}
+    return not placed.isdisjoint({kinds.KIND_GPU, kinds.KIND_MODEL})
+
+
 def server_arguments(repository: Path, mount: str) -> list[str]:
     """Return ``tritonserver``'s arguments for a repository that lies at ``mount`` for it."""
     configs = configs_of(repository)
@@ -45,9 +52,15 @@ def server_arguments(repository: Path, mount: str) -> list[str]:
 def commands(repository: Path, mount: str) -> list[tuple[str, str]]:
     """Return titles and shell lines: serve in a container, ask whether it is ready, ask for a model's answer."""
     configs = configs_of(repository)
-    gpu = any(group.kind == 1 for config in configs for group in config.instance_group)
     image = OWN_IMAGE if needs_na_deploy(configs) else IMAGE
-    docker = ["docker", "run", "--rm", f"--name={OWN_IMAGE}", "--shm-size=1g", *(["--gpus=all"] if gpu else [])]
+    docker = [
+        "docker",
+        "run",
+        "--rm",
+        f"--name={OWN_IMAGE}",
+        "--shm-size=1g",
+        *(["--gpus=all"] if on_gpu(configs) else []),
+    ]
     for port in (8000, 8001, 8002):
         docker += ["-p", f"127.0.0.1:{port}:{port}"]
     docker += ["-v", f"{repository.absolute()}:{mount}:ro", image, "tritonserver", *server_arguments(repository, mount)]

@@ -147,10 +147,10 @@ def set_batching(config: Config, source: ModelSource, options: PackageOptions) -
 
 
 def _set_instances(config: Config, options: PackageOptions) -> None:
-    on_gpu = options.device == "gpu"
     kinds = messages().ModelInstanceGroup
-    # The python backend leaves devices to the model; its sessions take the GPU themselves.
-    kind = kinds.KIND_GPU if on_gpu and options.backend != "python" else kinds.KIND_CPU
+    # In the python backend our session takes the GPU itself.
+    on_gpu = kinds.KIND_MODEL if options.backend == "python" else kinds.KIND_GPU
+    kind = on_gpu if options.device == "gpu" else kinds.KIND_CPU
     config.instance_group.add(count=options.instances, kind=kind, gpus=list(options.gpus))
 
 

@@ -85,12 +85,14 @@ def test_selectors_ports_and_metrics_agree(model: Path, repository: Path, tmp_pa
     assert volumes == mounts.keys()
 
 
-def test_gpus_are_asked_for_only_by_models_on_them(model: Path, repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["python", "onnxruntime"])
+def test_gpus_are_asked_for_only_by_models_on_them(model: Path, repository: Path, tmp_path: Path, backend: str) -> None:
     package([model], repository, PackageOptions(operators="none"))
     write_cluster_files(repository, tmp_path / "cluster")
     assert "nvidia.com/gpu" not in container(tmp_path / "cluster")["resources"]["limits"]
-    package([model], repository, PackageOptions(name="fast", device="gpu"))
+    package([model], repository, PackageOptions(name="fast", device="gpu", backend=backend))
     write_cluster_files(repository, tmp_path / "cluster")
+    assert "--gpus=all" in shlex.split(commands(repository, "/models")[0][1])
     assert container(tmp_path / "cluster")["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 

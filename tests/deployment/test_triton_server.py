@@ -44,7 +44,7 @@ PACKAGED = {
     "onnx_free": ("batch", [0], PackageOptions(delay_us=20_000, threads=1, preprocess=True)),
     "onnx_fixed": (1, [0], PackageOptions(labels=None)),
     "two_versions": ("batch", [0, 1], PackageOptions(backend="python", versions="all")),
-    "cached": ("batch", [0], PackageOptions(backend="python", cache=True)),
+    "cached": ("batch", [0], PackageOptions(backend="python", cache=True, device="gpu")),
 }
 BATCHED = {"python_free": True, "onnx_free": True, "python_fixed": False, "onnx_fixed": False}
 
