@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import shutil
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ PACKAGED = {
     "onnx_free": ("batch", [0], PackageOptions(delay_us=20_000, threads=1, preprocess=True)),
     "onnx_fixed": (1, [0], PackageOptions(labels=None)),
     "two_versions": ("batch", [0, 1], PackageOptions(backend="python", versions="all")),
+    "limited": ("batch", [0], PackageOptions(backend="python", queue=2, delay_us=300_000, timeout_ms=5000)),
     "cached": ("batch", [0], PackageOptions(backend="python", cache=True, device="gpu")),
 }
 BATCHED = {"python_free": True, "onnx_free": True, "python_fixed": False, "onnx_fixed": False}
@@ -176,6 +179,27 @@ def test_the_response_cache_answers_a_repeated_request(served: Served) -> None:
         (statistics,) = client.ask("get_inference_statistics", "cached")["model_stats"]
     np.testing.assert_array_equal(first, second)
     assert statistics["inference_stats"]["cache_hit"]["count"] >= 1
+
+
+def test_requests_beyond_the_queue_are_refused_at_once(served: Served) -> None:
+    model = served.model("limited")
+
+    def ask(seed: int) -> tuple[str, float]:
+        given, started = items(model, 1, seed=seed), time.perf_counter()
+        with served.connect("grpc") as client:
+            try:
+                answer = client.infer("limited", {"image": given}).as_numpy("logits")
+            except InferenceServerException as error:
+                return error.message(), time.perf_counter() - started
+        np.testing.assert_allclose(answer, model.expected(given), rtol=1e-4, atol=1e-5)
+        return "answered", time.perf_counter() - started
+
+    with ThreadPoolExecutor(12) as threads:
+        outcomes = list(threads.map(ask, range(12)))
+    refused = [seconds for outcome, seconds in outcomes if "queue" in outcome]
+    assert 0 < len(refused) < 12, outcomes
+    assert len(refused) + [outcome for outcome, _ in outcomes].count("answered") == 12, outcomes
+    assert max(refused) < 3
 
 
 def test_a_new_version_takes_over_when_it_is_loaded(served: Served, tmp_path: Path) -> None:
