@@ -25,6 +25,7 @@ COMMANDS = {
     "build": "Build a bundle from an exported model: verified files, an engine, what they need.",
     "run": "Run an exported model on images or arrays.",
     "serve": "Serve models over HTTP and gRPC (Open Inference Protocol v2), with a page to try them.",
+    "package": "Write models into a repository for NVIDIA Triton, or check one.",
     "bench": "Compare models, bundles and PyTorch: latency, throughput, memory, cold start.",
     "verify": "Compare an exported model with its checkpoint, layer by layer.",
     "inspect": "Show an exported model's neighborhood attention layers.",

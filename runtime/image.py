@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -30,23 +31,40 @@ def read_image(path: Path) -> Image.Image:
         UsageError: the file does not exist or cannot be read.
         NaDeployError: it is not an image, is truncated, or is too large to be meant.
     """
+    return _decode(path, str(path))
+
+
+def decode_image(data: bytes, name: str = "the image") -> Image.Image:
+    """Decode an image file that is in memory, as :func:`read_image` does.
+
+    Args:
+        data: the file's content.
+        name: what to call it in errors.
+
+    Raises:
+        NaDeployError: it is not an image, is truncated, or is too large to be meant.
+    """
+    return _decode(BytesIO(data), name)
+
+
+def _decode(source: Path | BytesIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         raise NaDeployError(
-            f"{path} is not an image that can be read; give a JPEG, PNG, WebP, BMP or TIFF file"
+            f"{name} is not an image that can be read; give a JPEG, PNG, WebP, BMP or TIFF file"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise NaDeployError(f"{path} has more than {limit} million pixels; scale it down first") from None
+        raise NaDeployError(f"{name} has more than {limit} million pixels; scale it down first") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise UsageError(f"cannot read the image {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read the image {name}: {error.strerror}") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise
-        raise NaDeployError(f"{path} is a damaged or truncated image ({error})") from None
+        raise NaDeployError(f"{name} is a damaged or truncated image ({error})") from None
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:

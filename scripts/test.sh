@@ -14,7 +14,10 @@ install_packages setuptools build
 install_packages --no-build-isolation natten==0.21.7
 install_packages ".[test]"
 # The package itself anew, so that the tests see this working tree.
-pip install --quiet --no-deps --force-reinstall .
+rm -rf build/wheel
+pip wheel --quiet --no-deps --wheel-dir build/wheel .
+pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
+bash scripts/triton_server.sh build/wheel/*.whl
 
 echo "== ruff"
 ruff check .
