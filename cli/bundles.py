@@ -40,6 +40,21 @@ def manifest_as_dict(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def print_engine(manifest: Manifest) -> None:
+    """Print what the build's inspector said of the engine: layers by precision, our plugins and their tactics."""
+    from rich.markup import escape
+
+    figures = manifest.build
+    if "engine_layers" not in figures:
+        return
+    precisions = ", ".join(f"{count} {name}" for name, count in dict(figures.get("precisions", {})).items())
+    console().print(f"engine of {figures['engine_layers']} layers: {escape(precisions)}")
+    plugins = ", ".join(f"{count} {name}" for name, count in dict(figures.get("plugins", {})).items())
+    tactics = ", ".join(f"{name} ({count})" for name, count in dict(figures.get("plugin_tactics", {})).items())
+    if plugins:
+        console().print(f"plugins: {escape(plugins)}; tactics: {escape(tactics)}")
+
+
 def print_manifest(manifest: Manifest) -> None:
     """Print members, sizes an engine is built for, and what is needed to run it."""
     from rich.markup import escape
