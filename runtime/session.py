@@ -49,7 +49,7 @@ class SessionOptions:
         providers: ONNX Runtime execution providers in order of preference; ``None`` takes the installed ones.
         custom_operators: use our operator library where it is installed.
         library: that library's file, if another than the installed one is to be used.
-        device: number of the GPU.
+        device: number of the GPU; ``None`` is the first for engines, and the CPU for PyTorch.
         contexts: calls of an engine that run at the same time; ``None`` leaves the backend's own default.
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps; 0 for none, ``None`` for the default.
         arch: architecture of a checkpoint that does not say itself.
@@ -61,7 +61,7 @@ class SessionOptions:
     providers: tuple[str, ...] | None = None
     custom_operators: bool = True
     library: Path | None = None
-    device: int = 0
+    device: int | None = None
     contexts: int | None = None
     cuda_graphs: int | None = None
     arch: str | None = None
@@ -206,7 +206,7 @@ def load(
     threads: int | None = None,
     providers: Sequence[str] | None = None,
     custom_operators: bool = True,
-    device: int = 0,
+    device: int | None = None,
     contexts: int | None = None,
     cuda_graphs: int | None = None,
     arch: str | None = None,
@@ -226,7 +226,7 @@ def load(
         custom_operators: register our operator library when it is installed and the model runs on the CPU;
             without it, or when false, the function bodies embedded in the model run. A library that does not load
             gives a warning.
-        device: number of the GPU that an engine, or ``torch`` where it is not 0, runs on.
+        device: number of the GPU that an engine runs on, 0 by default; ``torch`` runs on the CPU without.
         contexts: calls of an engine that run at the same time, 2 by default; more of them wait.
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps per context, 4 by default; 0 for none.
         arch: for a checkpoint, its architecture if it does not say itself.
@@ -259,13 +259,14 @@ def load(
         arch=arch,
         dilations=dilations,
     )
-    if is_bundle(location):
+    # PyTorch's files are zip archives too.
+    if _BY_SUFFIX.get(location.suffix) != "torch" and is_bundle(location):
         from na_deploy.runtime.bundle.session import open_bundle_session
 
         return open_bundle_session(location, backend, options)
-    if location.is_dir():
+    if location.is_dir() and name != "torch":
         raise UsageError(f"{location} is a folder without manifest.json; give an .onnx file or a bundle")
-    if not location.is_file():
+    if not location.exists():
         raise UsageError(f"{location} does not exist; give the path of an exported .onnx file or of a bundle")
     return open_session(location, name, options)
 

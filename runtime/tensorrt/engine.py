@@ -19,6 +19,11 @@ from na_deploy.runtime.tensors import TensorSpec
 
 _CAUSES = (
     (
+        re.compile(r"plugin|creator", re.I),
+        "it needs a plugin that is not registered; install na-deploy with its TensorRT plugin or name it in "
+        "NA_DEPLOY_TRT_LIBRARY",
+    ),
+    (
         re.compile(r"magic|header|corrupt|truncat|checksum|unexpected end|stdArchiveReader|serialization", re.I),
         "it is damaged or no engine; copy or build it again",
     ),
@@ -29,11 +34,6 @@ _CAUSES = (
     (
         re.compile(r"version|older|newer|not compatible with this", re.I),
         "it was built with another version; build it again with the installed one",
-    ),
-    (
-        re.compile(r"plugin|creator", re.I),
-        "it needs a plugin that is not registered; install na-deploy with its TensorRT plugin or name it in "
-        "NA_DEPLOY_TRT_LIBRARY",
     ),
     (re.compile(r"out of memory|OutOfMemory|memory allocation", re.I), "the GPU has not enough free memory for it"),
 )

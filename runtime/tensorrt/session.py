@@ -38,20 +38,20 @@ def open_engine_session(path: Path, options: SessionOptions, flavor: Flavor) -> 
             f"build one with: na-deploy build {path.name} -o {path.stem}.bundle --backend {flavor.backend}"
         )
     module, cuda = load_module(flavor), load_cuda()
-    count = cuda.device_count()
-    if not 0 <= options.device < count:
-        raise UsageError(f"there is no device {options.device}; this machine has {count}, numbered from 0")
-    cuda.use_device(options.device)
+    count, device = cuda.device_count(), options.device or 0
+    if not 0 <= device < count:
+        raise UsageError(f"there is no device {device}; this machine has {count}, numbered from 0")
+    cuda.use_device(device)
     manifest = options.manifest
     library = None
     if flavor.takes_plugins and options.custom_operators:
         library = options.library or tensorrt_library()
     if manifest is not None:
-        check_manifest(path, manifest, flavor, module.__version__, cuda.compute_capability(options.device))
+        check_manifest(path, manifest, flavor, module.__version__, cuda.compute_capability(device))
         host_code = manifest.requires.get("version_compatible") == "yes"
     else:
         # Nothing vouches for this file, and the library may end the process over a damaged one.
-        probe_engine(path, flavor, options.device, library)
+        probe_engine(path, flavor, device, library)
         host_code = False
     engine = load_engine(path, module, flavor, library=library, host_code_allowed=host_code)
     return TensorRTSession(engine, cuda, options, library)
@@ -73,14 +73,14 @@ class TensorRTSession(Session):
         self.inputs = named_like(engine.inputs, known)
         self.outputs = named_like(engine.outputs, known)
         self.metadata = None if manifest is None else ModelMetadata.from_props(dict(manifest.metadata))
-        self.device = f"{cuda.device_name(options.device)} (device {options.device})"
-        self._number = options.device
+        self._number = options.device or 0
+        self.device = f"{cuda.device_name(self._number)} (device {self._number})"
         self._cuda = cuda
         self._engine = engine
         self._pool = LanePool(
             engine,
             cuda,
-            options.device,
+            self._number,
             LANES if options.contexts is None else options.contexts,
             SHAPES_KEPT if options.cuda_graphs is None else max(1, options.cuda_graphs),
             options.cuda_graphs != 0,
