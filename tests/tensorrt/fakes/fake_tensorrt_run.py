@@ -67,7 +67,7 @@ def run_classes(trt: Any, base: type) -> list[type]:
                 return refuse("Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed. magic tag")
             body, digest = plan[4:-32], plan[-32:]
             if hashlib.sha256(body).digest() != digest:
-                if os.environ.get("FAKE_TENSORRT_CRASH") and sum(plan) % 2:
+                if os.environ.get("FAKE_TENSORRT_CRASH") and hashlib.sha256(plan).digest()[0] % 2:
                     os.abort()
                 return refuse("Serialization (Serialization assertion safeVersionRead failed. corrupt engine)")
             size, _ = struct.unpack("<II", body[:8])
