@@ -28,9 +28,8 @@ def one_sentence(error: BaseException) -> str:
 def regions(size: int, count: int) -> list[int]:
     """Places all over a file: its first and last bytes and others between."""
     random = np.random.default_rng(size)
-    spread = [
-        int(random.integers(begin, begin + size // count)) for begin in range(0, size - size // count, size // count)
-    ]
+    step = size // count
+    spread = [begin + int(random.integers(step)) for begin in range(0, size - step, step)]
     return [*range(0, 16, 3), *spread, *range(size - 40, size, 13)]
 
 
@@ -199,9 +198,10 @@ def test_what_tensorrt_says_is_explained(reason: str, meaning: str):
 
 def without(*modules: str) -> str:
     """Python code that loads a bundle where some modules are not installed, and prints the error."""
+    imported = "" if "tensorrt" in modules else "import tensorrt\n"  # the fake of it needs the fake of CUDA
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in modules)
     return (
-        f"import sys\n{blocked}import na_deploy\n"
+        f"import sys\n{imported}{blocked}import na_deploy\n"
         "try: na_deploy.load(sys.argv[1])\n"
         "except na_deploy.errors.NaDeployError as error: print(type(error).__name__, error)"
     )
@@ -226,9 +226,7 @@ def test_a_version_that_is_not_known_is_refused(machine, tmp_path: Path, monkeyp
     (package / "__init__.py").write_text('__version__ = "9.3.0"')
     monkeypatch.syspath_prepend(str(package.parent))
     machine.set(FAKE_TENSORRT="11")
-    with pytest.raises(
-        MissingDependencyError, match=r"TensorRT 9\.3\.0 is installed; this na-deploy works with 10 and 11"
-    ):
+    with pytest.raises(MissingDependencyError, match=r"TensorRT 9\.3\.0 is installed; .* 10 and 11"):
         load_module(TENSORRT)
 
 
