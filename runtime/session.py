@@ -82,9 +82,11 @@ class Session(Closing):
         backend: the backend's name.
         device: what it runs on, in words.
         library: our operator library, where attention runs on it; ``None`` where the function bodies do.
+        batches: smallest and largest batch that an engine takes; ``None`` for any.
     """
 
     library: Path | None = None
+    batches: tuple[int, int] | None = None
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

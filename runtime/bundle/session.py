@@ -57,7 +57,7 @@ class BundleSession(Session):
         self.manifest = bundle.manifest
         self.inputs, self.outputs = session.inputs, session.outputs
         self.metadata, self.backend, self.device = session.metadata, session.backend, session.device
-        self.library = session.library
+        self.library, self.batches = session.library, session.batches
         self._bundle = bundle
         self._session = session
 

@@ -73,6 +73,9 @@ class TensorRTSession(Session):
         self.inputs = named_like(engine.inputs, known)
         self.outputs = named_like(engine.outputs, known)
         self.metadata = None if manifest is None else ModelMetadata.from_props(dict(manifest.metadata))
+        if self.inputs and self.inputs[0].shape:
+            sizes = [profile.sizes[self.inputs[0].name] for profile in engine.profiles]
+            self.batches = (min(size.minimum[0] for size in sizes), max(size.maximum[0] for size in sizes))
         self._number = options.device or 0
         self.device = f"{cuda.device_name(self._number)} (device {self._number})"
         self._cuda = cuda

@@ -140,10 +140,22 @@ def run_classes(trt: Any, base: type) -> list[type]:
 
         def _compute(self, feeds: dict[str, Any]) -> list[Any]:
             if self._session is None:
+                import onnx
                 import onnxruntime
 
-                self._session = onnxruntime.InferenceSession(self._model, providers=["CPUExecutionProvider"])
-            return self._session.run([entry["name"] for entry in self._header["outputs"]], feeds)
+                from na_deploy.exporter.widening import widen_bfloat16
+
+                model = onnx.load_model_from_string(self._model)
+                self._wide = any(entry["dtype"] == "BF16" for entry in self._io.values())
+                if self._wide:  # ONNX Runtime has no kernels for it on CPUs
+                    model = widen_bfloat16(model)
+                data = model.SerializeToString()
+                self._session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+            if self._wide:
+                feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
+            found = self._session.run([entry["name"] for entry in self._header["outputs"]], feeds)
+            types = [DTYPES[entry["dtype"]] for entry in self._header["outputs"]]
+            return [array.astype(dtype) for array, dtype in zip(found, types, strict=True)]
 
     class EngineInspector(base):  # type: ignore[misc, valid-type]
         def __init__(self, engine: Any) -> None:
