@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, Any
 from na_deploy.cli.output import console, size_text, table
 
 if TYPE_CHECKING:
-    from na_deploy.runtime.bundle import Manifest
+    from na_deploy.runtime.bundle import Bundle, Manifest
 
 
 @contextmanager
-def opened_model(path: Path) -> Iterator[tuple[Path, Manifest | None]]:
-    """Yield the ONNX file of a model or of a verified bundle, and the bundle's manifest."""
+def opened_bundle(path: Path) -> Iterator[tuple[Path, Bundle | None]]:
+    """Yield the ONNX file of a model or of a verified bundle, and the bundle."""
     from na_deploy.runtime.bundle import is_bundle, open_bundle
 
     if not is_bundle(path):
         yield path, None
         return
     with open_bundle(path) as bundle:
-        yield bundle.file("model"), bundle.manifest
+        yield bundle.file("model"), bundle
+
+
+@contextmanager
+def opened_model(path: Path) -> Iterator[tuple[Path, Manifest | None]]:
+    """Yield the ONNX file of a model or of a verified bundle, and the bundle's manifest."""
+    with opened_bundle(path) as (file, bundle):
+        yield file, None if bundle is None else bundle.manifest
 
 
 def manifest_as_dict(manifest: Manifest) -> dict[str, Any]:

@@ -129,6 +129,8 @@ def choose_profiles(inputs: Sequence[TensorSpec], options: BuildOptions) -> dict
     Raises:
         UsageError: the options name sizes that the model fixes, leave free ones open, or do not grow.
     """
+    if options.profiles is not None:
+        return dict(options.profiles)
     profiles: dict[str, Profile] = {}
     used = {"batch": False, "size": False}
     for spec in inputs:

@@ -53,6 +53,8 @@ class BuildOptions:
         hardware_compatible: an engine of TensorRT for every GPU from compute capability 8.0 on.
         version_compatible: an engine of TensorRT for later versions too. It carries code, which sessions then run.
         device: number of the GPU to build on.
+        library: our library for the backend, if another than the installed one is to be used.
+        profiles: sizes of the free inputs by name, in place of ``batch`` and ``size``.
     """
 
     backend: str = "onnxruntime"
@@ -67,6 +69,8 @@ class BuildOptions:
     hardware_compatible: bool = False
     version_compatible: bool = False
     device: int = 0
+    library: Path | None = None
+    profiles: Mapping[str, Profile] | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:

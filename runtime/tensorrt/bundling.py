@@ -68,7 +68,7 @@ def _request(flavor: Flavor, task: BuildTask, library: Path | None, cache: Path 
 
 
 def _library(flavor: Flavor, options: BuildOptions) -> Path | None:
-    library = tensorrt_library() if flavor.takes_plugins else None
+    library = (options.library or tensorrt_library()) if flavor.takes_plugins else None
     if library is None and options.plugins == "embed":
         raise NaDeployError(
             "there is no TensorRT plugin library to embed; install na-deploy where it can be compiled (docs/build.md), "

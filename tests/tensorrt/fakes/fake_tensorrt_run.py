@@ -37,6 +37,15 @@ def capability() -> str:
     return os.environ.get("FAKE_CUDA_CAPABILITY", "9.0")
 
 
+def _spoil(model: Any) -> None:
+    """Have the attention layers from the one that FAKE_WRONG_FROM numbers on compute with another scale."""
+    nodes = [node for node in model.graph.node if node.domain == "na_deploy"]
+    for node in nodes[int(os.environ.get("FAKE_WRONG_FROM", len(nodes))) :]:
+        for attribute in node.attribute:
+            if attribute.name == "scale":
+                attribute.f = 10.0
+
+
 def run_classes(trt: Any, base: type) -> list[type]:
     """Return the classes that load and run engines."""
 
@@ -149,6 +158,7 @@ def run_classes(trt: Any, base: type) -> list[type]:
                 self._wide = any(entry["dtype"] == "BF16" for entry in self._io.values())
                 if self._wide:  # ONNX Runtime has no kernels for it on CPUs
                     model = widen_bfloat16(model)
+                _spoil(model)
                 data = model.SerializeToString()
                 self._session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
             if self._wide:
