@@ -100,6 +100,11 @@ class ShapeContext(Closing):
         if graphs and self._figures.refusal is None and self._runs >= _RUNS_BEFORE_RECORDING:
             self._record(stream)
 
+    def attach_profiler(self, profiler: Any) -> None:
+        """Have TensorRT report the time of every layer after each run, from now on for as long as the context lives."""
+        self._drop_graph()
+        self._context.profiler = profiler
+
     def close(self) -> None:
         """Let go of the graph and the context."""
         self._drop_graph()
@@ -171,6 +176,12 @@ class ShapeContexts(Closing):
             made = ShapeContext(*arguments)
         self._contexts[key] = made
         return made
+
+    def forget(self, shapes: Shapes) -> None:
+        """Let go of the context of these shapes."""
+        found = self._contexts.pop(tuple(shapes.items()), None)
+        if found is not None:
+            found.close()
 
     def close(self) -> None:
         """Let go of all contexts and their memory."""

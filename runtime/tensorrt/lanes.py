@@ -88,6 +88,21 @@ class Lane(Closing):
             raise
         return results
 
+    def run_profiled(self, inputs: Given, profiler: Any, runs: int) -> None:
+        """Run several times with a profiler attached, without graphs, which hide layers from it."""
+        profile, shapes = self._choose(inputs)
+        context = self._contexts.get(profile, shapes)
+        graphs, self._graphs = self._graphs, False
+        context.attach_profiler(profiler)
+        try:
+            for _ in range(runs):
+                self._start(inputs, {})
+                self._cuda.synchronize(self.stream)
+        finally:
+            self._settle()
+            self._graphs = graphs
+            self._contexts.forget(shapes)  # a profiler cannot be taken off again
+
     def close(self) -> None:
         """Free everything."""
         self._contexts.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,15 +15,18 @@ from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.native import tensorrt_library
 from na_deploy.runtime.session import Session, SessionOptions
-from na_deploy.runtime.tensorrt.api import Flavor, load_module
+from na_deploy.runtime.tensorrt.api import FLAVORS, Flavor, load_module
 from na_deploy.runtime.tensorrt.arrays import DeviceArray, as_device_array, is_device_array
 from na_deploy.runtime.tensorrt.compatibility import check_manifest
 from na_deploy.runtime.tensorrt.contexts import GraphFigures
 from na_deploy.runtime.tensorrt.cuda import Cuda, load_cuda
 from na_deploy.runtime.tensorrt.engine import Engine, load_engine, named_like
-from na_deploy.runtime.tensorrt.lanes import LanePool
+from na_deploy.runtime.tensorrt.lanes import Lane, LanePool
 from na_deploy.runtime.tensorrt.probe import probe_engine
 from na_deploy.runtime.tensors import Array, check_inputs
+
+if TYPE_CHECKING:
+    from na_deploy.runtime.bundle import Bundle
 
 LANES = 2
 """Calls that run at the same time by default: while one computes, the other copies."""
@@ -55,6 +60,14 @@ def open_engine_session(path: Path, options: SessionOptions, flavor: Flavor) -> 
         host_code = False
     engine = load_engine(path, module, flavor, library=library, host_code_allowed=host_code)
     return TensorRTSession(engine, cuda, options, library)
+
+
+def open_bundle_engine(bundle: Bundle, device: int | None = None) -> TensorRTSession:
+    """Open the engine of a verified bundle alone, for looking at it; :func:`na_deploy.load` is for running it."""
+    options = SessionOptions(device=device, manifest=bundle.manifest)
+    if bundle.manifest.member("library") is not None:
+        options = replace(options, library=bundle.file("library"))
+    return open_engine_session(bundle.file("engine"), options, FLAVORS[bundle.manifest.backend])
 
 
 class TensorRTSession(Session):
@@ -99,6 +112,15 @@ class TensorRTSession(Session):
     def graph_figures(self) -> list[GraphFigures]:
         """What happened to CUDA graphs, per lane."""
         return self._pool.figures
+
+    @property
+    def module(self) -> Any:
+        """The library's Python module."""
+        return self._engine.module
+
+    def borrow_lane(self) -> AbstractContextManager[Lane]:
+        """Lend one of the session's lanes, for measuring."""
+        return self._pool.borrow()
 
     def layer_information(self) -> str:
         """Return the engine inspector's description of all layers, as JSON."""

@@ -79,7 +79,7 @@ METHODS = {
         get_tensor_location get_tensor_format is_shape_inference_io get_tensor_profile_shape num_optimization_profiles
         device_memory_size_v2 create_execution_context create_engine_inspector""",
     "IExecutionContext": """set_device_memory set_optimization_profile_async set_input_shape infer_shapes
-        get_tensor_shape set_tensor_address execute_async_v3""",
+        get_tensor_shape set_tensor_address execute_async_v3 profiler""",
     "EngineInspector": "get_engine_information",
     "Runtime": "deserialize_cuda_engine engine_host_code_allowed",
     "Builder": "create_network max_threads",
@@ -88,6 +88,7 @@ METHODS = {
     "INetworkDefinition": "num_layers",
     "IPluginRegistry": "load_library get_creator",
     "IProgressMonitor": "phase_start step_complete phase_finish",
+    "IProfiler": "report_layer_time",
     "ILogger": "log Severity",
 }
 """Attributes of TensorRT's objects that runtime/tensorrt uses."""

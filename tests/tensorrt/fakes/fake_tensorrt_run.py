@@ -178,6 +178,7 @@ def run_classes(trt: Any, base: type) -> list[type]:
     class IExecutionContext(base):  # type: ignore[misc, valid-type]
         def __init__(self, engine: Any, strategy: Any) -> None:
             self._engine = engine
+            self.profiler = None
             self._own_memory = strategy != trt.ExecutionContextAllocationStrategy.USER_MANAGED
             self._memory = 0
             self._profile = 0
@@ -246,6 +247,9 @@ def run_classes(trt: Any, base: type) -> list[type]:
             version, shapes, addresses = self._version, dict(self._shapes), dict(self._addresses)
 
             def work() -> None:
+                if self.profiler is not None:
+                    for index, layer in enumerate(self._engine._header["layers"]):
+                        self.profiler.report_layer_time(layer["Name"], 0.5 + index)
                 if recording:
                     assert self._version == version, "a graph ran after its context had been changed"
                 self._run(shapes, addresses)
@@ -270,4 +274,11 @@ def run_classes(trt: Any, base: type) -> list[type]:
                     return
                 ctypes.memmove(addresses[entry["name"]], data, len(data))
 
-    return [Dims, Runtime, ICudaEngine, EngineInspector, IExecutionContext]
+    class IProfiler(base):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            self._ready = True
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            raise NotImplementedError
+
+    return [IProfiler, Dims, Runtime, ICudaEngine, EngineInspector, IExecutionContext]
