@@ -228,7 +228,8 @@ def load(
         custom_operators: register our operator library when it is installed and the model runs on the CPU;
             without it, or when false, the function bodies embedded in the model run. A library that does not load
             gives a warning.
-        device: number of the GPU that an engine runs on, 0 by default; ``torch`` runs on the CPU without.
+        device: number of the GPU that an engine, or ONNX Runtime with CUDA, runs on, 0 by default; ``torch`` runs on
+            the CPU without it.
         contexts: calls of an engine that run at the same time, 2 by default; more of them wait.
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps per context, 4 by default; 0 for none.
         arch: for a checkpoint, its architecture if it does not say itself.

@@ -1,10 +1,12 @@
 """The few calls of the CUDA runtime that a session makes, each checked, over ``cuda.bindings.runtime``.
 
-Knows nothing of TensorRT. CUDA remembers the current device per thread: :meth:`Cuda.use_device` comes first.
+Knows nothing of TensorRT. CUDA remembers the current device per thread: :meth:`Cuda.on_device` comes first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -85,6 +87,17 @@ class Cuda:
     def use_device(self, device: int) -> None:
         """Make a device the current one of this thread."""
         self._call("cudaSetDevice", device, doing=f"use device {device}")
+
+    @contextmanager
+    def on_device(self, device: int) -> Iterator[None]:
+        """Make a device this thread's current one inside the block, and the former one again after it."""
+        former = int(self._call("cudaGetDevice", doing="read the current device"))
+        self.use_device(device)
+        try:
+            yield
+        finally:
+            if former != device:
+                self.use_device(former)
 
     def device_name(self, device: int) -> str:
         """Return what the driver calls a device."""

@@ -155,8 +155,8 @@ class _Memory:
         address, self.address = getattr(self, "address", 0), 0
         if address:
             try:
-                self._cuda.use_device(self._device)
-                self._cuda.free(address)
+                with self._cuda.on_device(self._device):
+                    self._cuda.free(address)
             except Exception:  # the device is gone, and its memory with it
                 return
 
@@ -194,14 +194,14 @@ class LanePool(Closing):
         Raises:
             UsageError: the pool is closed.
         """
-        self._cuda.use_device(self._device)
-        lane = self._take()
-        try:
-            yield lane
-        finally:
-            with self._changed:
-                self._idle.append(lane)
-                self._changed.notify_all()
+        with self._cuda.on_device(self._device):
+            lane = self._take()
+            try:
+                yield lane
+            finally:
+                with self._changed:
+                    self._idle.append(lane)
+                    self._changed.notify_all()
 
     def close(self) -> None:
         """Refuse new calls, wait for those in progress, and free everything."""
@@ -211,9 +211,9 @@ class LanePool(Closing):
             self._changed.wait_for(lambda: len(self._idle) == len(self._lanes) and not self._making)
             lanes, self._lanes, self._idle = self._lanes, [], []
         if lanes:
-            self._cuda.use_device(self._device)
-        for lane in lanes:
-            lane.close()
+            with self._cuda.on_device(self._device):
+                for lane in lanes:
+                    lane.close()
 
     def _take(self) -> Lane:
         with self._changed:

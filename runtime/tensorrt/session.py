@@ -46,20 +46,20 @@ def open_engine_session(path: Path, options: SessionOptions, flavor: Flavor) -> 
     count, device = cuda.device_count(), options.device or 0
     if not 0 <= device < count:
         raise UsageError(f"there is no device {device}; this machine has {count}, numbered from 0")
-    cuda.use_device(device)
-    manifest = options.manifest
-    library = None
-    if flavor.takes_plugins and options.custom_operators:
-        library = options.library or tensorrt_library()
-    if manifest is not None:
-        check_manifest(path, manifest, flavor, module.__version__, cuda.compute_capability(device))
-        host_code = manifest.requires.get("version_compatible") == "yes"
-    else:
-        # Nothing vouches for this file, and the library may end the process over a damaged one.
-        probe_engine(path, flavor, device, library)
-        host_code = False
-    engine = load_engine(path, module, flavor, library=library, host_code_allowed=host_code)
-    return TensorRTSession(engine, cuda, options, library)
+    with cuda.on_device(device):
+        manifest = options.manifest
+        library = None
+        if flavor.takes_plugins and options.custom_operators:
+            library = options.library or tensorrt_library()
+        if manifest is not None:
+            check_manifest(path, manifest, flavor, module.__version__, cuda.compute_capability(device))
+            host_code = manifest.requires.get("version_compatible") == "yes"
+        else:
+            # Nothing vouches for this file, and the library may end the process over a damaged one.
+            probe_engine(path, flavor, device, library)
+            host_code = False
+        engine = load_engine(path, module, flavor, library=library, host_code_allowed=host_code)
+        return TensorRTSession(engine, cuda, options, library)
 
 
 def open_bundle_engine(bundle: Bundle, device: int | None = None) -> TensorRTSession:
@@ -159,8 +159,8 @@ class TensorRTSession(Session):
         """Describe arrays on the session's GPU; make NumPy arrays of everything else."""
         if not is_device_array(value):
             return np.asarray(value)
-        self._cuda.use_device(self._number)
-        found = as_device_array(value, "an input", self._cuda)
+        with self._cuda.on_device(self._number):
+            found = as_device_array(value, "an input", self._cuda)
         if found.device != self._number:
             raise UsageError(
                 f"an array lies on device {found.device} and the session runs on device {self._number}; "

@@ -190,6 +190,18 @@ def test_an_array_of_another_gpu_is_refused(bundle, machine, on_gpu, make_images
         np.testing.assert_array_equal(session.run(there)["logits"], session.run(make_images(2))["logits"])
 
 
+def test_the_callers_current_device_stays_what_it_was(bundle, machine, make_images: Images):
+    machine.set(FAKE_CUDA_DEVICES=3)
+    machine.cuda.cudaSetDevice(2)
+    with na_deploy.load(bundle, device=1) as session:
+        left = session.run_on_device(make_images(2))["logits"]
+        session.run(make_images(2))
+        assert machine.state.device_of[left.address] == 1
+        assert machine.cuda.cudaGetDevice()[1] == 2
+    del left
+    assert machine.cuda.cudaGetDevice()[1] == 2
+
+
 def test_host_memory_that_claims_to_be_on_the_gpu_is_refused(bundle, make_images: Images):
     array = make_images(2)
     described = {"shape": array.shape, "typestr": "<f4", "data": (array.ctypes.data, False), "version": 3}

@@ -160,6 +160,10 @@ def cudaSetDevice(device: int) -> tuple[cudaError_t]:
     return (OK,)
 
 
+def cudaGetDevice() -> tuple[cudaError_t, int]:
+    return OK, STATE.device()
+
+
 def cudaGetDeviceProperties(device: int) -> tuple[cudaError_t, Any]:
     return OK, SimpleNamespace(name=b"Fake GPU")
 
