@@ -64,8 +64,8 @@ def run(request: dict[str, Any], events: Events) -> bool:
     flavor = FLAVORS[request["flavor"]]
     module = load_module(flavor)
     trt = _polygraphy(flavor, module)
-    capability = _use_device(request["device"], required=flavor is not RTX)
-    events.write("machine", version=module.__version__, capability=capability)
+    capability, driver = _use_device(request["device"], required=flavor is not RTX)
+    events.write("machine", version=module.__version__, capability=capability, driver=driver)
     messages = ReportingMessages(events)
     logger = make_logger(module, messages)
     if request["library"]:
@@ -172,17 +172,22 @@ def _inspect(request: dict[str, Any], module: Any, flavor: Flavor, messages: Mes
     events.write("inspected", file=request["layers"], activation_bytes=engine.activation_bytes)
 
 
-def _use_device(device: int, required: bool) -> list[int]:
-    """Choose the GPU to build on; its compute capability, empty where there is none and none is needed."""
+def _use_device(device: int, required: bool) -> tuple[list[int], int]:
+    """Choose the GPU to build on.
+
+    Returns:
+        Its compute capability, and the newest CUDA its driver supports (13000 for 13.0); nothing and 0 where there is no
+        GPU and none is needed.
+    """
     try:
         cuda = load_cuda()
         cuda.device_count()
         cuda.use_device(device)
-        return list(cuda.compute_capability(device))
+        return list(cuda.compute_capability(device)), cuda.driver_version()
     except NaDeployError:
         if required:
             raise
-        return []
+        return [], 0
 
 
 def _polygraphy(flavor: Flavor, module: Any) -> Any:

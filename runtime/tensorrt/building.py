@@ -72,6 +72,7 @@ class EngineReport:
         plugins: our operators that were plugins.
         parse_seconds: time of the parser.
         build_seconds: time of the builder.
+        driver: newest CUDA that the driver supports, as 13000 for 13.0; 0 without a GPU.
         activation_bytes: device memory of one execution, 0 where it is not known.
         layer_file: the inspector's description of the layers, ``None`` without a GPU.
         log: warnings and errors, each "severity: text".
@@ -83,6 +84,7 @@ class EngineReport:
     plugins: tuple[str, ...]
     parse_seconds: float
     build_seconds: float
+    driver: int
     activation_bytes: int
     layer_file: Path | None
     log: tuple[str, ...]
@@ -126,6 +128,7 @@ def build_engine(model: Path, engine: Path, request: EngineRequest, watch: Watch
         plugins=tuple(parsed["plugins"]),
         parse_seconds=parsed["seconds"],
         build_seconds=built["seconds"],
+        driver=machine["driver"],
         activation_bytes=inspected.get("activation_bytes", 0),
         layer_file=Path(inspected["file"]) if inspected else None,
         log=log,

@@ -102,7 +102,8 @@ def _requirements(flavor: Flavor, options: BuildOptions, report: EngineReport) -
 
 
 def _figures(report: EngineReport, engine: Path) -> dict[str, Any]:
-    return {
+    cuda = {"driver_cuda": f"{report.driver // 1000}.{report.driver % 1000 // 10}"} if report.driver else {}
+    return cuda | {
         "layers": report.layers,
         "engine_bytes": engine.stat().st_size,
         "activation_bytes": report.activation_bytes,

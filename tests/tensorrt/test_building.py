@@ -60,6 +60,7 @@ def test_without_the_plugin_library_the_function_bodies_are_built(machine, write
     summary = build(write_model(), tmp_path / "b.bundle", BuildOptions(backend="tensorrt"))
     assert summary.attention_runs == "function bodies"
     assert "plugins" not in summary.manifest.requires
+    assert summary.manifest.build["driver_cuda"] == "13.0"
     assert summary.manifest.build["plugins"] == {}
     with pytest.raises(NaDeployError, match="no TensorRT plugin library to embed"):
         build(write_model(), tmp_path / "c.bundle", BuildOptions(backend="tensorrt", plugins="embed"))

@@ -250,3 +250,51 @@ def test_without_a_gpu_an_engine_is_refused_in_one_sentence(rtx, write_model: Ca
     array = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
     with na_deploy.load(target, backend="onnxruntime") as session:
         assert session.run(array)["logits"].shape == (1, 10)
+
+
+def test_the_real_cuda_bindings_take_our_arguments():
+    """Every call gets as far as the driver, or works; a wrong type of argument would be a TypeError."""
+    real = pytest.importorskip("cuda.bindings.runtime")
+    from na_deploy.runtime.tensorrt.cuda import Cuda, CudaError
+
+    cuda = Cuda(real)
+    calls: dict[str, tuple[Any, ...]] = {
+        "use_device": (0,),
+        "device_name": (0,),
+        "compute_capability": (0,),
+        "driver_version": (),
+        "memory": (),
+        "allocate": (256,),
+        "allocate_pinned": (256,),
+        "create_stream": (),
+        "pointer_device": (np.zeros(4).ctypes.data,),
+    }
+    refused = []
+    for name, arguments in calls.items():
+        try:
+            getattr(cuda, name)(*arguments)
+        except CudaError as error:
+            refused.append(error.status)
+    assert all(status.startswith("cudaError") or status == "noDriver" for status in refused)
+    if len(refused) < 3:
+        pytest.skip("a GPU is here: `na-deploy doctor --gpu` tries the rest on real objects")
+    others: dict[str, tuple[Any, ...]] = {
+        "free": (0x10000,),
+        "free_pinned": (0x10000,),
+        "to_device": (0x10000, 0x20000, 4, 0x30000),
+        "to_host": (0x10000, 0x20000, 4, 0x30000),
+        "synchronize": (0x30000,),
+        "destroy_stream": (0x30000,),
+        "begin_capture": (0x30000,),
+        "end_capture": (0x30000,),
+        "instantiate": (0x40000,),
+        "discard_graph": (0x40000,),
+        "launch": (0x50000, 0x30000),
+        "destroy_graph": (0x50000,),
+        "wait_for": (0x30000, 1),
+    }
+    for name, arguments in others.items():
+        with pytest.raises(CudaError):
+            getattr(cuda, name)(*arguments)
+    with pytest.raises(NaDeployError, match="engines run on an NVIDIA GPU"):
+        cuda.device_count()
