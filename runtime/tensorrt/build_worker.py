@@ -176,8 +176,8 @@ def _use_device(device: int, required: bool) -> tuple[list[int], int]:
     """Choose the GPU to build on.
 
     Returns:
-        Its compute capability, and the newest CUDA its driver supports (13000 for 13.0); nothing and 0 where there is no
-        GPU and none is needed.
+        Its compute capability, and the newest CUDA its driver supports (13000 for 13.0); nothing and 0 where there is
+        no GPU and none is needed.
     """
     try:
         cuda = load_cuda()
