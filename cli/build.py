@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.bundles import manifest_as_dict, print_manifest
+from na_deploy.cli.bundles import manifest_as_dict, print_engine, print_manifest
 from na_deploy.cli.output import console, print_json, size_text
-from na_deploy.cli.progress import progress_line
+from na_deploy.cli.progress import build_progress
 from na_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _LOG_SHOWN = 10
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder, or a .zip archive.")
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "tensorrt-rtx"]),
+    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
     default="onnxruntime",
     show_default=True,
     help="What will run it.",
@@ -40,7 +40,17 @@ _LOG_SHOWN = 10
     help="Use the installed operator library, or put it into the bundle.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the build; the backend decides by default.")
-@click.option("--timeout", default=900.0, show_default=True, help="Give up after this many seconds.")
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of measured tactics (TensorRT): read if it exists, written at the end.",
+)
+@click.option("--workspace", metavar="2GiB", help="GPU memory that a layer may use as scratch; all by default.")
+@click.option("--refit", is_flag=True, help="An engine whose weights can be replaced later.")
+@click.option("--hardware-compatible", is_flag=True, help="An engine for every GPU from compute capability 8.0 on.")
+@click.option("--version-compatible", is_flag=True, help="An engine for later versions of TensorRT too.")
+@click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="GPU to build on.")
+@click.option("--timeout", default=3600.0, show_default=True, help="Give up after this many seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: Path,
@@ -50,6 +60,12 @@ def command(
     size: str | None,
     plugins: str,
     threads: int | None,
+    timing_cache: Path | None,
+    workspace: str | None,
+    refit: bool,
+    hardware_compatible: bool,
+    version_compatible: bool,
+    device: int,
     timeout: float,
     as_json: bool,
 ) -> None:
@@ -57,7 +73,8 @@ def command(
 
     `na-deploy run`, `verify` and `inspect`, and na_deploy.load, take a bundle as they take an .onnx file.
     """
-    from na_deploy.runtime.build import BuildOptions, build
+    from na_deploy.runtime.build import build
+    from na_deploy.runtime.build_options import BuildOptions
 
     options = BuildOptions(
         backend=backend,
@@ -66,9 +83,15 @@ def command(
         plugins=plugins,
         threads=threads,
         timeout_s=timeout,
+        timing_cache=timing_cache,
+        workspace=None if workspace is None else parse_bytes(workspace),
+        refit=refit,
+        hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
+        device=device,
     )
-    with progress_line("checking the model") as say:
-        summary = build(model, output, options, say)
+    with build_progress("checking the model") as (say, watch):
+        summary = build(model, output, options, say, watch)
     if as_json:
         print_json(as_dict(summary))
     else:
@@ -105,6 +128,20 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], tuple[int, int], tuple[int,
     return (pairs[0], pairs[1 if len(pairs) == 3 else 0], pairs[-1])
 
 
+def parse_bytes(text: str) -> int:
+    """Read ``512MiB``, ``2GiB`` or a number of bytes; MB and GB are powers of ten.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?b?|b?)", text.strip().lower())
+    if found is None:
+        raise UsageError(f"cannot read the size {text!r}; write a number with a unit, such as 512MiB or 2GiB")
+    unit = found[2].rstrip("b")
+    power = "kmg".index(unit[0]) + 1 if unit else 0
+    return int(float(found[1]) * (1024 if unit.endswith("i") else 1000) ** power)
+
+
 def as_dict(summary: BuildSummary) -> dict[str, Any]:
     """Return the summary as JSON types."""
     return {
@@ -126,6 +163,7 @@ def _print(summary: BuildSummary) -> None:
     attention = f"{summary.attention_nodes} neighborhood attention nodes run on {summary.attention_runs}"
     layers = f"{manifest.build['layers']} layers; " if "layers" in manifest.build else ""
     out.print(layers + attention)
+    print_engine(manifest)
     print_manifest(manifest)
     out.print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.seconds.items()))
     for line in condense(summary.log):

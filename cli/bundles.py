@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, Any
 from na_deploy.cli.output import console, size_text, table
 
 if TYPE_CHECKING:
-    from na_deploy.runtime.bundle import Manifest
+    from na_deploy.runtime.bundle import Bundle, Manifest
 
 
 @contextmanager
-def opened_model(path: Path) -> Iterator[tuple[Path, Manifest | None]]:
-    """Yield the ONNX file of a model or of a verified bundle, and the bundle's manifest."""
+def opened_bundle(path: Path) -> Iterator[tuple[Path, Bundle | None]]:
+    """Yield the ONNX file of a model or of a verified bundle, and the bundle."""
     from na_deploy.runtime.bundle import is_bundle, open_bundle
 
     if not is_bundle(path):
         yield path, None
         return
     with open_bundle(path) as bundle:
-        yield bundle.file("model"), bundle.manifest
+        yield bundle.file("model"), bundle
+
+
+@contextmanager
+def opened_model(path: Path) -> Iterator[tuple[Path, Manifest | None]]:
+    """Yield the ONNX file of a model or of a verified bundle, and the bundle's manifest."""
+    with opened_bundle(path) as (file, bundle):
+        yield file, None if bundle is None else bundle.manifest
 
 
 def manifest_as_dict(manifest: Manifest) -> dict[str, Any]:
@@ -38,6 +45,21 @@ def manifest_as_dict(manifest: Manifest) -> dict[str, Any]:
         "build": dict(manifest.build),
         "tool_version": manifest.tool_version,
     }
+
+
+def print_engine(manifest: Manifest) -> None:
+    """Print what the build's inspector said of the engine: layers by precision, our plugins and their tactics."""
+    from rich.markup import escape
+
+    figures = manifest.build
+    if "engine_layers" not in figures:
+        return
+    precisions = ", ".join(f"{count} {name}" for name, count in dict(figures.get("precisions", {})).items())
+    console().print(f"engine of {figures['engine_layers']} layers: {escape(precisions)}")
+    plugins = ", ".join(f"{count} {name}" for name, count in dict(figures.get("plugins", {})).items())
+    tactics = ", ".join(f"{name} ({count})" for name, count in dict(figures.get("plugin_tactics", {})).items())
+    if plugins:
+        console().print(f"plugins: {escape(plugins)}; tactics: {escape(tactics)}")
 
 
 def print_manifest(manifest: Manifest) -> None:

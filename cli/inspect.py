@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.bundles import manifest_as_dict, opened_model, print_manifest
+from na_deploy.cli.bundles import manifest_as_dict, opened_bundle, print_engine, print_manifest
+from na_deploy.cli.engine_layers import print_engine_layers, read_engine_layers
 from na_deploy.cli.output import console, print_json, size_text, table
 from na_deploy.errors import UsageError
 
@@ -30,9 +31,19 @@ WIDE = 108
     type=click.Path(path_type=Path),
     help="Draw windows, tiles and work into this .png, .svg or .pdf.",
 )
+@click.option("--layers", "engine_layers", is_flag=True, help="Of a bundle with an engine: list the engine's layers.")
+@click.option("--times", is_flag=True, help="The same with the time of each layer, which needs the GPU.")
 @click.option("--bounds", is_flag=True, help="Also count what each layer can win over full attention (see simulate).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: Path, input_size: str | None, plot: Path | None, bounds: bool, as_json: bool) -> None:
+def command(
+    model: Path,
+    input_size: str | None,
+    plot: Path | None,
+    engine_layers: bool,
+    times: bool,
+    bounds: bool,
+    as_json: bool,
+) -> None:
     """Show the neighborhood attention layers of MODEL, a file or a bundle: shapes, windows, tiles, work.
 
     Work is counted in multiply-adds, which papers call FLOPs.
@@ -40,16 +51,24 @@ def command(model: Path, input_size: str | None, plot: Path | None, bounds: bool
     from na_deploy.cli.simulate import describe
     from na_deploy.runtime.inspection import group_layers, inspect_model
 
-    with opened_model(model) as (file, manifest):
-        summary = inspect_model(file, parse_size(input_size) if input_size else None)
+    size = parse_size(input_size) if input_size else None
+    with opened_bundle(model) as (file, bundle):
+        summary = inspect_model(file, size)
+        manifest = None if bundle is None else bundle.manifest
+        engine = read_engine_layers(model, bundle, times, size) if engine_layers or times else None
     if as_json:
         content = as_dict(summary) | ({} if manifest is None else {"bundle": manifest_as_dict(manifest)})
+        if engine is not None:
+            content["engine_layers"] = [asdict(layer) for layer in engine]
         if bounds:
             content["bounds"] = {group.label: describe(layer_bounds(group)) for group in group_layers(summary.layers)}
         print_json(content)
     else:
         if manifest is not None:
             print_manifest(manifest)
+            print_engine(manifest)
+        if engine is not None:
+            print_engine_layers(engine)
         _print(summary)
         if bounds:
             console().print(_bounds(summary))

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from na_deploy.runtime.tensorrt.progress import Phases
+
+_BARS = 3
+"""Nested phases shown at most; TensorRT nests deeper."""
 
 
 @contextmanager
@@ -17,3 +24,52 @@ def progress_line(first: str) -> Iterator[Callable[[str], None]]:
         return
     with terminal.status(f"{first} …") as status:
         yield lambda words: status.update(f"{words} …")
+
+
+@contextmanager
+def build_progress(first: str) -> Iterator[tuple[Callable[[str], None], Callable[[Phases], None]]]:
+    """Show what a build does, and bars for how far an engine is, where a person is looking.
+
+    Yields:
+        The function that changes the words, and the one that takes the phases of an engine's build.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn
+
+    terminal = Console(stderr=True)
+    if not terminal.is_terminal:
+        yield (lambda _: None), (lambda _: None)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TextColumn("{task.fields[left]}"), console=terminal, transient=True) as bars:
+        overall = bars.add_task(f"{first} …", total=None, left="")
+        inner: dict[str, TaskID] = {}
+
+        def say(words: str) -> None:
+            bars.update(overall, description=f"{words} …", total=None, completed=0, left="")
+            for task in inner.values():
+                bars.remove_task(task)
+            inner.clear()
+
+        def watch(phases: Phases) -> None:
+            bars.update(overall, total=1.0, completed=phases.fraction, left=time_left(phases.seconds_left()))
+            deepest = {phase.name: phase for phase in phases.open[-_BARS:]}
+            for name in [name for name in inner if name not in deepest]:
+                bars.remove_task(inner.pop(name))
+            for name, phase in deepest.items():
+                if name not in inner:
+                    inner[name] = bars.add_task(f"  {name}", total=phase.steps, left="")
+                bars.update(inner[name], completed=phase.done, total=phase.steps)
+
+        yield say, watch
+
+
+def time_left(seconds: float | None) -> str:
+    """Return an estimate in words, empty where there is none."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    if seconds < 5400:
+        return f"about {round(seconds / 60)} min left"
+    return f"about {seconds / 3600:.1f} h left"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from na_deploy.cli.bundles import opened_model
+from na_deploy.cli.bundles import opened_bundle
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
 from na_deploy.errors import VerificationError
@@ -16,8 +16,10 @@ from na_deploy.extras import export_libraries
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from na_deploy.cli.verify_bundle import BundleReport
     from na_deploy.exporter.recheck import VerificationReport
     from na_deploy.exporter.verify import Difference
+    from na_deploy.runtime.bundle import Bundle
 
 
 @click.command()
@@ -39,23 +41,39 @@ def command(
 ) -> None:
     """Compare MODEL, an exported ONNX file or a bundle, with CHECKPOINT run in PyTorch float32.
 
-    Every output and every neighborhood attention layer is compared on a random image. The exit code is 1 above the
-    tolerance.
+    Every output and every neighborhood attention layer is compared on a random image. A bundle is also run as it was
+    built, with its engine or library; where that differs, its attention layers are compared one by one. The exit code
+    is 1 above the tolerance.
     """
     with progress_line("starting") as progress:
         with export_libraries("comparing with a checkpoint"):
+            from na_deploy.cli.verify_bundle import usual_input, verify_bundle
             from na_deploy.exporter.recheck import recheck
 
-        with opened_model(model) as (file, _):
+        with opened_bundle(model) as (file, bundle):
+            if bundle is not None and shape is None:
+                shape = usual_input(bundle.manifest)
             report = recheck(
                 checkpoint, file, arch=arch, dilations=dilations, input=shape, tolerance=tolerance, progress=progress
             )
+            built = None
+            if bundle is not None:
+                size, limit = report.input_shape, report.tolerance
+                arch = arch or (None if dilations else report.architecture)
+                built = verify_bundle(bundle, checkpoint, size, limit, progress, arch, dilations or _dilations(bundle))
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
-        print_json(_as_json(report))
+        print_json(_as_json(report) | ({} if built is None else {"bundle": _bundle_as_json(built)}))
     else:
         _print(report)
+        if built is not None:
+            _print_bundle(built)
+    if built is not None and report.passed and not built.passed:
+        raise VerificationError(
+            f"{model.name} holds a model that is right, but run on {built.runs_on} its output {built.worst.name} "
+            f"differs by {built.worst.relative:.1e} (relative), above the tolerance of {built.tolerance:.0e}"
+        )
     if not report.passed:
         raise VerificationError(
             f"{model.name} differs from {checkpoint.name} by {report.worst.relative:.1e} (relative) at "
@@ -89,22 +107,59 @@ def _add(rows: Table, difference: Difference, tolerance: float) -> None:
     )
 
 
-def _as_json(report: VerificationReport) -> dict[str, object]:
-    def entry(difference: Difference) -> dict[str, object]:
-        return {
-            "name": difference.name,
-            "shape": list(difference.shape),
-            "largest": difference.largest,
-            "relative": difference.relative,
-        }
+def _print_bundle(report: BundleReport) -> None:
+    out = console()
+    rows = table("", "shape", "largest difference", "relative", "", right=("largest difference", "relative"))
+    rows.title = f"the bundle on {report.runs_on} against PyTorch float32"
+    for difference in report.outputs:
+        _add(rows, difference, report.tolerance)
+    if report.layers:
+        rows.add_section()
+        for difference in report.layers:
+            _add(rows, difference, report.tolerance)
+    out.print(rows)
+    if report.layers:
+        first = next((layer.name for layer in report.layers if layer.relative > report.tolerance), None)
+        text = f"the first layer that differs is {first}" if first else "no attention layer differs; look at the others"
+        out.print(f"{text} (layers are compared with ONNX Runtime on the function bodies)")
 
+
+def _dilations(bundle: Bundle) -> str | None:
+    """Return the dilations that a bundle's metadata states, as the checkpoint's reader takes them."""
+    from na_deploy.models.metadata import ModelMetadata
+
+    metadata = ModelMetadata.from_props(dict(bundle.manifest.metadata))
+    if metadata is None or not metadata.dilations:
+        return None
+    return "/".join(",".join(map(str, level)) for level in metadata.dilations)
+
+
+def _entry(difference: Difference) -> dict[str, object]:
+    return {
+        "name": difference.name,
+        "shape": list(difference.shape),
+        "largest": difference.largest,
+        "relative": difference.relative,
+    }
+
+
+def _bundle_as_json(report: BundleReport) -> dict[str, object]:
+    return {
+        "runs_on": report.runs_on,
+        "passed": report.passed,
+        "outputs": [_entry(difference) for difference in report.outputs],
+        "layers": [_entry(difference) for difference in report.layers],
+    }
+
+
+def _as_json(report: VerificationReport) -> dict[str, object]:
     return {
         "architecture": report.architecture,
         "dtype": report.dtype,
         "input": list(report.input_shape),
         "tolerance": report.tolerance,
         "passed": report.passed,
-        "outputs": [entry(difference) for difference in report.outputs],
-        "layers": [entry(difference) for difference in report.layers],
+        "outputs": [_entry(difference) for difference in report.outputs],
+        "layers": [_entry(difference) for difference in report.layers],
         "warnings": list(report.warnings),
     }

@@ -68,7 +68,7 @@ def run_in_batches(session: Session, items: Array) -> dict[str, Array]:
     """Run ``items`` through a model with one input and join the outputs along their first axis.
 
     A model with a fixed batch size runs as often as needed, the last time with the last item repeated; a
-    dynamic one takes up to :data:`LARGEST_BATCH` at a time.
+    dynamic one takes up to :data:`LARGEST_BATCH` at a time, or what its engine was built for.
 
     Raises:
         UsageError: an item does not fit the model.
@@ -78,16 +78,18 @@ def run_in_batches(session: Session, items: Array) -> dict[str, Array]:
     batch = spec.shape[0] if spec.shape else 1
     if items.ndim != len(spec.shape) or items.ndim == 0 or len(items) == 0:
         return session.run(items)  # states what is expected
-    fixed = isinstance(batch, int)
-    size = batch if isinstance(batch, int) else LARGEST_BATCH
+    least, most = session.batches or (1, LARGEST_BATCH)
+    if isinstance(batch, int):
+        least = most = batch
+    size = min(most, max(least, LARGEST_BATCH))
     if size < 1:
         return session.run(items)
     parts = []
     for start in range(0, len(items), size):
         part = items[start : start + size]
         count = len(part)
-        if fixed and count < size:
-            part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
+        if count < least:
+            part = np.concatenate([part, np.repeat(part[-1:], least - count, axis=0)])
         parts.append({name: output[:count] for name, output in session.run(part).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -6,63 +6,31 @@ as the machine allows.
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.models.metadata import PREFIX
+from na_deploy.runtime.build_options import BuildOptions, BuildTask, Built, Say
 from na_deploy.runtime.bundle.archive import check_target, read_manifest, write_bundle
 from na_deploy.runtime.bundle.manifest import Manifest, Member, Profile
 from na_deploy.runtime.graph import read_model, tensor_specs, weight_files
 from na_deploy.runtime.lint import lint
-from na_deploy.runtime.native import onnxruntime_library
+from na_deploy.runtime.native import onnxruntime_library, tensorrt_library
 from na_deploy.runtime.tensors import TensorSpec
 
-BACKENDS = ("onnxruntime", "tensorrt-rtx")
-"""What bundles can be built for."""
-
-PLUGINS = ("beside", "embed")
-"""Whether our compiled library stays with the installation or travels in the bundle."""
+if TYPE_CHECKING:
+    from na_deploy.runtime.tensorrt.progress import Phases
 
 _FINDINGS_SHOWN = 8
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What a bundle is built for.
-
-    Attributes:
-        backend: one of :data:`BACKENDS`.
-        batch: smallest, most usual and largest batch, for a model whose batch is free.
-        size: smallest, most usual and largest height and width, for a model whose size is free.
-        plugins: one of :data:`PLUGINS`.
-        threads: threads the build may use; ``None`` leaves the choice to the backend.
-        timeout_s: seconds after which a build is given up.
-    """
-
-    backend: str = "onnxruntime"
-    batch: tuple[int, int, int] | None = None
-    size: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
-    plugins: str = "beside"
-    threads: int | None = None
-    timeout_s: float = 900.0
-
-    def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise UsageError(f"cannot build for {self.backend!r}; choose one of {', '.join(BACKENDS)}")
-        if self.plugins not in PLUGINS:
-            raise UsageError(f"plugins are {' or '.join(PLUGINS)}, got {self.plugins!r}")
-        if self.plugins == "embed" and self.backend != "onnxruntime":
-            raise UsageError(f"{self.backend} takes no library of ours, so none can be embedded")
 
 
 @dataclass(frozen=True)
@@ -89,7 +57,11 @@ class BuildSummary:
 
 
 def build(
-    model: str | Path, output: str | Path, options: BuildOptions | None = None, say: Say | None = None
+    model: str | Path,
+    output: str | Path,
+    options: BuildOptions | None = None,
+    say: Say | None = None,
+    watch: Callable[[Phases], None] | None = None,
 ) -> BuildSummary:
     """Build a bundle.
 
@@ -98,6 +70,7 @@ def build(
         output: where the bundle goes: a ``.zip`` archive if it ends so, else a folder. An older bundle is replaced.
         options: what to build for; ONNX Runtime by default.
         say: told each step as it begins.
+        watch: told how far an engine is, where the backend says that.
 
     Raises:
         UsageError: the files or options do not fit.
@@ -117,7 +90,8 @@ def build(
         files: dict[str, tuple[str, Path]] = {"model.onnx": ("model", model)}
         files |= {name: ("weights", model.parent / name) for name in _external_files(model, content)}
         started = perf_counter()
-        built = _BUILDERS[options.backend](model, Path(scratch), inputs, profiles, options, say)
+        builder = import_module(_BUILDERS[options.backend])
+        built: Built = builder.build_files(BuildTask(model, Path(scratch), inputs, profiles, options, say, watch))
         seconds[built.step] = perf_counter() - started
         files |= built.files
         say("hashing and writing the bundle")
@@ -155,6 +129,8 @@ def choose_profiles(inputs: Sequence[TensorSpec], options: BuildOptions) -> dict
     Raises:
         UsageError: the options name sizes that the model fixes, leave free ones open, or do not grow.
     """
+    if options.profiles is not None:
+        return dict(options.profiles)
     profiles: dict[str, Profile] = {}
     used = {"batch": False, "size": False}
     for spec in inputs:
@@ -193,83 +169,17 @@ def _given(name: str, spec: TensorSpec, value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True)
-class _Built:
-    step: str
-    files: dict[str, tuple[str, Path]]
-    requires: dict[str, str]
-    figures: dict[str, Any]
-    attention_runs: str
-    log: tuple[str, ...] = ()
-
-
-def _build_onnxruntime(
-    model: Path,
-    scratch: Path,
-    inputs: Sequence[TensorSpec],
-    profiles: dict[str, Profile],
-    options: BuildOptions,
-    say: Say,
-) -> _Built:
-    """Nothing to compile: the bundle is tried once, at the usual sizes where some are free."""
-    from na_deploy.runtime.session import load
-
-    say("running the model once")
-    library = onnxruntime_library()
-    if options.plugins == "embed" and library is None:
-        from na_deploy.runtime.native import why_missing
-
-        raise NaDeployError(f"there is no operator library to embed: it is {why_missing()}")
-    with load(model, threads=options.threads) as session:
-        session.warm_up({name: profile.optimum for name, profile in profiles.items()}, runs=1)
-        used = session.library
-    files = {"lib/" + library.name: ("library", library)} if options.plugins == "embed" and library else {}
-    return _Built(
-        step="run once",
-        files=files,
-        requires={"onnxruntime": ">=1.21"},
-        figures={"onnxruntime": importlib.metadata.version("onnxruntime")},
-        attention_runs="our operators" if used is not None else "function bodies",
-    )
-
-
-def _build_tensorrt_rtx(
-    model: Path,
-    scratch: Path,
-    inputs: Sequence[TensorSpec],
-    profiles: dict[str, Profile],
-    options: BuildOptions,
-    say: Say,
-) -> _Built:
-    from na_deploy.runtime.tensorrt_rtx import build_engine
-    from na_deploy.runtime.tensorrt_rtx_library import find_libraries
-
-    version = find_libraries()[0].name.split(".so.")[1]
-    say(f"building with TensorRT-RTX {version}")
-    engine = scratch / "model.engine"
-    shapes = {name: (p.minimum, p.optimum, p.maximum) for name, p in profiles.items()}
-    report = build_engine(model, profiles=shapes, output=engine, threads=options.threads, timeout_s=options.timeout_s)
-    return _Built(
-        step="engine",
-        files={"model.engine": ("engine", engine)},
-        requires={"tensorrt_rtx": version, "compute_capability": ">=8.0"},
-        figures={
-            "layers": report.layers,
-            "engine_bytes": report.engine_bytes,
-            "activation_bytes": report.activation_bytes,
-            "parse_seconds": round(report.parse_seconds, 3),
-            "build_seconds": round(report.build_seconds, 3),
-        },
-        attention_runs="function bodies (TensorRT-RTX takes no plugins)",
-        log=report.log,
-    )
-
-
-_BUILDERS: dict[str, Callable[..., _Built]] = {"onnxruntime": _build_onnxruntime, "tensorrt-rtx": _build_tensorrt_rtx}
+_BUILDERS: dict[str, str] = {
+    "onnxruntime": "na_deploy.runtime.onnxruntime_bundling",
+    "tensorrt": "na_deploy.runtime.tensorrt.bundling",
+    "tensorrt-rtx": "na_deploy.runtime.tensorrt.bundling",
+}
+"""Module of each backend's ``build_files(task) -> Built``."""
 
 
 def _refuse_findings(model: Path, options: BuildOptions) -> None:
-    plugins = options.backend == "onnxruntime" and onnxruntime_library() is not None
+    library = {"onnxruntime": onnxruntime_library, "tensorrt": tensorrt_library}.get(options.backend)
+    plugins = library is not None and library() is not None
     findings = lint(model, options.backend, plugins)
     if findings:
         shown = [str(finding) for finding in findings[:_FINDINGS_SHOWN]]

@@ -15,7 +15,7 @@ from importlib import metadata
 
 from na_deploy import __version__
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.native import onnxruntime_library, register, why_missing
+from na_deploy.runtime.native import onnxruntime_library, register, tensorrt_library, why_missing
 
 NATIVE_KERNELS = "native CPU kernels"
 
@@ -62,7 +62,9 @@ def examine() -> list[Finding]:
         _package("tritonclient", "serve over gRPC", "pip install 'na-deploy[serve]'"),
         _package("natten", "comparison with NATTEN in tests and benchmarks", "pip install natten==0.21.7"),
         _gpu(),
-        _package("tensorrt", "TensorRT engines", "pip install tensorrt (Linux with an NVIDIA GPU)"),
+        _package("tensorrt", "TensorRT engines", "pip install tensorrt-cu13 (Linux with an NVIDIA GPU)"),
+        _tensorrt_plugin(),
+        _package("polygraphy", "building engines", "pip install 'na-deploy[tensorrt]'"),
         _tensorrt_rtx(),
     ]
 
@@ -136,6 +138,18 @@ def _gpu() -> Finding:
     if not devices:
         return Finding(name, needed_for, "missing", "the driver reports no GPU", remedy)
     return Finding(name, needed_for, "works", "; ".join(devices))
+
+
+def _tensorrt_plugin() -> Finding:
+    name, needed_for = "TensorRT plugin", "faster neighborhood attention in TensorRT engines"
+    try:
+        library = tensorrt_library()
+    except NaDeployError as error:
+        return Finding(name, needed_for, "broken", str(error), "correct or unset the variable")
+    if library is None:
+        remedy = "not needed, engines run on function bodies; docs/build.md says how to have it"
+        return Finding(name, needed_for, "missing", "not installed", remedy)
+    return Finding(name, needed_for, "works", f"{library} (found; `doctor --gpu` tries it)")
 
 
 def _tensorrt_rtx() -> Finding:

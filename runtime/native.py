@@ -11,6 +11,8 @@ from na_deploy.errors import NaDeployError, UsageError
 
 ONNXRUNTIME_LIBRARY = "libna_deploy_ort.so"
 ONNXRUNTIME_LIBRARY_VARIABLE = "NA_DEPLOY_ORT_LIBRARY"
+TENSORRT_LIBRARY = "libna_deploy_trt.so"
+TENSORRT_LIBRARY_VARIABLE = "NA_DEPLOY_TRT_LIBRARY"
 BUILD_NOTE = "native_build.txt"
 """Written by CMake in the library's place where it could not be compiled: one sentence that says why."""
 
@@ -23,14 +25,18 @@ def onnxruntime_library() -> Path | None:
     Raises:
         UsageError: the variable names a file that does not exist.
     """
-    chosen = os.environ.get(ONNXRUNTIME_LIBRARY_VARIABLE)
-    if chosen is not None:
-        if not chosen:
-            return None
-        if not Path(chosen).is_file():
-            raise UsageError(f"{ONNXRUNTIME_LIBRARY_VARIABLE} names {chosen}, which does not exist")
-        return Path(chosen)
-    return _installed(ONNXRUNTIME_LIBRARY)
+    return _chosen(ONNXRUNTIME_LIBRARY_VARIABLE, ONNXRUNTIME_LIBRARY)
+
+
+def tensorrt_library() -> Path | None:
+    """Return our plugin library for TensorRT, or ``None`` where it is not built.
+
+    The environment variable ``NA_DEPLOY_TRT_LIBRARY`` names another file; empty, it hides the installed one.
+
+    Raises:
+        UsageError: the variable names a file that does not exist.
+    """
+    return _chosen(TENSORRT_LIBRARY_VARIABLE, TENSORRT_LIBRARY)
 
 
 def why_missing() -> str:
@@ -54,6 +60,17 @@ def register(settings: Any, library: Path) -> None:
     except Exception as error:
         reason = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ").split(" : ", 2)[-1]
         raise NaDeployError(f"onnxruntime refuses the operator library {library}: {reason}") from error
+
+
+def _chosen(variable: str, name: str) -> Path | None:
+    chosen = os.environ.get(variable)
+    if chosen is None:
+        return _installed(name)
+    if not chosen:
+        return None
+    if not Path(chosen).is_file():
+        raise UsageError(f"{variable} names {chosen}, which does not exist")
+    return Path(chosen)
 
 
 def _installed(name: str) -> Path | None:

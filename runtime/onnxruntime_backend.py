@@ -53,7 +53,7 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
             warnings.warn(f"{error}; the model runs on its embedded function bodies", RuntimeWarning, stacklevel=3)
             library, settings = None, _settings(onnxruntime, options)
     try:
-        session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), settings, providers=_on_device(providers, options.device))
     except Exception as error:
         raise NaDeployError(_loading_failure(path, error)) from error
     active = session.get_providers()
@@ -62,6 +62,13 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
             f"onnxruntime could not start {providers[0]} on this machine; it offers {', '.join(active)}"
         )
     return OnnxRuntimeSession(path, session, library)
+
+
+def _on_device(providers: list[str], device: int | None) -> list[Any]:
+    """Return the providers with the GPU's number for the one that runs on it."""
+    if device is None:
+        return list(providers)
+    return [(name, {"device_id": device}) if name == "CUDAExecutionProvider" else name for name in providers]
 
 
 def _settings(onnxruntime: Any, options: SessionOptions) -> Any:

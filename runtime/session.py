@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from na_deploy.closing import Closing
 from na_deploy.errors import UsageError
@@ -21,8 +21,23 @@ from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.bundle.archive import is_bundle
 from na_deploy.runtime.tensors import Array, TensorSpec, check_inputs, random_input
 
-BACKENDS = {"onnxruntime": "na_deploy.runtime.onnxruntime_backend"}
+if TYPE_CHECKING:
+    from na_deploy.runtime.bundle.manifest import Manifest
+
+BACKENDS = {
+    "onnxruntime": "na_deploy.runtime.onnxruntime_backend",
+    "tensorrt": "na_deploy.runtime.tensorrt",
+    "tensorrt-rtx": "na_deploy.runtime.tensorrt.rtx",
+    "torch": "na_deploy.runtime.torch_backend",
+}
 """Module of each backend."""
+
+ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
+"""Backends that run an engine, not a model."""
+
+_BY_SUFFIX = {".engine": "tensorrt", ".plan": "tensorrt", ".trt": "tensorrt"} | dict.fromkeys(
+    (".pt", ".pth", ".pkl", ".bin", ".safetensors"), "torch"
+)
 
 
 @dataclass(frozen=True)
@@ -34,12 +49,24 @@ class SessionOptions:
         providers: ONNX Runtime execution providers in order of preference; ``None`` takes the installed ones.
         custom_operators: use our operator library where it is installed.
         library: that library's file, if another than the installed one is to be used.
+        device: number of the GPU; ``None`` is the first for engines, and the CPU for PyTorch.
+        contexts: calls of an engine that run at the same time; ``None`` leaves the backend's own default.
+        cuda_graphs: combinations of shapes whose CUDA graph an engine keeps; 0 for none, ``None`` for the default.
+        arch: architecture of a checkpoint that does not say itself.
+        dilations: the same for its dilations.
+        manifest: of the verified bundle that the file is from.
     """
 
     threads: int | None = None
     providers: tuple[str, ...] | None = None
     custom_operators: bool = True
     library: Path | None = None
+    device: int | None = None
+    contexts: int | None = None
+    cuda_graphs: int | None = None
+    arch: str | None = None
+    dilations: str | None = None
+    manifest: Manifest | None = None
 
 
 class Session(Closing):
@@ -55,9 +82,11 @@ class Session(Closing):
         backend: the backend's name.
         device: what it runs on, in words.
         library: our operator library, where attention runs on it; ``None`` where the function bodies do.
+        batches: smallest and largest batch that an engine takes; ``None`` for any.
     """
 
     library: Path | None = None
+    batches: tuple[int, int] | None = None
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -80,7 +109,30 @@ class Session(Closing):
             UsageError: an input or output does not fit the model, or the session is closed.
             NaDeployError: the runtime failed.
         """
-        return self._run(check_inputs(self.inputs, inputs), self._output_names(outputs))
+        return self._run(self._check_inputs(inputs), self._output_names(outputs))
+
+    def run_on_device(
+        self,
+        inputs: Mapping[str, Any] | Any,
+        outputs: Sequence[str] | None = None,
+        into: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Run the model once and leave the outputs in GPU memory.
+
+        Args:
+            inputs: as for :meth:`run`; arrays on the session's GPU are read where they are.
+            outputs: as for :meth:`run`.
+            into: arrays on the GPU, by output name, that outputs are written into; the others get new memory.
+
+        Returns:
+            Finished arrays by output name that torch, CuPy and others take through ``__cuda_array_interface__`` or
+            DLPack without a copy.
+
+        Raises:
+            UsageError: as for :meth:`run`, or the session's backend keeps nothing in GPU memory.
+            NaDeployError: the runtime failed.
+        """
+        raise UsageError(f"sessions on {self.backend} leave nothing on a GPU; use run, or build for tensorrt")
 
     def run_async(
         self, inputs: Mapping[str, Any] | Any, outputs: Sequence[str] | None = None
@@ -99,7 +151,7 @@ class Session(Closing):
             UsageError: an input or output does not fit the model.
         """
         names = self._output_names(outputs)
-        return _executor().submit(self._run, check_inputs(self.inputs, inputs), names)
+        return _executor().submit(self._run, self._check_inputs(inputs), names)
 
     def warm_up(self, sizes: Mapping[str, Sequence[int]] | None = None, runs: int = 2) -> None:
         """Run the model on random numbers, so that the first real call does not pay for memory and planning.
@@ -127,6 +179,9 @@ class Session(Closing):
                 raise UsageError(f"{self.path.name} has no output named {name}; it has {', '.join(known)}")
         return names
 
+    def _check_inputs(self, inputs: Mapping[str, Any] | Any) -> dict[str, Any]:
+        return check_inputs(self.inputs, inputs)
+
     @abstractmethod
     def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
         """Run with checked inputs."""
@@ -153,41 +208,68 @@ def load(
     threads: int | None = None,
     providers: Sequence[str] | None = None,
     custom_operators: bool = True,
+    device: int | None = None,
+    contexts: int | None = None,
+    cuda_graphs: int | None = None,
+    arch: str | None = None,
+    dilations: str | None = None,
 ) -> Session:
     """Load an exported model.
 
     Args:
-        path: an ONNX file, or a bundle of ``na-deploy build``: a folder or a .zip archive. Bundles are verified by
-            hash before anything in them is loaded.
-        backend: ``"onnxruntime"``, which is also the default for an ONNX file; a bundle says itself what it is for.
+        path: an ONNX file; a bundle of ``na-deploy build``, a folder or a .zip archive, whose members are verified by
+            hash before anything in them is loaded; an engine; or a checkpoint, which PyTorch runs as the reference.
+        backend: ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``. By default a bundle says itself
+            what it is for, and else the file's ending decides: .engine, .plan and .trt are TensorRT's, .pt, .pth, .bin
+            and .safetensors PyTorch's, others ONNX.
         threads: threads inside one operator; by default the runtime decides.
         providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
             Runtime has it, then the CPU.
         custom_operators: register our operator library when it is installed and the model runs on the CPU;
             without it, or when false, the function bodies embedded in the model run. A library that does not load
             gives a warning.
+        device: number of the GPU that an engine, or ONNX Runtime with CUDA, runs on, 0 by default; ``torch`` runs on
+            the CPU without it.
+        contexts: calls of an engine that run at the same time, 2 by default; more of them wait.
+        cuda_graphs: combinations of shapes whose CUDA graph an engine keeps per context, 4 by default; 0 for none.
+        arch: for a checkpoint, its architecture if it does not say itself.
+        dilations: the same for its dilations.
 
     Raises:
         UsageError: the file does not exist, or an option is not one of the possible values.
         NaDeployError: the file is damaged, is not an ONNX model, or the runtime refuses it.
         MissingDependencyError: the backend's library is not installed.
     """
-    name = backend or "onnxruntime"
+    location = Path(path)
+    name = backend or _BY_SUFFIX.get(location.suffix, "onnxruntime")
     if name not in BACKENDS:
         raise UsageError(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    if contexts is not None and contexts < 1:
+        raise UsageError(f"contexts must be at least 1, got {contexts}")
+    if cuda_graphs is not None and cuda_graphs < 0:
+        raise UsageError(f"cuda_graphs must be at least 0, got {cuda_graphs}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
     if isinstance(providers, str):
         raise UsageError(f"providers is a list of names, got the text {providers!r}; write [{providers!r}]")
-    location = Path(path)
-    options = SessionOptions(threads, None if providers is None else tuple(providers), custom_operators)
-    if is_bundle(location):
+    options = SessionOptions(
+        threads,
+        None if providers is None else tuple(providers),
+        custom_operators,
+        device=device,
+        contexts=contexts,
+        cuda_graphs=cuda_graphs,
+        arch=arch,
+        dilations=dilations,
+    )
+    # PyTorch's files are zip archives too.
+    if _BY_SUFFIX.get(location.suffix) != "torch" and is_bundle(location):
         from na_deploy.runtime.bundle.session import open_bundle_session
 
         return open_bundle_session(location, backend, options)
-    if location.is_dir():
+    if location.is_dir() and name != "torch":
         raise UsageError(f"{location} is a folder without manifest.json; give an .onnx file or a bundle")
-    if not location.is_file():
+    if not location.exists():
         raise UsageError(f"{location} does not exist; give the path of an exported .onnx file or of a bundle")
     return open_session(location, name, options)
 

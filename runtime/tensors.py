@@ -5,7 +5,7 @@ Knows no runtime: every backend describes its model with :class:`TensorSpec` and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +41,18 @@ def format_shape(shape: Sequence[Dimension]) -> str:
     return "×".join(str(dimension) for dimension in shape) or "scalar"
 
 
-def check_inputs(specs: Sequence[TensorSpec], given: Mapping[str, Any] | Any) -> dict[str, Array]:
+def check_inputs(
+    specs: Sequence[TensorSpec],
+    given: Mapping[str, Any] | Any,
+    convert: Callable[[Any], Any] = np.asarray,
+) -> dict[str, Any]:
     """Return the inputs as arrays by name, after comparing them with what the model expects.
 
     Args:
         specs: the model's inputs.
         given: arrays by input name, or one array when the model has one input. Anything ``numpy.asarray``
             accepts.
+        convert: makes an array of what is given: something with ``dtype``, ``ndim`` and ``shape``.
 
     Raises:
         UsageError: a name, type, rank or dimension differs; the message states given and expected.
@@ -64,10 +69,10 @@ def check_inputs(specs: Sequence[TensorSpec], given: Mapping[str, Any] | Any) ->
         raise UsageError(f"input {_names(missing)} is missing; the model expects {_names(specs)}")
 
     chosen: dict[str, tuple[int, str]] = {}  # symbolic dimension -> its size and the input that set it
-    return {spec.name: _check(spec, np.asarray(given[spec.name]), chosen) for spec in specs}
+    return {spec.name: _check(spec, convert(given[spec.name]), chosen) for spec in specs}
 
 
-def _check(spec: TensorSpec, array: Array, chosen: dict[str, tuple[int, str]]) -> Array:
+def _check(spec: TensorSpec, array: Any, chosen: dict[str, tuple[int, str]]) -> Any:
     given = f"input {spec.name} has shape {format_shape(array.shape)}"
     expected = f"expected {spec.dtype} of shape {format_shape(spec.shape)}"
     if array.dtype.name != spec.dtype:

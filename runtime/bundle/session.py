@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.runtime.bundle.archive import Bundle, open_bundle
 from na_deploy.runtime.bundle.manifest import Manifest
-from na_deploy.runtime.session import BACKENDS, Session, SessionOptions, open_session
+from na_deploy.runtime.session import BACKENDS, ENGINE_BACKENDS, Session, SessionOptions, open_session
 from na_deploy.runtime.tensors import Array
 
 
@@ -22,14 +24,21 @@ def open_bundle_session(path: Path, backend: str | None, options: SessionOptions
         wanted = backend or bundle.manifest.backend
         if wanted not in BACKENDS:
             runnable = ", ".join(BACKENDS)
+            raise UsageError(f"{path} was built for {wanted}; this version has sessions for {runnable}")
+        if wanted == "torch":
+            raise UsageError(f"{path} holds an exported model; PyTorch runs checkpoints, so give the one it is from")
+        if wanted in ENGINE_BACKENDS and wanted != bundle.manifest.backend:
             raise UsageError(
-                f"{path} was built for {wanted}, whose engines this version does not run; "
-                f"load(…, backend='onnxruntime') runs the model in it (sessions exist for {runnable})"
+                f"{path} was built for {bundle.manifest.backend} and holds no engine of {wanted}; "
+                f"build one with: na-deploy build --backend {wanted}"
             )
         check_requirements(path, bundle.manifest, wanted)
-        if bundle.manifest.member("library") is not None and options.custom_operators:
+        own = wanted == bundle.manifest.backend  # a library for TensorRT is of no use to ONNX Runtime
+        if own and bundle.manifest.member("library") is not None and options.custom_operators:
             options = replace(options, library=bundle.file("library"))
-        session = open_session(bundle.file("model"), wanted, options)
+        options = replace(options, manifest=bundle.manifest)
+        role = "engine" if wanted in ENGINE_BACKENDS else "model"
+        session = open_session(bundle.file(role), wanted, options)
         return BundleSession(bundle, session)
     except BaseException:
         bundle.close()
@@ -48,9 +57,21 @@ class BundleSession(Session):
         self.manifest = bundle.manifest
         self.inputs, self.outputs = session.inputs, session.outputs
         self.metadata, self.backend, self.device = session.metadata, session.backend, session.device
-        self.library = session.library
+        self.library, self.batches = session.library, session.batches
         self._bundle = bundle
         self._session = session
+
+    def run_on_device(
+        self,
+        inputs: Mapping[str, Any] | Any,
+        outputs: Sequence[str] | None = None,
+        into: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Run once and leave the outputs on the GPU. See :meth:`Session.run_on_device`."""
+        return self._session.run_on_device(inputs, outputs, into)
+
+    def _check_inputs(self, inputs: Mapping[str, Any] | Any) -> dict[str, Any]:
+        return self._session._check_inputs(inputs)
 
     def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
         return self._session._run(inputs, outputs)

@@ -107,7 +107,9 @@ def test_a_bundle_for_tensorrt_rtx_holds_an_engine(model: Path, tmp_path: Path, 
     assert content["build"]["layers"] > 10
     array = tmp_path / "image.npy"
     np.save(array, np.zeros((1, 3, 32, 32), np.float32))
-    refused(capsys, 2, "built for tensorrt-rtx, whose engines this version does not run", "run", bundle, array)
+    code, _, err = call(capsys, "run", bundle, array)
+    assert code == 1  # neither its Python module nor a GPU are here
+    assert "TensorRT-RTX is not installed; install it with" in err or "engines run on an NVIDIA GPU" in err
 
 
 @pytest.mark.parametrize(("text", "expected"), [("4", (4, 4, 4)), ("1:8", (1, 1, 8)), ("1:2:8", (1, 2, 8))])

@@ -1,0 +1,254 @@
+"""The process that builds an engine, for :mod:`na_deploy.runtime.tensorrt.building` and not for direct use.
+
+Native code that meets something unforeseen ends its process, so this is one of its own; it also ends when the process
+that started it does. ``python -m na_deploy.runtime.tensorrt.build_worker request.json number``: events go to the file
+descriptor of that number, one JSON object per line:
+
+    log (severity, text), parser_error (node, operator, functions, text), parsed (layers, seconds, plugins),
+    phase (name, parent, steps), step (name, step), phase_end (name), built (bytes, seconds),
+    machine (version, capability, driver), inspected (file), failed (reason, and kind, the class of the error)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from na_deploy.errors import MissingDependencyError, NaDeployError
+from na_deploy.runtime.tensorrt.api import FLAVORS, RTX, Flavor, Messages, load_module, make_logger
+from na_deploy.runtime.tensorrt.cuda import load_cuda
+from na_deploy.runtime.tensorrt.engine import load_engine
+from na_deploy.runtime.tensorrt.plugins import register_plugins, registered
+
+_STEPS_EVERY_S = 0.05
+_PARENT_CHECKED_EVERY_S = 0.5
+
+
+class Events:
+    """Writes events, each at once, from any thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._stream = os.fdopen(descriptor, "w", encoding="utf-8")
+        self._lock = threading.Lock()
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Write one event; without a reader there is nobody left to build for."""
+        with self._lock:
+            try:
+                self._stream.write(json.dumps({"event": event, **fields}) + "\n")
+                self._stream.flush()
+            except BrokenPipeError:
+                os._exit(1)
+
+
+class ReportingMessages(Messages):
+    """Messages that are also written as events."""
+
+    def __init__(self, events: Events) -> None:
+        super().__init__()
+        self._events = events
+
+    def add(self, severity: str, text: str) -> None:
+        """Keep and report one message."""
+        super().add(severity, text)
+        self._events.write("log", severity=severity, text=" ".join(text.split()))
+
+
+def run(request: dict[str, Any], events: Events) -> bool:
+    """Build what is asked for. Whether there is an engine."""
+    flavor = FLAVORS[request["flavor"]]
+    module = load_module(flavor)
+    trt = _polygraphy(flavor, module)
+    capability, driver = _use_device(request["device"], required=flavor is not RTX)
+    events.write("machine", version=module.__version__, capability=capability, driver=driver)
+    messages = ReportingMessages(events)
+    logger = make_logger(module, messages)
+    if request["library"]:
+        register_plugins(module, Path(request["library"]), messages)
+
+    builder = module.Builder(logger)
+    if request["threads"]:
+        builder.max_threads = request["threads"]
+    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    started = time.perf_counter()
+    parser = module.OnnxParser(network, logger)
+    accepted = parser.parse_from_file(request["model"])
+    for index in range(parser.num_errors):
+        events.write("parser_error", **_parser_error(parser.get_error(index)))
+    if not accepted:
+        events.write("failed", reason=f"{flavor.title}'s ONNX parser refused the model")
+        return False
+    plugins = registered(module) if request["library"] else []
+    events.write("parsed", layers=network.num_layers, seconds=time.perf_counter() - started, plugins=plugins)
+
+    config = _configure(trt, module, builder, network, request, events)
+    build = trt.EngineBytesFromNetwork((builder, network), lambda *_: config, request["timing_cache"])
+    started = time.perf_counter()
+    try:
+        plan = build()
+    except Exception as error:  # Polygraphy's own class; what TensorRT logged says more
+        events.write("failed", reason=messages.take_reason(str(error).strip() or "the builder produced no engine"))
+        return False
+    Path(request["engine"]).write_bytes(plan)
+    events.write("built", bytes=Path(request["engine"]).stat().st_size, seconds=time.perf_counter() - started)
+    if capability:
+        _inspect(request, module, flavor, messages, events)
+    return True
+
+
+def _configure(trt: Any, module: Any, builder: Any, network: Any, request: dict[str, Any], events: Events) -> Any:
+    profile = trt.Profile()
+    for name, (low, usual, high) in request["profiles"].items():
+        profile.add(name, min=low, opt=usual, max=high)
+    limits = {module.MemoryPoolType.WORKSPACE: request["workspace"]} if request["workspace"] else None
+    levels = module.HardwareCompatibilityLevel
+    create = trt.CreateConfig(
+        profiles=[profile] if request["profiles"] else None,
+        tf32=True,  # as in trtexec and PyTorch's convolutions; only products of float32 models are concerned
+        refittable=request["refit"],
+        version_compatible=request["version_compatible"],
+        hardware_compatibility_level=levels.AMPERE_PLUS if request["hardware_compatible"] else None,
+        memory_pool_limits=limits,
+        load_timing_cache=request["timing_cache"] if _exists(request["timing_cache"]) else None,
+        profiling_verbosity=module.ProfilingVerbosity.DETAILED,
+        progress_monitor=_make_monitor(module, events),
+    )
+    return create(builder, network)
+
+
+def _make_monitor(module: Any, events: Events) -> Any:
+    """Return an ``IProgressMonitor`` that writes events, of steps no more often than a screen can show."""
+    lock = threading.RLock()
+    waiting: dict[str, int] = {}
+    written = 0.0
+
+    def write_steps() -> None:
+        nonlocal written
+        written = time.monotonic()
+        for name, step in waiting.items():
+            events.write("step", name=name, step=step)
+        waiting.clear()
+
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with lock:
+                write_steps()
+                events.write("phase", name=phase_name, parent=parent_phase, steps=num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with lock:
+                waiting[phase_name] = step
+                if time.monotonic() - written >= _STEPS_EVERY_S:
+                    write_steps()
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            with lock:
+                write_steps()
+                events.write("phase_end", name=phase_name)
+
+    return Monitor()
+
+
+def _inspect(request: dict[str, Any], module: Any, flavor: Flavor, messages: Messages, events: Events) -> None:
+    """Load what was built, which also shows that it loads, and keep the inspector's description of its layers."""
+    library = None if request["library"] is None else Path(request["library"])
+    engine = load_engine(
+        Path(request["engine"]),
+        module,
+        flavor,
+        library=library,
+        host_code_allowed=request["version_compatible"],
+    )
+    Path(request["layers"]).write_text(engine.layer_information(), encoding="utf-8")
+    events.write("inspected", file=request["layers"], activation_bytes=engine.activation_bytes)
+
+
+def _use_device(device: int, required: bool) -> tuple[list[int], int]:
+    """Choose the GPU to build on.
+
+    Returns:
+        Its compute capability, and the newest CUDA its driver supports (13000 for 13.0); nothing and 0 where there is
+        no GPU and none is needed.
+    """
+    try:
+        cuda = load_cuda()
+        cuda.device_count()
+        cuda.use_device(device)
+        return list(cuda.compute_capability(device)), cuda.driver_version()
+    except NaDeployError:
+        if required:
+            raise
+        return [], 0
+
+
+def _polygraphy(flavor: Flavor, module: Any) -> Any:
+    """Import Polygraphy's TensorRT backend, over the module that is in use."""
+    if flavor is RTX:
+        os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
+        sys.modules.setdefault("tensorrt_rtx", module)
+    os.environ.setdefault("POLYGRAPHY_AUTOINSTALL_DEPS", "0")
+    try:
+        from polygraphy.backend import trt
+        from polygraphy.logger import G_LOGGER
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"building engines needs Polygraphy, which cannot be imported ({error}); "
+            f"install it with: pip install 'na-deploy[{flavor.backend}]'"
+        ) from None
+    G_LOGGER.module_severity = G_LOGGER.CRITICAL
+    return trt
+
+
+def _parser_error(error: Any) -> dict[str, Any]:
+    stack = error.local_function_stack() or []
+    return {
+        "node": error.node_name() or str(error.node()),
+        "operator": error.node_operator() or "",
+        "functions": [str(function) for function in stack],
+        "text": error.desc() or "",
+    }
+
+
+def _exists(file: str | None) -> bool:
+    return file is not None and Path(file).is_file()
+
+
+def _follow_parent() -> None:
+    """End this process when the one that started it has gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECKED_EVERY_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(arguments: list[str]) -> int:
+    """Run one request; exit code 0 when an engine was built."""
+    _follow_parent()
+    request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    events = Events(int(arguments[1]))
+    try:
+        return 0 if run(request, events) else 1
+    except NaDeployError as error:
+        events.write("failed", reason=str(error), kind=type(error).__name__)
+    except MemoryError:
+        events.write("failed", reason="there is not enough memory to build; close other programs")
+    return 1
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)  # the library's exit handlers have nothing to add and could crash

@@ -1,0 +1,1 @@
+"""Stands in for cuda-python's package in tests."""
