@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from running import Running, running
-from small_models import save, scaling_model, slow_model, table_model, types_model
+from served_models import save, scaling_model, slow_model, table_model, types_model
 
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import Preprocessing

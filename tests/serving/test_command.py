@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from running import need, photo
-from small_models import save, scaling_model, slow_model
+from served_models import save, scaling_model, slow_model
 
 from na_deploy.cli.main import COMMANDS
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from running import Running, photo, running
-from small_models import save, scaling_model, slow_model
+from served_models import save, scaling_model, slow_model
 
 GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
 

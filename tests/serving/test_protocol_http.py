@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tritonclient.http as client
 from running import Running
-from small_models import TYPES
+from served_models import TYPES
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 import na_deploy

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import tritonclient.http as client
 from running import Running, running
-from small_models import mixing_model, save, scaling_model, slow_model, types_model
+from served_models import mixing_model, save, scaling_model, slow_model, types_model
 from tritonclient.utils import InferenceServerException
 
 from na_deploy.errors import NaDeployError, UsageError
