@@ -16,12 +16,11 @@ __global__ void __launch_bounds__(kPlainThreads) plain_entry(const __grid_consta
   plain_kernel<T>(problem);
 }
 
-// Threads of a multiprocessor that registers must leave room for.
-template <int kDim>
-constexpr int kResidentThreads = kDim <= 64 ? 512 : 256;
+// Threads of a multiprocessor that registers must leave room for; with more, scores and sums would spill.
+constexpr int kResidentThreads = 256;
 
 template <typename T, int kDim, typename S>
-__global__ void __launch_bounds__(S::kThreads, kResidentThreads<kDim> / S::kThreads)
+__global__ void __launch_bounds__(S::kThreads, kResidentThreads / S::kThreads)
     tile_entry(const __grid_constant__ CudaProblem problem) {
   TileKernel<T, kDim, S>(problem).run();
 }

@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "device.h"
 #include "problem.h"
@@ -215,23 +216,21 @@ class TileKernel {
     }
   }
 
-  // What a query sees of a box: a bit for each place along each axis; and where its biases begin.
+  // What a query sees of a box of the map: a bit for each place along each axis; and where its biases begin.
+  using Bits = std::conditional_t<(S::box()[2] > 32), uint64_t, uint32_t>;
   struct Seen {
-    uint64_t axis[kAxes];
+    Bits axis[kAxes];
     int32_t bias;
   };
 
-  NA_DEVICE static uint64_t low_bits(int32_t count) {
-    return count <= 0 ? 0 : count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+  NA_DEVICE static Bits low_bits(int32_t count) {
+    constexpr int kBits = 8 * static_cast<int>(sizeof(Bits));
+    return count <= 0 ? 0 : count >= kBits ? static_cast<Bits>(~Bits{0}) : (Bits{1} << count) - 1;
   }
 
   NA_DEVICE Seen seen_in(const KeyBox& box, const RowWindow& row) const {
     Seen r;
     r.bias = tile_.head;
-    if (box.is_additional) {
-      r.axis[0] = low_bits(p_.additional - box.first[0]);
-      return r;
-    }
     NA_UNROLL
     for (int a = 0; a < kAxes; ++a) {
       const int32_t from = row.start[a] - box.first[a];
@@ -243,8 +242,7 @@ class TileKernel {
   }
 
   // Adds the bias to the score of a query and a key, in units of log2; -inf where the query does not see the key.
-  NA_DEVICE float placed(float score, const Seen& seen, bool is_additional, int key) const {
-    if (is_additional) return (seen.axis[0] >> key & 1) != 0 ? score : -INFINITY;
+  NA_DEVICE float placed(float score, const Seen& seen, int key) const {
     int32_t at[kAxes];
     split(key, S::box(), at);
     if ((seen.axis[0] >> at[0] & seen.axis[1] >> at[1] & seen.axis[2] >> at[2] & 1) == 0) return -INFINITY;
@@ -252,6 +250,39 @@ class TileKernel {
     const int32_t rows = at[0] * (2 * p_.axis[1].kernel_size - 1) + at[1];
     const int32_t index = seen.bias + rows * (2 * p_.axis[2].kernel_size - 1) + at[2];
     return score + dev::to_float(static_cast<const T*>(p_.rel_pos_bias)[index]) * kLog2E;
+  }
+
+  // Turns products into scores in units of log2.
+  NA_DEVICE void place(float (&score)[kBoxKeys / 8][4], const KeyBox& box) const {
+    const int lane = dev::thread() % 32;
+    const float unit = p_.scale * kLog2E;
+    NA_UNROLL
+    for (int n = 0; n < kBoxKeys / 8; ++n) {
+      NA_UNROLL
+      for (int i = 0; i < 4; ++i) score[n][i] *= unit;
+    }
+    if (box.is_inside && (box.is_additional || p_.rel_pos_bias == nullptr)) return;
+    if (box.is_additional) {
+      const int32_t left = p_.additional - box.first[0] - lane % 4 * 2;
+      NA_UNROLL
+      for (int n = 0; n < kBoxKeys / 8; ++n) {
+        NA_UNROLL
+        for (int i = 0; i < 4; ++i) score[n][i] = n * 8 + i % 2 < left ? score[n][i] : -INFINITY;
+      }
+      return;
+    }
+    NA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const Seen seen = seen_in(box, window(dev::thread() / 32 * 16 + half * 8 + lane / 4));
+      NA_UNROLL
+      for (int n = 0; n < kBoxKeys / 8; ++n) {
+        NA_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          float& s = score[n][2 * half + i];
+          s = placed(s, seen, n * 8 + lane % 4 * 2 + i);
+        }
+      }
+    }
   }
 
   NA_DEVICE void attend(const KeyBox& box, dev::Shared stage) {
@@ -267,21 +298,13 @@ class TileKernel {
         dev::multiply<T>(score[2 * pair + 1], query_[k], key[2], key[3]);
       }
     }
-    const float unit = p_.scale * kLog2E;
-    const bool plain = box.is_inside && (box.is_additional || p_.rel_pos_bias == nullptr);
+    place(score, box);
     float peak[2] = {peak_[0], peak_[1]};
     NA_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const Seen seen = plain ? Seen{} : seen_in(box, window(dev::thread() / 32 * 16 + half * 8 + lane / 4));
+    for (int n = 0; n < kBoxKeys / 8; ++n) {
       NA_UNROLL
-      for (int n = 0; n < kBoxKeys / 8; ++n) {
-        NA_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          float& s = score[n][2 * half + i];
-          s *= unit;
-          if (!plain) s = placed(s, seen, box.is_additional, n * 8 + lane % 4 * 2 + i);
-          if (s > peak[half]) peak[half] = s;
-        }
+      for (int i = 0; i < 4; ++i) {
+        if (score[n][i] > peak[i / 2]) peak[i / 2] = score[n][i];
       }
     }
     float base[2];
