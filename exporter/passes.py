@@ -136,8 +136,9 @@ def embed_function_bodies(model: ir.Model, opset: int) -> None:
 
 def _scores(node: ir.Node) -> int:
     """Return how many scores of one image tiles compute; where sizes are free, what the window alone tells."""
-    names = ("kernel_size", "dilation", "stride")
-    kernel, dilation, stride = ([int(size) for size in node.attributes[name].as_ints()] for name in names)
+    kernel = [int(size) for size in node.attributes["kernel_size"].as_ints()]
+    given = (node.attributes.get(name) for name in ("dilation", "stride"))
+    dilation, stride = (1 if sizes is None else [int(size) for size in sizes.as_ints()] for sizes in given)
     rank, shape = len(kernel), node.inputs[0].shape if node.inputs[0] is not None else None
     sizes = [] if shape is None else [size for size in (*shape[1 : rank + 1], shape[-2]) if isinstance(size, int)]
     if len(sizes) < rank + 1:

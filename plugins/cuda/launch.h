@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "device.h"
 #include "na_cuda.h"
 #include "problem.h"
 #include "tactics.h"

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "tile_kernel.h"
+#include "tiles.h"
 
 namespace na_deploy {
 

@@ -54,7 +54,7 @@ def shown(browser: Any, name: str) -> Any:
 
 def test_an_image_is_chosen_classified_and_timed(server: Running, browser: Any, tmp_path: Path):
     browser.get(f"http://{server.address}/")
-    wait(browser, lambda b: b.find_element(By.ID, "about").text.startswith("version 1 · CPU, attention in function"))
+    wait(browser, lambda b: b.find_element(By.ID, "about").text.startswith("version 1 · CPU, attention in "))
     assert Select(browser.find_element(By.ID, "model")).first_selected_option.text == "small"
     file = tmp_path / "photo.png"
     file.write_bytes(photo(kind="PNG"))

@@ -1,0 +1,178 @@
+// Exercises libna_deploy_trt.so as TensorRT's builder would, without TensorRT: creators, fields, shapes, types,
+// formats, tactics, serialisation, clones. Prints "ok", or says what is wrong and returns 1.
+#include <NvInferRuntime.h>
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace nvinfer1;
+
+void expect(bool condition, const char* what) {
+  if (condition) return;
+  std::printf("wrong: %s\n", what);
+  std::exit(1);
+}
+
+// A dimension with a number for its name, so that shapes can be followed.
+class Dim final : public IDimensionExpr {
+ public:
+  explicit Dim(int64_t own_value) : value(own_value) {}
+  int64_t value;
+};
+
+class Builder final : public IExprBuilder {};
+
+template <typename T>
+T* capability(IPluginV3& plugin, PluginCapabilityType type) {
+  return static_cast<T*>(plugin.getCapabilityInterface(type));
+}
+
+PluginField ints(const char* name, const std::vector<int32_t>& values) {
+  return {name, values.data(), PluginFieldType::kINT32, static_cast<int32_t>(values.size())};
+}
+
+DynamicPluginTensorDesc tensor(const std::vector<int64_t>& sizes, DataType type) {
+  DynamicPluginTensorDesc r{};
+  r.desc.type = type;
+  r.desc.format = TensorFormat::kLINEAR;
+  r.desc.dims.nbDims = static_cast<int32_t>(sizes.size());
+  for (size_t i = 0; i < sizes.size(); ++i) r.desc.dims.d[i] = sizes[i];
+  r.min = r.opt = r.max = r.desc.dims;
+  return r;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  expect(argc == 2, "give the library's path");
+  void* library = dlopen(argv[1], RTLD_NOW);
+  if (library == nullptr) std::printf("%s\n", dlerror());
+  expect(library != nullptr, "the library does not open");
+  expect(dlsym(library, "setLoggerFinder") != nullptr, "setLoggerFinder is missing");
+  const auto creators = reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(library, "getCreators"));
+  expect(creators != nullptr, "getCreators is missing");
+  int32_t count = 0;
+  IPluginCreatorInterface* const* all = creators(count);
+  expect(count == 2, "there are two creators");
+  auto& packed = *static_cast<IPluginCreatorV3One*>(all[0]);
+  auto& separate = *static_cast<IPluginCreatorV3One*>(all[1]);
+  expect(std::string(packed.getPluginName()) == "NeighborhoodAttentionQKV", "the first is the packed operator");
+  expect(std::string(separate.getPluginNamespace()) == "na_deploy", "the namespace is na_deploy");
+  const PluginFieldCollection* names = packed.getFieldNames();
+  expect(names->nbFields == 5, "five fields are asked for");
+
+  // What a parser delivers, and what is refused.
+  const std::vector<int32_t> kernel{7, 5};
+  const std::vector<int32_t> dilation{2, 1};
+  const std::vector<int32_t> wrong{7, 7, 7, 7};
+  const std::vector<int64_t> wide{3, 3};
+  const float scale = 0.25F;
+  std::vector<PluginField> fields{
+      ints("kernel_size", kernel), ints("dilation", dilation), {"scale", &scale, PluginFieldType::kFLOAT32, 1}};
+  PluginFieldCollection given{static_cast<int32_t>(fields.size()), fields.data()};
+  const std::unique_ptr<IPluginV3> plugin(packed.createPlugin("attention", &given, TensorRTPhase::kBUILD));
+  expect(plugin != nullptr, "a node's fields make a plugin");
+  fields[0] = ints("kernel_size", wrong);
+  expect(packed.createPlugin("attention", &given, TensorRTPhase::kBUILD) == nullptr, "four axes are refused");
+  fields[0] = {"kernel_size", wide.data(), PluginFieldType::kINT64, 2};
+  std::unique_ptr<IPluginV3> other(separate.createPlugin("attention", &given, TensorRTPhase::kBUILD));
+  expect(other != nullptr, "64-bit fields are read as well");
+  PluginFieldCollection none{0, nullptr};
+  expect(separate.createPlugin("attention", &none, TensorRTPhase::kBUILD) == nullptr, "kernel_size is required");
+
+  auto* build = capability<v_1_0::IPluginV3OneBuild>(*plugin, PluginCapabilityType::kBUILD);
+  auto* runtime = capability<v_1_0::IPluginV3OneRuntime>(*plugin, PluginCapabilityType::kRUNTIME);
+  auto* core = capability<v_1_0::IPluginV3OneCore>(*plugin, PluginCapabilityType::kCORE);
+  expect(build != nullptr && runtime != nullptr && core != nullptr, "all three capabilities are there");
+
+  // Shapes: (B, X, Y, 3, H, D) to (B, X, Y, H, D) and (B, X, Y, H).
+  Dim dims[] = {Dim(2), Dim(28), Dim(14), Dim(3), Dim(4), Dim(32)};
+  DimsExprs in{};
+  in.nbDims = 6;
+  for (int i = 0; i < 6; ++i) in.d[i] = &dims[i];
+  DimsExprs out[2]{};
+  Builder builder;
+  expect(build->getOutputShapes(&in, 1, nullptr, 0, out, 2, builder) == 0, "shapes are told");
+  expect(out[0].nbDims == 5 && out[0].d[1] == in.d[1] && out[0].d[3] == in.d[4] && out[0].d[4] == in.d[5],
+         "the output loses the axis of three");
+  expect(out[1].nbDims == 4 && out[1].d[3] == in.d[4], "lse has no channels");
+  in.nbDims = 5;
+  expect(build->getOutputShapes(&in, 1, nullptr, 0, out, 2, builder) != 0, "another rank is refused");
+
+  DataType types[2];
+  const DataType half = DataType::kHALF;
+  expect(build->getOutputDataTypes(types, 2, &half, 1) == 0 && types[0] == half && types[1] == DataType::kFLOAT,
+         "the output has the input's type, lse is float32");
+
+  // Formats: position by position, linear, one type for all but lse.
+  DynamicPluginTensorDesc tensors[4] = {tensor({2, 28, 14, 3, 4, 32}, half), tensor({4, 13, 9}, half),
+                                        tensor({2, 28, 14, 4, 32}, half), tensor({2, 28, 14, 4}, DataType::kFLOAT)};
+  for (int32_t p = 0; p < 4; ++p) expect(build->supportsFormatCombination(p, tensors, 2, 2), "half is taken");
+  tensors[3].desc.type = half;
+  expect(!build->supportsFormatCombination(3, tensors, 2, 2), "lse is float32 only");
+  tensors[1].desc.type = DataType::kFLOAT;
+  expect(!build->supportsFormatCombination(1, tensors, 2, 2), "a bias of another type is not taken");
+  tensors[0].desc.type = DataType::kINT8;
+  expect(!build->supportsFormatCombination(0, tensors, 2, 2), "int8 is not taken");
+  tensors[0] = tensor({2, 28, 14, 3, 4, 32}, half);
+  tensors[0].desc.format = TensorFormat::kCHW32;
+  expect(!build->supportsFormatCombination(0, tensors, 2, 2), "only linear tensors are taken");
+
+  // Tactics: tile kernels for half, the plain one for float32; nothing for a map smaller than the window.
+  tensors[0] = tensor({2, 28, 14, 3, 4, 32}, half);
+  expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "it is configured");
+  std::vector<int32_t> tactics(static_cast<size_t>(build->getNbTactics()));
+  expect(tactics.size() == 4, "three shapes of tiles and the plain kernel");
+  expect(build->getValidTactics(tactics.data(), 4) == 0 && tactics[3] == 1 && tactics[0] > 1, "tiles come first");
+  tensors[0] = tensor({2, 28, 14, 3, 4, 32}, DataType::kFLOAT);
+  expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0 && build->getNbTactics() == 1, "float32 is plain");
+  tensors[0] = tensor({2, 6, 14, 3, 4, 32}, half);
+  expect(build->configurePlugin(tensors, 2, tensors + 2, 2) != 0, "a window larger than the map is refused");
+  tensors[0] = tensor({-1, 28, 14, 3, 4, 32}, half);
+  tensors[0].min.d[0] = 1;
+  tensors[0].opt.d[0] = tensors[0].max.d[0] = 8;
+  expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "a free batch is taken");
+
+  // Serialisation: what is written makes the same plugin, the tactic with it; a clone does too.
+  expect(runtime->setTactic(tactics[1]) == 0, "a tactic is set");
+  const PluginFieldCollection* written = runtime->getFieldsToSerialize();
+  const std::unique_ptr<IPluginV3> again(packed.createPlugin("attention", written, TensorRTPhase::kRUNTIME));
+  expect(again != nullptr, "serialised fields make a plugin");
+  const auto same = [](IPluginV3& a, IPluginV3& b) {
+    const PluginFieldCollection* x =
+        capability<v_1_0::IPluginV3OneRuntime>(a, PluginCapabilityType::kRUNTIME)->getFieldsToSerialize();
+    const PluginFieldCollection* y =
+        capability<v_1_0::IPluginV3OneRuntime>(b, PluginCapabilityType::kRUNTIME)->getFieldsToSerialize();
+    bool equal = x->nbFields == y->nbFields;
+    for (int32_t i = 0; equal && i < x->nbFields; ++i) {
+      const PluginField& p = x->fields[i];
+      const PluginField& q = y->fields[i];
+      equal = std::strcmp(p.name, q.name) == 0 && p.type == q.type && p.length == q.length &&
+              std::memcmp(p.data, q.data, static_cast<size_t>(p.length) * 4) == 0;
+    }
+    return equal;
+  };
+  expect(same(*plugin, *again), "a round trip changes nothing");
+  const std::unique_ptr<IPluginV3> copy(plugin->clone());
+  expect(same(*plugin, *copy), "a clone is the same");
+  auto* copied = capability<v_1_0::IPluginV3OneBuild>(*copy, PluginCapabilityType::kBUILD);
+  const std::string id = build->getTimingCacheID();
+  expect(id == copied->getTimingCacheID() && id.find("kernel_size 7 5") == 0, "the cache is keyed by attributes");
+
+  // Shapes at run time.
+  PluginTensorDesc now[4];
+  for (int i = 0; i < 4; ++i) now[i] = tensors[i].desc;
+  now[0] = tensor({3, 28, 14, 3, 4, 32}, half).desc;
+  expect(runtime->onShapeChange(now, 2, now + 2, 2) == 0, "new shapes are taken");
+  now[0].dims.d[1] = 3;
+  expect(runtime->onShapeChange(now, 2, now + 2, 2) != 0, "shapes that do not fit are refused");
+  std::printf("ok\n");
+  return 0;
+}
