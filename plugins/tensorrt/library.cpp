@@ -6,6 +6,7 @@
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <exception>
 #include <new>
 #include <string>
@@ -47,23 +48,37 @@ Creator packed_creator{Form::kPacked};
 Creator separate_creator{Form::kSeparate};
 nvinfer1::IPluginCreatorInterface* const kCreators[] = {&packed_creator, &separate_creator};
 
-using Registry = nvinfer1::IPluginRegistry* (*)();
+// The TensorRT that is in the process, whether or not its names are visible to us.
+struct LoadedTensorRT {
+  void* registry = nullptr;
+  int32_t major = 0;
+};
 
-// TensorRT's registry if a runtime is in the process, whether or not its names are visible to us.
-nvinfer1::IPluginRegistry* loaded_registry() {
-  void* symbol = dlsym(RTLD_DEFAULT, "getPluginRegistry");
-  for (const char* name : {"libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer_lean.so.11", "libnvinfer_lean.so.10"}) {
-    if (symbol != nullptr) break;
-    void* library = dlopen(name, RTLD_NOLOAD | RTLD_LAZY);
-    if (library == nullptr) continue;
-    symbol = dlsym(library, "getPluginRegistry");
-    dlclose(library);  // only our count: it stays loaded
+LoadedTensorRT loaded_tensorrt() {
+  void* library = RTLD_DEFAULT;
+  if (dlsym(library, "getPluginRegistry") == nullptr) {
+    for (const char* name :
+         {"libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer_lean.so.11", "libnvinfer_lean.so.10"}) {
+      library = dlopen(name, RTLD_NOLOAD | RTLD_LAZY);
+      if (library != nullptr) break;
+    }
+    if (library == nullptr) return {};
   }
-  return symbol == nullptr ? nullptr : reinterpret_cast<Registry>(symbol)();
+  const auto registry = reinterpret_cast<void* (*)()>(dlsym(library, "getPluginRegistry"));
+  const auto version = reinterpret_cast<int32_t (*)()>(dlsym(library, "getInferLibVersion"));
+  LoadedTensorRT found;
+  if (registry != nullptr && version != nullptr) found = {registry(), version() / 10000};
+  if (library != RTLD_DEFAULT) dlclose(library);  // only our count: it stays loaded
+  return found;
 }
 
-bool is_registered(nvinfer1::IPluginRegistry& registry, const Creator& creator) {
-  return registry.getCreator(creator.getPluginName(), "1", "na_deploy") != nullptr;
+int32_t register_with(nvinfer1::IPluginRegistry& registry) {
+  int32_t known = 0;
+  for (Creator* creator : {&packed_creator, &separate_creator}) {
+    const bool there = registry.getCreator(creator->getPluginName(), "1", "na_deploy") != nullptr;
+    if (there || registry.registerCreator(*creator, "na_deploy")) ++known;
+  }
+  return known;
 }
 
 }  // namespace
@@ -77,15 +92,16 @@ NA_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) 
 // TensorRT asks for it. The finder is not used: its interface differs between versions.
 NA_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* /*finder*/) {}
 
-// Registers both creators with the TensorRT that is already in the process; returns how many it knows then. For whoever
-// opens the library with dlopen; what is registered already stays.
+// Registers both creators with the TensorRT that is already in the process; returns how many it knows then, 0 where
+// there is no TensorRT or one whose registry has another interface than these headers'. What is registered already
+// stays.
 NA_EXPORT int32_t na_deploy_register() {
-  using namespace na_deploy;
-  nvinfer1::IPluginRegistry* registry = loaded_registry();
-  if (registry == nullptr) return 0;
-  int32_t known = 0;
-  for (Creator* creator : {&packed_creator, &separate_creator}) {
-    if (is_registered(*registry, *creator) || registry->registerCreator(*creator, "na_deploy")) ++known;
-  }
-  return known;
+  const na_deploy::LoadedTensorRT found = na_deploy::loaded_tensorrt();
+  if (found.registry == nullptr || found.major != NV_TENSORRT_MAJOR) return 0;
+  return na_deploy::register_with(*static_cast<nvinfer1::IPluginRegistry*>(found.registry));
 }
+
+// For programs that open the library with dlopen and cannot call it. Not by default: loadLibrary refuses what is there
+// already. Behind the creators, since what stands in one file is made in order.
+[[maybe_unused]] static const int32_t registered_when_opened =
+    std::getenv("NA_DEPLOY_TRT_REGISTER") == nullptr ? 0 : na_deploy_register();
