@@ -1,0 +1,79 @@
+"""The TensorRT plugin as a builder would use it, through its driver in C++, and in the real registries of TensorRT 10 and 11.
+
+Needs TensorRT's headers, which no package has: set TENSORRT_ROOT. Computing needs a GPU; nothing here launches a kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.native
+PLUGINS = Path(__file__).parents[2] / "plugins"
+CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
+NO_GPU = 'extern "C" int na_forward(const void*, int, void*) { return 100; }  // cudaErrorNoDevice\n'
+REGISTRY = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import tensorrt_lean_bindings as trt
+registry = trt.get_plugin_registry()
+assert registry.load_library(sys.argv[2]) is not None
+for name in ("NeighborhoodAttention", "NeighborhoodAttentionQKV"):
+    creator = registry.get_creator(name, "1", "na_deploy")
+    fields = [trt.PluginField("kernel_size", np.array([7, 7], np.int32), trt.PluginFieldType.INT32)]
+    assert creator.create_plugin("node", trt.PluginFieldCollection(fields), trt.TensorRTPhase.BUILD) is not None
+    none = trt.PluginFieldCollection([])
+    assert creator.create_plugin("node", none, trt.TensorRTPhase.BUILD) is None
+print("registered in", trt.__version__)
+sys.stdout.flush()
+os._exit(0)  # without a GPU the module's own end crashes
+"""
+
+
+def compiled(folder: Path, output: str, *sources: Path, options: tuple[str, ...] = ()) -> Path:
+    root = os.environ.get("TENSORRT_ROOT")
+    if root is None:
+        pytest.skip("TENSORRT_ROOT is not set: TensorRT's headers are needed to compile the plugin")
+    if not (CUDA / "cuda_runtime_api.h").exists():
+        pytest.skip("CUDA's headers are needed to compile the plugin; set CUDA_HOME")
+    include = [f"-I{PLUGINS / part}" for part in ("core", "cuda", "tensorrt")]
+    system = [part for path in (Path(root) / "include", CUDA) for part in ("-isystem", str(path))]
+    command = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *options, *include, *system]
+    command += [*map(str, sources), "-o", str(folder / output), "-ldl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / output
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "no_gpu.cpp").write_text(NO_GPU)
+    sources = [PLUGINS / "tensorrt" / name for name in ("attributes.cpp", "library.cpp", "plugin.cpp")]
+    sources += [PLUGINS / "cuda/tactics.cpp", PLUGINS / "core/check.cpp", folder / "no_gpu.cpp"]
+    return compiled(folder, "libna_deploy_trt.so", *sources, options=("-shared", "-fPIC", "-fvisibility=hidden"))
+
+
+def test_creators_fields_shapes_types_formats_tactics_and_copies(plugin: Path, tmp_path: Path):
+    driver = compiled(tmp_path, "driver", PLUGINS / "tests/trt_driver.cpp")
+    done = subprocess.run([str(driver), str(plugin)], capture_output=True, text=True, check=False)
+    assert done.stdout == "ok\n"
+    told = done.stderr.splitlines()  # every refusal names its operator and says why
+    assert told
+    assert all(line.startswith("na_deploy: NeighborhoodAttention") for line in told)
+
+
+@pytest.mark.parametrize("major", [10, 11])
+def test_the_real_registry_takes_it(plugin: Path, major: int):
+    default = Path(sys.prefix) / "share" / "na-deploy-test-wheels"
+    wheel = Path(os.environ.get("NA_DEPLOY_TEST_WHEELS", default)) / f"lean_{major}"
+    if not (wheel / "complete").exists():
+        pytest.skip(f"the lean runtime of TensorRT {major} is not installed in {wheel}")
+    command = [sys.executable, "-c", REGISTRY, str(wheel), str(plugin)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(f"registered in {major}."), done.stdout + done.stderr
