@@ -1,6 +1,6 @@
-"""The TensorRT plugin as a builder would use it, through its driver in C++, and in the real registries of TensorRT 10 and 11.
+"""The TensorRT plugin as a builder would use it: through a driver in C++, and in the real registries of 10 and 11.
 
-Needs TensorRT's headers, which no package has: set TENSORRT_ROOT. Computing needs a GPU; nothing here launches a kernel.
+Needs TensorRT's headers, which no package has: set TENSORRT_ROOT. Nothing here launches a kernel, which needs a GPU.
 """
 
 from __future__ import annotations
