@@ -137,7 +137,7 @@ def agree(problem: Problem, spec: NeighborhoodSpec, scale: float, dtype: np.dtyp
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("seed", (0, 1, 2, 3, 5, 6))
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 5, 6])
 def test_the_plain_kernel_computes_any_problem(gpu: EmulatedGpu, seed: int, dtype: np.dtype):
     problem, spec, scale = random_problem(seed, dtype, [1, 7, 24, 33, 100])
     assert gpu.check(problem) == ""
