@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -215,3 +217,11 @@ def test_boxes_cover_each_window_once_and_are_called_inside_only_where_all_see_t
                 total += int(np.prod([part.sum() for part in parts]))
             assert total == int(np.prod([mask.sum() for mask in seen]))  # every pair once
         assert (done == 1).all()
+
+
+def test_the_check_for_gpus_compares_with_float64_on_the_emulated_one_too(native_build: Path):
+    library = native_build / "plugins/tests/libna_deploy_cuda_emulated.so"
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
+    command = [sys.executable, str(script), "--emulate", str(library), "--problems", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "2 random problems agree with float64 on the emulated GPU\n", done.stdout + done.stderr
