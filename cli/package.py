@@ -115,7 +115,8 @@ def _check(repository: Path, as_json: bool) -> None:
         models = len({finding.model for finding in findings})
         raise NaDeployError(f"{len(findings)} findings in {models} of {len(model_folders(repository))} models")
     if not as_json:
-        console().print(f"{len(model_folders(repository))} models, nothing found")
+        count = len(model_folders(repository))
+        console().print(f"{count} model{'s' if count != 1 else ''}, nothing found")
 
 
 def _print_findings(findings: list[Finding]) -> None:

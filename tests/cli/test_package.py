@@ -27,7 +27,7 @@ def test_package_writes_a_repository_and_says_how_to_serve_it(write_model: Write
     assert (code, err) == (0, "")
     assert "attention" in out
     assert f"-v {repository}:/models:ro na-deploy-triton tritonserver --model-repository=/models" in out
-    assert call(capsys, "package", "--check", repository) == (0, "1 models, nothing found\n", "")
+    assert call(capsys, "package", "--check", repository) == (0, "1 model, nothing found\n", "")
 
 
 def test_options_reach_the_configuration(write_model: WriteModel, tmp_path: Path, capsys) -> None:
