@@ -6,7 +6,6 @@
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
-#include <cstdlib>
 #include <exception>
 #include <new>
 #include <string>
@@ -84,9 +83,19 @@ int32_t register_with(nvinfer1::IPluginRegistry& registry) {
 }  // namespace
 }  // namespace na_deploy
 
+// loadLibrary registers what it gets, and fails on what is there already: what was registered on opening gives way.
 NA_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
+  using namespace na_deploy;
+  const LoadedTensorRT found = loaded_tensorrt();
+  if (found.registry != nullptr && found.major == NV_TENSORRT_MAJOR) {
+    auto& registry = *static_cast<nvinfer1::IPluginRegistry*>(found.registry);
+    for (Creator* creator : {&packed_creator, &separate_creator}) {
+      if (registry.getCreator(creator->getPluginName(), "1", "na_deploy") == creator)
+        registry.deregisterCreator(*creator);
+    }
+  }
   count = 2;
-  return na_deploy::kCreators;
+  return kCreators;
 }
 
 // TensorRT asks for it. The finder is not used: its interface differs between versions.
@@ -101,7 +110,5 @@ NA_EXPORT int32_t na_deploy_register() {
   return na_deploy::register_with(*static_cast<nvinfer1::IPluginRegistry*>(found.registry));
 }
 
-// For programs that open the library with dlopen and cannot call it. Not by default: loadLibrary refuses what is there
-// already. Behind the creators, since what stands in one file is made in order.
-[[maybe_unused]] static const int32_t registered_when_opened =
-    std::getenv("NA_DEPLOY_TRT_REGISTER") == nullptr ? 0 : na_deploy_register();
+// When the library is opened; behind the creators, since what stands in one file is made in order.
+[[maybe_unused]] static const int32_t registered_when_opened = na_deploy_register();

@@ -6,6 +6,7 @@ Needs TensorRT's headers, which no package has: set TENSORRT_ROOT. Nothing here 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,11 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np
 import tensorrt_lean_bindings as trt
 registry = trt.get_plugin_registry()
-assert registry.load_library(sys.argv[2]) is not None
+if sys.argv[3] == "dlopen":
+    import ctypes
+    ctypes.CDLL(sys.argv[2])
+else:
+    assert registry.load_library(sys.argv[2]) is not None
 for name in ("NeighborhoodAttention", "NeighborhoodAttentionQKV"):
     creator = registry.get_creator(name, "1", "na_deploy")
     fields = [trt.PluginField("kernel_size", np.array([7, 7], np.int32), trt.PluginFieldType.INT32)]
@@ -68,12 +73,16 @@ def test_creators_fields_shapes_types_formats_tactics_and_copies(plugin: Path, t
     assert all(line.startswith("na_deploy: NeighborhoodAttention") for line in told)
 
 
+@pytest.mark.parametrize("how", ["load_library", "dlopen"])
 @pytest.mark.parametrize("major", [10, 11])
-def test_the_real_registry_takes_it(plugin: Path, major: int):
+def test_the_real_registry_takes_it(plugin: Path, major: int, how: str):
+    version = (Path(os.environ["TENSORRT_ROOT"]) / "include" / "NvInferVersion.h").read_text()
+    if how == "dlopen" and not re.search(rf"MAJOR(_ENTERPRISE)? {major}\b", version):
+        pytest.skip(f"the headers are not those of TensorRT {major}: only load_library serves another major version")
     default = Path(sys.prefix) / "share" / "na-deploy-test-wheels"
     wheel = Path(os.environ.get("NA_DEPLOY_TEST_WHEELS", default)) / f"lean_{major}"
     if not (wheel / "complete").exists():
         pytest.skip(f"the lean runtime of TensorRT {major} is not installed in {wheel}")
-    command = [sys.executable, "-c", REGISTRY, str(wheel), str(plugin)]
+    command = [sys.executable, "-c", REGISTRY, str(wheel), str(plugin), how]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.startswith(f"registered in {major}."), done.stdout + done.stderr
