@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from na_deploy.attention.tiling import plan_axis
-from na_deploy.attention.windows import NeighborhoodSpec, window_bounds
+from na_deploy.attention.tiling import tile_extent
+from na_deploy.attention.windows import NeighborhoodSpec, attended_pairs
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,14 @@ def attention_cost(
         UsageError: a window does not fit its axis.
     """
     spec.check_lengths(lengths)
-    pairs, tiled_pairs, tiled_queries = 1, 1, 1
-    tile, span = [], []
-    for length, kernel, dilation, stride, causal in zip(
-        lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True
-    ):
-        start, end = window_bounds(length, kernel, dilation, stride, causal)
-        plan = plan_axis(length, kernel, dilation, stride, causal, spec.rank)
-        pairs *= int((end - start).sum())
-        queries = dilation * plan.tiles * plan.tile
-        tiled_queries *= queries
-        tiled_pairs *= queries * plan.span
-        tile.append(plan.tile)
-        span.append(plan.span)
+    extents = [
+        tile_extent(*sizes, spec.rank)
+        for sizes in zip(lengths, spec.kernel_size, spec.dilation, spec.stride, strict=True)
+    ]
+    tile, tiles, span = zip(*extents, strict=True)
+    pairs = attended_pairs(lengths, spec)
+    tiled_queries = math.prod(spec.dilation) * math.prod(tiles) * math.prod(tile)
+    tiled_pairs = tiled_queries * math.prod(span)
     pairs += math.prod(lengths) * additional
     tiled_pairs += tiled_queries * additional
     per_pair = batch * heads * (head_dim + (head_dim if value_dim is None else value_dim))
@@ -78,6 +73,6 @@ def attention_cost(
         pairs=pairs,
         multiply_adds=per_pair * pairs,
         tiled_multiply_adds=per_pair * tiled_pairs,
-        tile=tuple(tile),
-        span=tuple(span),
+        tile=tile,
+        span=span,
     )

@@ -67,15 +67,22 @@ def tile_size(group: int, kernel_size: int, stride: int, rank: int) -> int:
     return -(-balanced // stride) * stride
 
 
+def tile_extent(
+    length: int, kernel_size: int, dilation: int, stride: int, rank: int, tile: int | None = None
+) -> tuple[int, int, int]:
+    """Return queries per tile, tiles per dilation group and keys each tile reads, on one axis."""
+    longest = -(-length // dilation)
+    tile = tile or tile_size(longest, kernel_size, stride, rank)
+    return tile, -(-longest // tile), min(kernel_size + tile - stride, longest)
+
+
 def tiled_pairs(lengths: Sequence[int], spec: NeighborhoodSpec) -> int:
     """Return how many query-key pairs all tiles of a head compute together, masked ones and padded queries included."""
     pairs = 1
     axes = zip(lengths, spec.kernel_size, spec.dilation, spec.stride, strict=True)
     for length, kernel, dilation, stride in axes:
-        longest = -(-length // dilation)
-        tile = tile_size(longest, kernel, stride, spec.rank)
-        span = min(kernel + tile - stride, longest)
-        pairs *= dilation * -(-longest // tile) * tile * span
+        tile, tiles, span = tile_extent(length, kernel, dilation, stride, spec.rank)
+        pairs *= dilation * tiles * tile * span
     return pairs
 
 
@@ -93,9 +100,7 @@ def plan_axis(
     ``tile``, a multiple of ``stride``, overrules :func:`tile_size`; benchmarks use it to try others.
     """
     longest = -(-length // dilation)
-    tile = tile or tile_size(longest, kernel_size, stride, rank)
-    tiles = -(-longest // tile)
-    span = min(kernel_size + tile - stride, longest)
+    tile, tiles, span = tile_extent(length, kernel_size, dilation, stride, rank, tile)
 
     sizes = group_length(length, dilation)[:, None, None]  # (groups, 1, 1)
     group = np.arange(dilation, dtype=np.int64)[:, None, None]

@@ -133,6 +133,16 @@ def window_bounds(
     return group_window(position // dilation, sizes, kernel_size, stride, is_causal)
 
 
+def attended_pairs(lengths: Sequence[int], spec: NeighborhoodSpec) -> int:
+    """Return how many query-key pairs of a head attend, over a map of spatial sizes ``lengths``; exact at borders."""
+    pairs = 1
+    axes = zip(lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True)
+    for length, kernel, dilation, stride, causal in axes:
+        start, end = window_bounds(length, kernel, dilation, stride, causal)
+        pairs *= int((end - start).sum())
+    return pairs
+
+
 def attended_positions(
     position: int, length: int, kernel_size: int, dilation: int = 1, stride: int = 1, is_causal: bool = False
 ) -> IntArray:

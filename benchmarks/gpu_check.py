@@ -208,15 +208,10 @@ def milliseconds(candidates: dict[str, Callable[[], Any]], rounds: int = 15) -> 
 
 def pairs_of(case: Case) -> int:
     """Count query-key pairs of a head and image."""
-    from na_deploy.attention.windows import window_bounds
+    from na_deploy.attention.windows import NeighborhoodSpec, attended_pairs
 
-    count = 1
-    rank = len(case.lengths)
-    axes = zip(case.lengths, case.kernel_size, case.dilation or (1,) * rank, case.stride or (1,) * rank, strict=True)
-    for length, kernel, dilation, stride in axes:
-        start, end = window_bounds(length, kernel, dilation, stride)
-        count *= int((end - start).sum())
-    return count
+    spec = NeighborhoodSpec.create(len(case.lengths), case.kernel_size, case.dilation or 1, case.stride or 1)
+    return attended_pairs(case.lengths, spec)
 
 
 def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> dict[str, Any]:

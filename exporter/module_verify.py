@@ -29,18 +29,17 @@ def verify_module(
         NaDeployError: ONNX Runtime refuses the file, or runs it at the example's sizes alone.
     """
     session = open_session(path)
-    found = _compare(session, module, inputs, path)
+    found = _compare(session, _run(module, inputs), inputs, path)
     untried = []
     for name in dict.fromkeys(name for axes in dynamic.values() for name in axes.values()):
         longer = {key: _doubled(tensor, name, dynamic.get(key, {})) for key, tensor in inputs.items()}
         try:
-            with torch.inference_mode():
-                module(**longer)
+            expected = _run(module, longer)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             untried.append(f"{name!r} was not tried at another size: PyTorch refuses twice the example's ({reason})")
             continue
-        found += _compare(session, module, longer, path)
+        found += _compare(session, expected, longer, path)
     return found, untried
 
 
@@ -51,15 +50,18 @@ def _doubled(tensor: Tensor, name: str, axes: Mapping[int, str]) -> Tensor:
     return tensor
 
 
-def _compare(
-    session: ort.InferenceSession, module: nn.Module, inputs: Mapping[str, Tensor], path: Path
-) -> list[Difference]:
+def _run(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     with torch.inference_mode():
-        expected = torch.utils._pytree.tree_leaves(module(**inputs))
+        outputs = torch.utils._pytree.tree_leaves(module(**inputs))
+    return [value for value in outputs if isinstance(value, Tensor)]
+
+
+def _compare(
+    session: ort.InferenceSession, expected: list[Tensor], inputs: Mapping[str, Tensor], path: Path
+) -> list[Difference]:
     names = [output.name for output in session.get_outputs()]
     taken = {value.name: value.type for value in session.get_inputs()}
     feed = {name: _array(tensor, taken[name]) for name, tensor in inputs.items() if name in taken}
-    tensors = [value for value in expected if isinstance(value, Tensor)]
     try:
         found: list[Any] = session.run(names, feed)
     except Exception as error:
@@ -70,7 +72,7 @@ def _compare(
         ) from error
     return [
         Difference.between(name, ours.astype("float32"), theirs.float().numpy())
-        for name, ours, theirs in zip(names, found, tensors, strict=True)
+        for name, ours, theirs in zip(names, found, expected, strict=True)
     ]
 
 

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from na_deploy.attention.torch_ops import neighborhood_attention
-from na_deploy.attention.windows import NeighborhoodSpec, window_bounds
+from na_deploy.attention.windows import NeighborhoodSpec, attended_pairs
 from na_deploy.errors import UsageError
 from na_deploy.exporter.natten_api.calls import call_site
 from na_deploy.exporter.natten_api.swapping import swapped
@@ -272,13 +271,8 @@ def _neighborhood(
 
 
 def _share(grid: Sequence[int], spec: NeighborhoodSpec, tokens: int) -> float:
-    pairs = 1
-    axes = zip(grid, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True)
-    for length, kernel, dilation, stride, causal in axes:
-        start, end = window_bounds(length, kernel, dilation, stride, causal)
-        pairs *= int(np.sum(end - start))
     outside = tokens - math.prod(grid)
-    return (pairs + outside * (math.prod(grid) + tokens)) / tokens**2
+    return (attended_pairs(grid, spec) + outside * (math.prod(grid) + tokens)) / tokens**2
 
 
 def _norm(found: Tensor, expected: Tensor) -> float:

@@ -55,35 +55,6 @@ def _known(tensor: Tensor | None) -> tuple[int | None, ...] | None:
     return None if tensor is None else tuple(size if isinstance(size, int) else None for size in tensor.shape)
 
 
-def neighborhood_attention_generic(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Axes,
-    stride: Axes = 1,
-    dilation: Axes = 1,
-    is_causal: bool | Sequence[bool] | None = False,
-    scale: float | None = None,
-    additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None,
-    attention_kwargs: dict[str, Any] | None = None,
-    *,
-    return_lse: bool = False,
-    **kernel_choices: Any,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Neighborhood attention over heads-last tensors of any rank; see natten's function of this name."""
-    return _run(
-        "neighborhood_attention_generic",
-        query.dim() - 3,
-        (query, key, value),
-        {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "is_causal": is_causal or False},
-        scale,
-        (additional_keys, additional_values),
-        return_lse,
-        kernel_choices,
-    )
-
-
 def _run(
     call: str,
     rank: int,
@@ -105,8 +76,8 @@ def _refuse_unknown(call: str, given: dict[str, Any]) -> None:
         raise unsupported(call, f"unknown argument {name!r}", nearest)
 
 
-def _fixed_rank(rank: int) -> Callable[..., Any]:
-    name = f"na{rank}d"
+def _made(name: str, rank: int | None) -> Callable[..., Any]:
+    """Return one of natten's functions; without ``rank`` it takes queries of any."""
 
     def function(
         query: Tensor,
@@ -127,14 +98,17 @@ def _fixed_rank(rank: int) -> Callable[..., Any]:
         attributes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
         attributes["is_causal"] = is_causal or False
         additional = (additional_keys, additional_values)
-        return _run(name, rank, (query, key, value), attributes, scale, additional, return_lse, kernel_choices)
+        axes = query.dim() - 3 if rank is None else rank
+        return _run(name, axes, (query, key, value), attributes, scale, additional, return_lse, kernel_choices)
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"{rank}-D neighborhood attention over heads-last tensors; see natten's ``{name}``."
+    dimensions = "" if rank is None else f"{rank}-D "
+    function.__doc__ = f"{dimensions}neighborhood attention over heads-last tensors; see natten's ``{name}``."
     return function
 
 
-na1d, na2d, na3d = _fixed_rank(1), _fixed_rank(2), _fixed_rank(3)
+na1d, na2d, na3d = (_made(f"na{rank}d", rank) for rank in (1, 2, 3))
+neighborhood_attention_generic = _made("neighborhood_attention_generic", None)
 
 
 def attention(
