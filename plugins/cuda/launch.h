@@ -21,9 +21,10 @@ int32_t launch_tile(const CudaProblem& problem, int32_t tactic, na_cuda_stream s
 // Calls `launcher.template tile<T, kDim>(…)` or `launcher.template plain<T>(…)` for a problem.
 template <typename T, typename Launcher>
 int32_t choose_dim(const Launcher& launcher, const na_params& p, int32_t tactic) {
-  const CudaProblem problem = make_cuda_problem(p, static_cast<int>(sizeof(T)));
+  constexpr int kWidth = static_cast<int>(sizeof(T));
+  const CudaProblem problem = make_cuda_problem(p, kWidth);
   if (tactic == kPlainTactic) return launcher.template plain<T>(problem);
-  switch (tile_dim(p.head_dim, p.value_dim)) {
+  switch (tile_dim(p.head_dim, p.value_dim, kWidth)) {
     case 16:
       return launcher.template tile<T, 16>(problem, tactic);
     case 32:
@@ -31,8 +32,9 @@ int32_t choose_dim(const Launcher& launcher, const na_params& p, int32_t tactic)
     case 64:
       return launcher.template tile<T, 64>(problem, tactic);
     default:
-      return launcher.template tile<T, 128>(problem, tactic);
+      if constexpr (kWidth == 2) return launcher.template tile<T, 128>(problem, tactic);
   }
+  return launcher.template plain<T>(problem);
 }
 
 template <typename Launcher>
@@ -40,7 +42,7 @@ int32_t choose(const Launcher& launcher, const na_params& p, int32_t tactic) {
   if (tactic == 0) na_cuda_tactics(&p, &tactic, 1);
   switch (p.dtype) {
     case NA_FLOAT32:
-      return launcher.template plain<float>(make_cuda_problem(p, sizeof(float)));
+      return choose_dim<float>(launcher, p, tactic);
     case NA_FLOAT16:
       return choose_dim<dev::Half>(launcher, p, tactic);
     default:

@@ -19,13 +19,9 @@ struct Launcher {
 
 }  // namespace
 
-#define NA_EXTERN(dim)                                                                              \
-  extern template int32_t launch_tile<dev::Half, dim>(const CudaProblem&, int32_t, na_cuda_stream); \
-  extern template int32_t launch_tile<dev::Bfloat, dim>(const CudaProblem&, int32_t, na_cuda_stream);
-NA_EXTERN(16)
-NA_EXTERN(32)
-NA_EXTERN(64)
-NA_EXTERN(128)
+#define NA_EXTERN(type, dim) \
+  extern template int32_t launch_tile<type, dim>(const CudaProblem&, int32_t, na_cuda_stream);
+NA_TILE_UNITS(NA_EXTERN)
 #undef NA_EXTERN
 
 }  // namespace na_deploy

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "divisor.h"
 #include "na_params.h"
 #include "window.h"
 
@@ -26,12 +27,27 @@ struct AxisSizes {
   int32_t stride = 1;
   int32_t is_causal = 0;
   int32_t longest = 1;  // positions of the longest dilation group
+  int32_t longer = 1;   // groups that are as long as that; the others have one position less
+  Divisor by_stride;
 };
+
+// Positions of a dilation group of an axis.
+NA_HOST_DEVICE int32_t group_size(const AxisSizes& axis, int32_t group) {
+  return axis.longest - (group < axis.longer ? 0 : 1);
+}
+
+// The window of `element`, less than `size`, of a dilation group.
+NA_HOST_DEVICE BasicWindow<int32_t> axis_window(const AxisSizes& axis, int32_t size, int32_t element) {
+  const int32_t first = quotient(element, axis.by_stride) * axis.stride;
+  return shared_window(element, first, size, axis.kernel_size, axis.stride, axis.is_causal != 0);
+}
 
 struct CudaProblem {
   AxisSizes axis[kAxes];
   int32_t heads = 0;
+  int32_t key_heads = 1;
   int32_t heads_per_key = 1;
+  Divisor by_heads_per_key;
   int32_t head_dim = 0;
   int32_t value_dim = 0;
   int32_t additional = 0;
@@ -39,10 +55,11 @@ struct CudaProblem {
   int64_t batch = 0;
   float scale = 1.0F;
 
-  // Elements between neighbouring positions and between images; a head's channels lie together.
-  int64_t query_position = 0;
-  int64_t key_position = 0;
-  int64_t value_position = 0;
+  // Elements between neighbouring positions; a head's channels lie together.
+  int32_t query_position = 0;
+  int32_t key_position = 0;
+  int32_t value_position = 0;
+  int32_t bias_distance[kAxes] = {1, 1, 1};  // elements of a head's bias between neighbouring offsets on an axis
 
   const void* query = nullptr;
   const void* key = nullptr;
@@ -66,12 +83,18 @@ inline CudaProblem make_cuda_problem(const na_params& p, int width) {
     axis.stride = static_cast<int32_t>(p.stride[a]);
     axis.is_causal = static_cast<int32_t>(p.is_causal[a]);
     axis.longest = static_cast<int32_t>(group_length(p.length[a], p.dilation[a], 0));
+    axis.longer = axis.length - (axis.longest - 1) * axis.dilation;
+    axis.by_stride = make_divisor(axis.stride);
     positions *= p.length[a];
   }
   r.positions = static_cast<int32_t>(positions);
   r.batch = p.batch;
   r.heads = static_cast<int32_t>(p.heads);
+  r.key_heads = static_cast<int32_t>(p.key_heads);
   r.heads_per_key = static_cast<int32_t>(p.heads / p.key_heads);
+  r.by_heads_per_key = make_divisor(r.heads_per_key);
+  for (int a = kAxes - 1; a > 0 && p.rel_pos_bias != nullptr; --a)
+    r.bias_distance[a - 1] = r.bias_distance[a] * (2 * r.axis[a].kernel_size - 1);
   r.head_dim = static_cast<int32_t>(p.head_dim);
   r.value_dim = static_cast<int32_t>(p.value_dim);
   r.additional = static_cast<int32_t>(p.additional);
@@ -85,16 +108,16 @@ inline CudaProblem make_cuda_problem(const na_params& p, int width) {
     const auto* base = static_cast<const unsigned char*>(p.query);
     r.key = base == nullptr ? nullptr : base + part * width;
     r.value = base == nullptr ? nullptr : base + 2 * part * width;
-    r.query_position = r.key_position = r.value_position = 3 * part;
+    r.query_position = r.key_position = r.value_position = static_cast<int32_t>(3 * part);
     return r;
   }
   r.key = p.key;
   r.value = p.value;
   r.additional_key = p.additional_key;
   r.additional_value = p.additional_value;
-  r.query_position = p.heads * p.head_dim;
-  r.key_position = p.key_heads * p.head_dim;
-  r.value_position = p.key_heads * p.value_dim;
+  r.query_position = static_cast<int32_t>(p.heads * p.head_dim);
+  r.key_position = static_cast<int32_t>(p.key_heads * p.head_dim);
+  r.value_position = static_cast<int32_t>(p.key_heads * p.value_dim);
   return r;
 }
 

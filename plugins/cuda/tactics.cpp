@@ -51,6 +51,10 @@ extern "C" int na_cuda_check(const na_params* params, char* message, size_t size
     const int64_t widest = p.head_dim > p.value_dim ? p.head_dim : p.value_dim;
     return refuse(message, size, "heads have at most 256 channels on a GPU, got %lld", widest);
   }
+  const double row = 3.0 * static_cast<double>(p.heads) * static_cast<double>(p.head_dim + p.value_dim);
+  if (row > static_cast<double>(kMost32)) {
+    return refuse(message, size, "a position has at most %lld numbers on a GPU", kMost32);
+  }
   double positions = 1.0;
   double keys = static_cast<double>(p.additional);
   for (int a = 0; a < p.rank; ++a) {
@@ -69,7 +73,7 @@ extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, in
   int32_t found[16];
   double cost[16];
   int32_t count = 0;
-  if (p.dtype != NA_FLOAT32 && tile_dim(p.head_dim, p.value_dim) != 0) {
+  if (tile_dim(p.head_dim, p.value_dim, p.dtype == NA_FLOAT32 ? 4 : 2) != 0) {
     for (const TileShape& shape : kShapes) {
       if (shape.rank != p.rank) continue;
       const double own = waste(p, shape);

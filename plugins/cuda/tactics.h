@@ -15,14 +15,20 @@ namespace na_deploy {
 
 constexpr int32_t kPlainTactic = 1;
 
-// Head dims that tile kernels exist for; a smaller one that is a multiple of 8 takes the next.
+// Channels that tile kernels exist for; heads with fewer, in whole pieces of 16 bytes, take the next. 128 channels of
+// float32 would fill the shared memory of most devices.
 constexpr int kTileDims[] = {16, 32, 64, 128};
 
-constexpr int tile_dim(int64_t head_dim, int64_t value_dim) {
+#define NA_TILE_UNITS(use)                                                                          \
+  use(dev::Half, 16) use(dev::Half, 32) use(dev::Half, 64) use(dev::Half, 128) use(dev::Bfloat, 16) \
+      use(dev::Bfloat, 32) use(dev::Bfloat, 64) use(dev::Bfloat, 128) use(float, 16) use(float, 32) use(float, 64)
+
+// The channels of the tile kernel for `width` bytes a number, 0 if there is none.
+constexpr int tile_dim(int64_t head_dim, int64_t value_dim, int width) {
   const int64_t widest = head_dim > value_dim ? head_dim : value_dim;
-  if (head_dim % 8 != 0 || value_dim % 8 != 0) return 0;
+  if (head_dim * width % 16 != 0 || value_dim * width % 16 != 0) return 0;
   for (const int dim : kTileDims) {
-    if (widest <= dim) return dim;
+    if (widest <= dim) return dim * width <= 256 ? dim : 0;
   }
   return 0;
 }

@@ -270,8 +270,41 @@ inline float shuffle_xor(float value, int mask) {
   return own.found;
 }
 
-inline float exp2(float x) { return std::exp2(x); }
+struct BitsArguments {
+  uint32_t bits;
+};
+inline uint32_t any_bits(uint32_t bits) {
+  BitsArguments own{bits};
+  emulated::block().together(
+      [](void* const(&lane)[32]) {
+        uint32_t all = 0;
+        for (void* one : lane) all |= static_cast<const BitsArguments*>(one)->bits;
+        for (void* one : lane) static_cast<BitsArguments*>(one)->bits = all;
+      },
+      &own);
+  return own.bits;
+}
+inline bool any(bool yes) { return any_bits(yes ? 1 : 0) != 0; }
+
+inline float exp2(float x) { return x < -126.0F ? 0.0F : std::exp2(x); }
 inline float log(float x) { return std::log(x); }
+
+inline uint32_t float_bits(float x) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float bits_float(uint32_t bits) {
+  float x = 0;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline void forget(float&) {}
+
+inline uint32_t low_bits(int32_t count) {
+  return count <= 0 ? 0 : count >= 32 ? 0xFFFFFFFFU : (uint32_t{1} << count) - 1;
+}
 
 using Shared = uint32_t;
 inline Shared shared_base() { return 0; }
@@ -316,7 +349,11 @@ inline void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
   emulated::block().together(&load_matrices_of_warp<true>, &own);
 }
 
-inline void store_shared(Shared to, uint32_t value) { std::memcpy(emulated::block().shared(to, 4), &value, 4); }
+inline float load_shared4(Shared from) {
+  float v = 0;
+  std::memcpy(&v, emulated::block().shared(from, 4), 4);
+  return v;
+}
 struct Bytes16 {
   uint32_t word[4];
 };
@@ -350,6 +387,17 @@ inline uint32_t pack(float low, float high) {
   from_float(low, a);
   from_float(high, b);
   return a.bits | static_cast<uint32_t>(b.bits) << 16;
+}
+
+template <typename T>
+inline void store_two(Shared to, float low, float high) {
+  if constexpr (sizeof(T) == 4) {
+    const float both[2] = {low, high};
+    std::memcpy(emulated::block().shared(to, 8), both, 8);
+  } else {
+    const uint32_t both = pack<T>(low, high);
+    std::memcpy(emulated::block().shared(to, 4), &both, 4);
+  }
 }
 
 template <typename T>
@@ -390,6 +438,36 @@ template <typename T>
 inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   MultiplyArguments<T> own{c, a, {b0, b1}};
   emulated::block().together(&MultiplyArguments<T>::of_warp, &own);
+}
+
+struct Tf32Arguments {
+  float* c;
+  const uint32_t* a;
+  uint32_t b[2];
+
+  static void of_warp(void* const (&lane)[32]) {
+    float a[16][8];
+    float b[8][8];
+    for (int i = 0; i < 32; ++i) {
+      const auto& own = *static_cast<const Tf32Arguments*>(lane[i]);
+      const int g = i / 4;
+      const int t = i % 4;
+      for (int part = 0; part < 4; ++part) {
+        a[g + part % 2 * 8][t + part / 2 * 4] = bits_float(own.a[part] & 0xFFFFE000U);
+      }
+      for (int part = 0; part < 2; ++part) b[t + part * 4][g] = bits_float(own.b[part] & 0xFFFFE000U);
+    }
+    for (int i = 0; i < 32; ++i) {
+      const auto& own = *static_cast<const Tf32Arguments*>(lane[i]);
+      for (int j = 0; j < 4; ++j) {
+        for (int k = 0; k < 8; ++k) own.c[j] += a[i / 4 + j / 2 * 8][k] * b[k][i % 4 * 2 + j % 2];
+      }
+    }
+  }
+};
+inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  Tf32Arguments own{c, a, {b0, b1}};
+  emulated::block().together(&Tf32Arguments::of_warp, &own);
 }
 
 }  // namespace na_deploy::dev
