@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #ifdef NA_CUDA_EMULATED
 #include "cuda_emulator.h"
@@ -57,7 +58,7 @@ NA_DEVICE uint32_t low_bits(int32_t count) {
 
 // Shared memory is addressed by its byte offset, as the instructions do.
 using Shared = uint32_t;
-extern __shared__ __align__(128) unsigned char shared_memory[];
+extern __shared__ __align__(1024) unsigned char shared_memory[];
 NA_DEVICE Shared shared_base() { return static_cast<Shared>(__cvta_generic_to_shared(shared_memory)); }
 
 // An object of the block at a byte offset.
@@ -120,6 +121,8 @@ struct Half {
 struct Bfloat {
   uint16_t bits;
 };
+template <typename T>
+constexpr bool kIsHalf = std::is_same_v<T, Half>;
 NA_DEVICE float to_float(float x) { return x; }
 NA_DEVICE float to_float(Half x) { return __half2float(__ushort_as_half(x.bits)); }
 NA_DEVICE float to_float(Bfloat x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }

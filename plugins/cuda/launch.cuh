@@ -26,7 +26,8 @@ template <typename T, int kDim>
 constexpr int kResidentThreads = kDim * sizeof(T) <= 64 ? kNarrowThreads : 256;
 
 template <typename T, int kDim, typename S>
-__global__ void __launch_bounds__(S::kThreads, kResidentThreads<T, kDim> / S::kThreads)
+__global__ void __launch_bounds__((Layout<T, kDim, S>::kThreads),
+                                  kResidentThreads<T, kDim> / (Layout<T, kDim, S>::kThreads))
     tile_entry(const __grid_constant__ CudaProblem problem, const __grid_constant__ TileGrid grid,
                int32_t bias_numbers) {
   TileKernel<T, kDim, S>(problem, grid, bias_numbers).run();
@@ -54,8 +55,9 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
         cudaFuncSetAttribute(tile_entry<T, kDim, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (allowed != cudaSuccess) return allowed;
   }
-  tile_entry<T, kDim, S><<<static_cast<unsigned>(grid.blocks), S::kThreads, static_cast<size_t>(bytes), stream>>>(
-      problem, grid, bias_numbers);
+  tile_entry<T, kDim, S>
+      <<<static_cast<unsigned>(grid.blocks), (Layout<T, kDim, S>::kThreads), static_cast<size_t>(bytes), stream>>>(
+          problem, grid, bias_numbers);
   return cudaGetLastError();
 }
 

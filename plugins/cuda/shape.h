@@ -1,5 +1,5 @@
-// The shape of a tile kernel: queries of a tile, keys of a box, rows in shared memory, and which keys of a box a query
-// sees.
+// The shape of a tile kernel: queries of a tile, keys of a box, rows in shared memory; where a query stands and which
+// keys of a box it sees.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,6 @@
 
 namespace na_deploy {
 
-constexpr int kBoxKeys = 64;
-
 // Queries of a tile and keys of a box along each axis, for problems of kRank axes.
 template <int kRank, int kT0, int kT1, int kT2, int kB0, int kB1, int kB2>
 struct Shape {
@@ -18,9 +16,7 @@ struct Shape {
   static NA_HOST_DEVICE constexpr Sizes box() { return {{kB0, kB1, kB2}}; }
   static constexpr int kFirstAxis = kAxes - kRank;  // those before it have one position
   static constexpr int kQueries = kT0 * kT1 * kT2;
-  static constexpr int kThreads = 2 * kQueries;
-  static_assert(kB0 * kB1 * kB2 == kBoxKeys, "a box has 64 keys");
-  static_assert(kQueries % 16 == 0 && kQueries <= 2 * kBoxKeys, "a warp takes 16 queries; they pass through a stage");
+  static constexpr int kKeys = kB0 * kB1 * kB2;
 };
 
 // Coordinates of query or key `number` of a tile or box.
@@ -51,39 +47,81 @@ struct RowWindow {
   int32_t bias;
 };
 
-// A bit for each key of a box.
+// What query `row` of a tile attends to. A query past the group's end is treated as the last one.
+template <typename S>
+NA_DEVICE RowWindow row_window(const CudaProblem& p, const Tile& tile, int row) {
+  int32_t coordinate[kAxes];
+  split(row, S::tile(), coordinate);
+  RowWindow r;
+  r.bias = 0;
+  NA_UNROLL
+  for (int a = 0; a < kAxes; ++a) {
+    const AxisSizes& axis = p.axis[a];
+    const int32_t element = smaller(tile.first[a] + coordinate[a], tile.size[a] - 1);
+    const BasicWindow<int32_t> seen = axis_window(axis, tile.size[a], element);
+    r.start[a] = seen.start;
+    r.end[a] = seen.end;
+    r.bias += (axis.kernel_size - 1 - element) * p.bias_distance[a];
+  }
+  return r;
+}
+
+// Query `row` of a tile: its flat position in the image, or -1 past the group's end.
+template <typename S>
+NA_DEVICE int32_t query_position(const CudaProblem& p, const Tile& tile, int row) {
+  int32_t coordinate[kAxes];
+  split(row, S::tile(), coordinate);
+  int32_t at = 0;
+  NA_UNROLL
+  for (int a = S::kFirstAxis; a < kAxes; ++a) {
+    const int32_t element = tile.first[a] + coordinate[a];
+    if (element >= tile.size[a]) return -1;
+    at = at * p.axis[a].length + element * p.axis[a].dilation + tile.group[a];
+  }
+  return at;
+}
+
+// A bit for each key of a box, 32 to a word.
+template <int kWords>
 struct KeyBits {
-  uint32_t word[2];
+  uint32_t word[kWords];
 };
 
-// The numbers [from, to) of kBits bits, as bits.
+// Bits [from, to).
 NA_DEVICE uint32_t bit_range(int32_t from, int32_t to) { return dev::low_bits(to) & ~dev::low_bits(from); }
 
-// Bits of one axis: places [from, to) of kBox, each standing for kInner keys in a row, the whole again and again.
-template <int kBox, int kInner>
-NA_DEVICE KeyBits axis_bits(int32_t from, int32_t to) {
+// Takes away the keys outside places [from, to) of an axis of kBox places, each standing for kInner keys in a row.
+template <int kBox, int kInner, int kWords>
+NA_DEVICE void keep_seen(KeyBits<kWords>& bits, int32_t from, int32_t to) {
   constexpr int kPeriod = kBox * kInner;
   if constexpr (kPeriod > 32) {
-    return {{bit_range(from * kInner, to * kInner), bit_range(from * kInner - 32, to * kInner - 32)}};
-  } else {
-    uint32_t bits = bit_range(from * kInner, smaller(to * kInner, kPeriod));
     NA_UNROLL
-    for (int width = kPeriod; width < 32; width *= 2) bits |= bits << width;
-    return {{bits, bits}};
+    for (int w = 0; w < kWords; ++w) {
+      const int32_t first = w % (kPeriod / 32) * 32;
+      bits.word[w] &= bit_range(from * kInner - first, to * kInner - first);
+    }
+  } else {
+    uint32_t kept = bit_range(from * kInner, smaller(to * kInner, kPeriod));
+    NA_UNROLL
+    for (int width = kPeriod; width < 32; width *= 2) kept |= kept << width;
+    NA_UNROLL
+    for (int w = 0; w < kWords; ++w) bits.word[w] &= kept;
   }
 }
 
 // The keys of the box at `first` that a query sees.
 template <typename S>
-NA_DEVICE KeyBits seen_keys(const RowWindow& row, const int32_t (&first)[kAxes]) {
+NA_DEVICE KeyBits<S::kKeys / 32> seen_keys(const RowWindow& row, const int32_t (&first)[kAxes]) {
   constexpr Sizes kBox = S::box();
-  const KeyBits x = axis_bits<kBox[2], 1>(row.start[2] - first[2], row.end[2] - first[2]);
-  if constexpr (S::kFirstAxis == 2) return x;
-  const KeyBits y = axis_bits<kBox[1], kBox[2]>(row.start[1] - first[1], row.end[1] - first[1]);
-  KeyBits seen{{x.word[0] & y.word[0], x.word[1] & y.word[1]}};
-  if constexpr (S::kFirstAxis == 1) return seen;
-  const KeyBits z = axis_bits<kBox[0], kBox[1] * kBox[2]>(row.start[0] - first[0], row.end[0] - first[0]);
-  return {{seen.word[0] & z.word[0], seen.word[1] & z.word[1]}};
+  KeyBits<S::kKeys / 32> r;
+  NA_UNROLL
+  for (uint32_t& word : r.word) word = 0xFFFFFFFFU;
+  keep_seen<kBox[2], 1>(r, row.start[2] - first[2], row.end[2] - first[2]);
+  if constexpr (S::kFirstAxis < 2) keep_seen<kBox[1], kBox[2]>(r, row.start[1] - first[1], row.end[1] - first[1]);
+  if constexpr (S::kFirstAxis < 1) {
+    keep_seen<kBox[0], kBox[1] * kBox[2]>(r, row.start[0] - first[0], row.end[0] - first[0]);
+  }
+  return r;
 }
 
 }  // namespace na_deploy

@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -34,11 +35,40 @@ struct Copy {
   bool inside;
 };
 
+// Products of a warp group that are under way (hopper_emulator.h).
+struct Product {
+  float* to;
+  int columns;
+  const uint32_t* left;  // in registers, or null
+  uint64_t left_rows;
+  uint64_t right;
+  bool right_is_rows;  // of what is summed over
+  bool accumulate;
+  float (*element)(uint16_t bits);
+};
+
+// A barrier in shared memory that counts arrivals and bytes.
+struct Barrier {
+  int64_t arrivals = 0;
+  int64_t missing = 0;
+  int64_t bytes = 0;
+  uint32_t phase = 0;
+
+  void check() {
+    if (missing < 0) fail("more arrivals at a barrier than it was made for");
+    if (missing > 0 || bytes != 0) return;
+    missing = arrivals;
+    phase ^= 1;
+  }
+};
+
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<unsigned char[]> stack;
   std::vector<std::vector<Copy>> groups;  // committed copies, oldest first
   std::vector<Copy> open;
+  std::vector<std::vector<Product>> products;  // committed, oldest first
+  std::vector<Product> open_products;
   bool done = false;
 };
 
@@ -92,6 +122,7 @@ class Block {
         swapcontext(&scheduler_, &fiber.context);
         if (fiber.done) --left;
       }
+      deliver(order);
       idle = progress_ == before ? idle + 1 : 0;
       if (idle > 2) fail("threads wait for each other forever");
     }
@@ -110,6 +141,34 @@ class Block {
       return;
     }
     while (barrier_generation_ == generation) yield();
+  }
+
+  // Of some threads, under a number.
+  void barrier_of(int number, int threads) {
+    Meeting& meeting = meetings_[number];
+    const int64_t generation = meeting.generation;
+    if (++meeting.waiting == threads) {
+      meeting.waiting = 0;
+      ++meeting.generation;
+      ++progress_;
+      return;
+    }
+    while (meetings_[number].generation == generation) yield();
+  }
+
+  template <typename Condition>
+  void wait_until(const Condition& condition) {
+    while (!condition()) yield();
+    ++progress_;
+  }
+
+  // Has something happen some time later, in any order.
+  void later(std::function<void()> what) { in_flight_.push_back(std::move(what)); }
+
+  Fiber& own() { return fibers_[current_]; }
+  Barrier& barrier_at(uint32_t at) {
+    if (at % 8 != 0) fail("an unaligned barrier");
+    return barriers_[at];
   }
 
   // Waits for all lanes of the warp; the last one to come computes for all.
@@ -178,6 +237,21 @@ class Block {
   static thread_local Block* current_block;
 
  private:
+  struct Meeting {
+    int waiting = 0;
+    int64_t generation = 0;
+  };
+
+  void deliver(uint64_t order) {
+    for (size_t i = in_flight_.size(); i-- > 0; order = order * 6364136223846793005ULL + 1) {
+      if ((order >> 40 & 3) == 0 && i + 1 < in_flight_.size()) continue;  // some take longer
+      const auto what = std::move(in_flight_[i]);
+      in_flight_.erase(in_flight_.begin() + static_cast<std::ptrdiff_t>(i));
+      what();
+      ++progress_;
+    }
+  }
+
   static void start() {
     Block& block = *current_block;
     (*block.body_)();
@@ -193,6 +267,9 @@ class Block {
   std::vector<Warp> warps_;
   std::vector<unsigned char> shared_;
   std::vector<Range> memory_;
+  std::map<int, Meeting> meetings_;
+  std::map<uint32_t, Barrier> barriers_;
+  std::vector<std::function<void()>> in_flight_;
   const std::function<void()>* body_ = nullptr;
   ucontext_t scheduler_{};
   size_t current_ = 0;
@@ -204,13 +281,22 @@ class Block {
 inline thread_local Block* Block::current_block = nullptr;
 inline Block& block() { return *Block::current_block; }
 
-inline float half_to_float(uint16_t bits) {
+inline float compute_half(uint16_t bits) {
   const int exponent = bits >> 10 & 31;
   const int fraction = bits & 1023;
   float value = exponent == 31  ? (fraction != 0 ? NAN : INFINITY)
                 : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
                                 : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
   return (bits & 0x8000) != 0 ? -value : value;
+}
+
+inline float half_to_float(uint16_t bits) {
+  static const std::vector<float> table = [] {
+    std::vector<float> all(65536);
+    for (uint32_t b = 0; b < all.size(); ++b) all[b] = compute_half(static_cast<uint16_t>(b));
+    return all;
+  }();
+  return table[bits];
 }
 
 inline uint16_t float_to_half(float value) {

@@ -50,7 +50,7 @@ struct Emulator {
     using L = Layout<T, kDim, S>;
     const TileGrid tiles = make_tile_grid(problem, S::tile());
     const int32_t bias_numbers = L::bias_numbers(problem);
-    grid(tiles.blocks, S::kThreads, static_cast<size_t>(L::bytes(bias_numbers)), sizeof(T),
+    grid(tiles.blocks, L::kThreads, static_cast<size_t>(L::bytes(bias_numbers)), sizeof(T),
          [&] { TileKernel<T, kDim, S>(problem, tiles, bias_numbers).run(); });
     return 0;
   }
