@@ -9,8 +9,6 @@
 
 namespace na_deploy {
 
-constexpr int64_t kMostBlocks = 0x7FFFFFFF;
-
 template <typename T>
 __global__ void __launch_bounds__(kPlainThreads) plain_entry(const __grid_constant__ CudaProblem problem) {
   plain_kernel<T>(problem);

@@ -15,6 +15,14 @@ struct Launcher {
   int32_t tile(const CudaProblem& problem, int32_t tactic) const {
     return launch_tile<T, kDim>(problem, tactic, stream);
   }
+  template <typename T, int kDim>
+  int32_t hopper(const CudaProblem& problem, int32_t tactic) const {
+#ifdef NA_DEPLOY_HOPPER
+    return launch_hopper<T, kDim>(problem, tactic, stream);
+#else
+    return cudaErrorInvalidValue;  // device_is_hopper() has said that it cannot be
+#endif
+  }
 };
 
 }  // namespace
@@ -23,6 +31,26 @@ struct Launcher {
   extern template int32_t launch_tile<type, dim>(const CudaProblem&, int32_t, na_cuda_stream);
 NA_TILE_UNITS(NA_EXTERN)
 #undef NA_EXTERN
+#ifdef NA_DEPLOY_HOPPER
+#define NA_EXTERN(type, dim) \
+  extern template int32_t launch_hopper<type, dim>(const CudaProblem&, int32_t, na_cuda_stream);
+NA_HOPPER_UNITS(NA_EXTERN)
+#undef NA_EXTERN
+#endif
+
+bool device_is_hopper() {
+#ifdef NA_DEPLOY_HOPPER
+  int device = 0;
+  int major = 0;
+  int minor = -1;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess && major == 9 &&
+         minor == 0;
+#else
+  return false;
+#endif
+}
 
 }  // namespace na_deploy
 

@@ -144,8 +144,8 @@ class Block {
   }
 
   // Of some threads, under a number.
-  void barrier_of(int number, int threads) {
-    Meeting& meeting = meetings_[number];
+  void barrier_of(int which, int threads) {
+    Meeting& meeting = meetings_[which];
     const int64_t generation = meeting.generation;
     if (++meeting.waiting == threads) {
       meeting.waiting = 0;
@@ -153,7 +153,7 @@ class Block {
       ++progress_;
       return;
     }
-    while (meetings_[number].generation == generation) yield();
+    while (meetings_[which].generation == generation) yield();
   }
 
   template <typename Condition>

@@ -1,5 +1,6 @@
 // The GPU kernels on an emulated GPU, behind the interface that ctypes loads in tests.
 
+#include "hopper/kernel.h"
 #include "launch.h"
 #include "plain_kernel.h"
 #include "tile_kernel.h"
@@ -66,9 +67,33 @@ struct Emulator {
     }
 #undef NA_CASE
   }
+
+  template <typename T, int kDim, typename S>
+  int32_t hopper_shape(const CudaProblem& problem) const {
+    const TileGrid tiles = make_tile_grid(problem, S::tile());
+    const auto tensors = hopper::make_tensors<S>(problem, [](const hopper::TensorBox& tensor) { return tensor; });
+    grid(tiles.blocks, hopper::kThreads, (hopper::HopperLayout<kDim, S>::kBytes), sizeof(T),
+         [&] { hopper::HopperKernel<T, kDim, S>(problem, tiles, tensors).run(); });
+    return 0;
+  }
+  template <typename T, int kDim>
+  int32_t hopper(const CudaProblem& problem, int32_t tactic) const {
+#define NA_CASE(id, rank, t0, t1, t2) \
+  case id:                            \
+    return hopper_shape<T, kDim, Shape<rank, t0, t1, t2, t0, t1, t2>>(problem);
+    switch (tactic) {
+      NA_HOPPER_SHAPES(NA_CASE)
+      default:
+        return 1;
+    }
+#undef NA_CASE
+  }
 };
 
 }  // namespace
+
+bool device_is_hopper() { return true; }
+
 }  // namespace na_deploy
 
 extern "C" NA_CUDA_API int32_t na_forward_emulated(const na_params* params, int32_t tactic) {

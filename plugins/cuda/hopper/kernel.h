@@ -86,6 +86,8 @@ class HopperKernel {
   NA_DEVICE static dev::Shared values_full(int stage) { return barrier(L::kStages + stage); }
   NA_DEVICE static dev::Shared keys_free(int stage) { return barrier(2 * L::kStages + stage); }
   NA_DEVICE static dev::Shared values_free(int stage) { return barrier(3 * L::kStages + stage); }
+  // The first of the warp's 16 queries; the first four warps have none.
+  NA_DEVICE static int first_row() { return (dev::thread() / 32 - 4) * 16; }
   NA_DEVICE static RowWindow& window(int row) {
     return dev::shared_object<RowWindow>(L::kWindows + row * static_cast<int>(sizeof(RowWindow)));
   }
@@ -162,7 +164,7 @@ class HopperKernel {
     const bool is_plain =
         is_inside(tile_, S::box(), step, p_.additional) && (!is_map || p_.rel_pos_bias == nullptr) && p_.scale > 0.0F;
     if (!is_plain && is_map) {
-      const int row = dev::thread() / 32 * 16 - 128 + lane / 4;
+      const int row = first_row() + lane / 4;
       Seen<S> seen;
       look<S>(p_, window(row), window(row + 8), step, seen);
       const T* bias = static_cast<const T*>(p_.rel_pos_bias) +
@@ -236,7 +238,7 @@ class HopperKernel {
     wait_products<0>();
     arrived(output_);
     sync_group(1 + group);  // the group's queries are not needed any more, and their place is
-    write_rows<T, S>(p_, tile_, dev::thread() / 32 * 16 - 128, softmax_, output_, [](int at_row, int piece) {
+    write_rows<T, S>(p_, tile_, first_row(), softmax_, output_, [](int at_row, int piece) {
       const int block = piece / 8 * L::kBlock;
       return queries() + static_cast<dev::Shared>(block + at_row * 128 + ((piece % 8 ^ at_row % 8) * 16));
     });
