@@ -145,7 +145,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes):
 def layer(name: str, dilation: int) -> NeighborhoodLayer:
     two = (7, 7), (dilation, dilation)
     return NeighborhoodLayer(
-        name, "NeighborhoodAttentionQKV", 1, (14, 14), 8, 32, *two, (1, 1), (False, False), True, 0,
+        name, "NeighborhoodAttentionQKV", 1, (14, 14), 8, 32, *two, (1, 1), (False, False), True, False, 0,
         "float32",
         (7, 7), (13, 13), 100, 200, 300, 0.1,
     )  # fmt: skip
