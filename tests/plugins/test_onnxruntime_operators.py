@@ -35,7 +35,7 @@ ELEMENTS = {
     "float16": (np.dtype(np.float16), TensorProto.FLOAT16, 1e-3),
     "bfloat16": (np.dtype(ml_dtypes.bfloat16), TensorProto.BFLOAT16, 8e-3),
 }
-PACKED_INPUTS = ("qkv", "rel_pos_bias")
+PACKED_INPUTS = ("qkv", "rel_pos_bias", "padding")
 SEPARATE_INPUTS = ("query", "key", "value", "rel_pos_bias", "additional_key", "additional_value")
 
 
@@ -57,7 +57,7 @@ def node_model(
 
     def sizes(name: str, array: np.ndarray) -> list[int | str]:
         shape: list[int | str] = list(array.shape)
-        if dynamic and name != "rel_pos_bias":
+        if dynamic and name not in ("rel_pos_bias", "padding"):
             shape[0] = "batch"
             if not name.startswith("additional"):
                 shape[1 : 1 + spatial] = [f"length{axis}" for axis in range(spatial)]
@@ -186,6 +186,45 @@ def test_the_separate_operator_is_right(load_node, case: str, dynamic: bool, dty
         expect_reference(session.run(arrays), SEPARATE_OPERATOR, arrays, attributes, dtype)
 
 
+SMALL_MAPS = {
+    "shorter on both axes": ((2, (5, 9), 3, 32, (7, 5)), {"kernel_size": (7, 5), "dilation": (3, 2), "scale": 0.3}),
+    "shorter on one axis": ((1, (20, 4), 2, 20, (5, 5)), {"kernel_size": (5, 5), "stride": (1, 2)}),
+    "one position": ((2, (1,), 1, 16, ()), {"kernel_size": (9,), "stride": (4,), "dilation": (3,)}),
+    "three axes": ((2, (2, 8, 3), 2, 24, ()), {"kernel_size": (3, 4, 2), "dilation": (2, 1, 2), "is_causal": (1, 0, 0)}),
+    "large enough": ((2, (14, 15), 2, 32, (7, 7)), {"kernel_size": (7, 7), "dilation": (2, 1)}),
+    "many positions": ((3, (40, 13), 2, 32, (7, 7)), {"kernel_size": (7, 7), "dilation": (2, 7)}),
+}
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("lse", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("case", SMALL_MAPS)
+def test_windows_reach_behind_small_maps_onto_padding(load_node, case: str, dynamic: bool, lse: bool, dtype: str):
+    sizes, attributes = SMALL_MAPS[case]
+    arrays = packed(*sizes, dtype=dtype)
+    arrays["padding"] = normal(3, *sizes[2:4], dtype=dtype, seed=5)
+    with load_node(PACKED_OPERATOR, arrays, dynamic, lse, dtype=dtype, **attributes) as session:
+        expect_reference(session.run(arrays), PACKED_OPERATOR, arrays, attributes, dtype)
+
+
+def test_one_session_takes_maps_smaller_and_larger_than_windows_from_many_threads(load_node):
+    attributes = {"kernel_size": (7, 7), "dilation": (2, 2)}
+    feeds = [packed(index % 3, (5 + 4 * index, 20), 2, 32, (7, 7)) for index in range(6)]
+    for arrays in feeds:
+        arrays["padding"] = normal(3, 2, 32, seed=9)
+    with (
+        load_node(PACKED_OPERATOR, feeds[0], True, threads=3, **attributes) as session,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        results = list(pool.map(lambda index: [session.run(feeds[index]) for _ in range(5)], range(6)))
+    for arrays, outputs in zip(feeds, results, strict=True):
+        for found in outputs:
+            assert found["output"].shape == (*arrays["qkv"].shape[:3], 2, 32)
+            if len(arrays["qkv"]):
+                expect_reference(found, PACKED_OPERATOR, arrays, attributes, "float32")
+
+
 def test_a_session_with_free_sizes_runs_any_batch_and_map(load_node):
     attributes = {"kernel_size": (5, 5)}
     with load_node(PACKED_OPERATOR, packed(2, (9, 9), 2, 16, (5, 5)), True, **attributes) as session:
@@ -274,6 +313,13 @@ def test_any_number_of_threads_gives_the_same_numbers(load_node, threads: int):
             None,
             {"kernel_size": (3, 3)},
             r"qkv must be \(B, 2 spatial axes, 3, H, D\) for this kernel_size, got \(1, 9, 9, 2, 2, 8\)",
+        ),
+        (
+            PACKED_OPERATOR,
+            packed(1, (9, 4), 2, 8) | {"padding": normal(3, 2, 7)},
+            None,
+            {"kernel_size": (3, 5)},
+            r"padding must be \(3, 2, 8\) for this qkv, got \(3, 2, 7\)",
         ),
         (
             SEPARATE_OPERATOR,
