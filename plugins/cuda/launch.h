@@ -37,7 +37,8 @@ int32_t choose_dim(const Launcher& launcher, const na_params& p, int32_t tactic)
 
 template <typename Launcher>
 int32_t choose(const Launcher& launcher, const na_params& p, int32_t tactic) {
-  if (tactic == 0) na_cuda_tactics(&p, &tactic, 1);
+  // A tactic chosen for other sizes may meet a map that is too small for it.
+  if (tactic == 0 || reaches_behind(p)) na_cuda_tactics(&p, &tactic, 1);
   switch (p.dtype) {
     case NA_FLOAT32:
       return launcher.template plain<float>(make_cuda_problem(p, sizeof(float)));

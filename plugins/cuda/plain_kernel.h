@@ -25,7 +25,7 @@ NA_DEVICE AxisWindow axis_window(const AxisSizes& axis, int32_t position) {
   AxisWindow r;
   r.group = position % axis.dilation;
   r.element = position / axis.dilation;
-  const auto size = static_cast<int32_t>(group_length(axis.length, axis.dilation, r.group));
+  const auto size = static_cast<int32_t>(group_length(axis.padded, axis.dilation, r.group));
   const Window window = group_window(r.element, size, axis.kernel_size, axis.stride, axis.is_causal != 0);
   r.start = static_cast<int32_t>(window.start);
   r.end = static_cast<int32_t>(window.end);
@@ -100,15 +100,22 @@ NA_DEVICE void plain_query(const CudaProblem& p, int64_t number, int lane) {
         const int32_t element[kAxes] = {z, y, x};
         int64_t at = 0;
         int64_t index = head;
+        bool is_behind = false;
         NA_UNROLL
         for (int a = 0; a < kAxes; ++a) {
           const AxisSizes& axis = p.axis[a];
-          at = at * axis.length + element[a] * axis.dilation + window[a].group;
+          const int32_t key_at = element[a] * axis.dilation + window[a].group;
+          is_behind = is_behind || key_at >= axis.length;
+          at = at * axis.length + key_at;
           index = index * (2 * axis.kernel_size - 1) + element[a] - window[a].element + axis.kernel_size - 1;
         }
-        float score = warp_product(query, keys + at * p.key_position, lane, p.head_dim);
+        const T* key = is_behind ? static_cast<const T*>(p.padding_key) + int64_t{key_head} * p.head_dim
+                                 : keys + at * p.key_position;
+        const T* value = is_behind ? static_cast<const T*>(p.padding_value) + int64_t{key_head} * p.value_dim
+                                   : values + at * p.value_position;
+        float score = warp_product(query, key, lane, p.head_dim);
         if (bias != nullptr) score += dev::to_float(bias[index]);
-        sum.add(score, values + at * p.value_position, lane, p.value_dim);
+        sum.add(score, value, lane, p.value_dim);
       }
     }
   }

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "na_params.h"
+#include "padding.h"
 #include "window.h"
 
 namespace na_deploy {
@@ -19,13 +20,17 @@ struct Sizes {
 };
 
 // An axis that a problem does not have stands in front, with length 1 and a window of 1.
+//
+// With padding, windows are laid over `padded` positions, of which the tensors hold the first `length`: queries and
+// addresses count by `length`, windows and keys by `padded`. Without, the two are the same.
 struct AxisSizes {
   int32_t length = 1;
+  int32_t padded = 1;
   int32_t kernel_size = 1;
   int32_t dilation = 1;
   int32_t stride = 1;
   int32_t is_causal = 0;
-  int32_t longest = 1;  // positions of the longest dilation group
+  int32_t longest = 1;  // queries of the longest dilation group
 };
 
 struct CudaProblem {
@@ -50,6 +55,8 @@ struct CudaProblem {
   const void* rel_pos_bias = nullptr;
   const void* additional_key = nullptr;
   const void* additional_value = nullptr;
+  const void* padding_key = nullptr;  // (H, D), of every position at or past `length` on any axis
+  const void* padding_value = nullptr;
   void* output = nullptr;
   float* lse = nullptr;
 };
@@ -61,6 +68,7 @@ inline CudaProblem make_cuda_problem(const na_params& p, int width) {
   for (int a = 0; a < p.rank; ++a) {
     AxisSizes& axis = r.axis[kAxes - p.rank + a];
     axis.length = static_cast<int32_t>(p.length[a]);
+    axis.padded = static_cast<int32_t>(padded_length(p.length[a], p.kernel_size[a], p.dilation[a]));
     axis.kernel_size = static_cast<int32_t>(p.kernel_size[a]);
     axis.dilation = static_cast<int32_t>(p.dilation[a]);
     axis.stride = static_cast<int32_t>(p.stride[a]);
@@ -86,6 +94,9 @@ inline CudaProblem make_cuda_problem(const na_params& p, int width) {
     r.key = base == nullptr ? nullptr : base + part * width;
     r.value = base == nullptr ? nullptr : base + 2 * part * width;
     r.query_position = r.key_position = r.value_position = 3 * part;
+    const auto* padding = static_cast<const unsigned char*>(p.padding);
+    r.padding_key = padding == nullptr ? nullptr : padding + part * width;
+    r.padding_value = padding == nullptr ? nullptr : padding + 2 * part * width;
     return r;
   }
   r.key = p.key;

@@ -54,7 +54,7 @@ extern "C" int na_cuda_check(const na_params* params, char* message, size_t size
   double positions = 1.0;
   double keys = static_cast<double>(p.additional);
   for (int a = 0; a < p.rank; ++a) {
-    positions *= static_cast<double>(p.length[a]);
+    positions *= static_cast<double>(padded_length(p.length[a], p.kernel_size[a], p.dilation[a]));
     keys += static_cast<double>(p.kernel_size[a]);
   }
   if (positions > static_cast<double>(kMost32) || keys > static_cast<double>(kMost32)) {
@@ -69,7 +69,7 @@ extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, in
   int32_t found[16];
   double cost[16];
   int32_t count = 0;
-  if (p.dtype != NA_FLOAT32 && tile_dim(p.head_dim, p.value_dim) != 0) {
+  if (p.dtype != NA_FLOAT32 && tile_dim(p.head_dim, p.value_dim) != 0 && !reaches_behind(p)) {
     for (const TileShape& shape : kShapes) {
       if (shape.rank != p.rank) continue;
       const double own = waste(p, shape);

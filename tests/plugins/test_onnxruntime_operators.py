@@ -190,7 +190,10 @@ SMALL_MAPS = {
     "shorter on both axes": ((2, (5, 9), 3, 32, (7, 5)), {"kernel_size": (7, 5), "dilation": (3, 2), "scale": 0.3}),
     "shorter on one axis": ((1, (20, 4), 2, 20, (5, 5)), {"kernel_size": (5, 5), "stride": (1, 2)}),
     "one position": ((2, (1,), 1, 16, ()), {"kernel_size": (9,), "stride": (4,), "dilation": (3,)}),
-    "three axes": ((2, (2, 8, 3), 2, 24, ()), {"kernel_size": (3, 4, 2), "dilation": (2, 1, 2), "is_causal": (1, 0, 0)}),
+    "three axes": (
+        (2, (2, 8, 3), 2, 24, ()),
+        {"kernel_size": (3, 4, 2), "dilation": (2, 1, 2), "is_causal": (1, 0, 0)},
+    ),
     "large enough": ((2, (14, 15), 2, 32, (7, 7)), {"kernel_size": (7, 7), "dilation": (2, 1)}),
     "many positions": ((3, (40, 13), 2, 32, (7, 7)), {"kernel_size": (7, 7), "dilation": (2, 7)}),
 }
