@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 import na_deploy
@@ -24,6 +25,7 @@ from na_deploy.attention.reference import AttentionResult, reference_attention, 
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.errors import NaDeployError
+from na_deploy.models import ModelConfig, load_model, random_checkpoint
 from na_deploy.runtime.native import onnxruntime_library
 
 LIBRARY = onnxruntime_library()
@@ -427,6 +429,34 @@ def test_a_model_with_function_bodies_runs_on_the_library_where_it_is_installed(
         assert stock.library is None
         expected = stock.run(images)["logits"]
         np.testing.assert_allclose(ours.run(images)["logits"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_an_exported_model_computes_the_same_on_small_maps_with_and_without_the_library(tmp_path: Path, dtype: str):
+    config = ModelConfig(
+        family="nat",
+        embed_dim=32,
+        depths=(1, 2),
+        heads=(1, 2),
+        kernel_size=5,
+        dilations=((2,), (1, 3)),
+        mlp_ratio=2.0,
+        num_classes=10,
+    )
+    random_checkpoint(config, seed=0, path=tmp_path / "model.pth")
+    loaded = load_model(tmp_path / "model.pth", arch="dinat", dilations="2/1,3")
+    given = {"input": "1x3x64x64", "dynamic": "batch,spatial", "dtype": dtype}
+    path = na_deploy.export(loaded, tmp_path / "model.onnx", **given).path
+    random = np.random.default_rng(0)
+    with na_deploy.load(path) as ours, na_deploy.load(path, custom_operators=False) as stock:
+        assert ours.library == LIBRARY
+        for size in ((1, 8, 8), (2, 33, 70), (1, 130, 24), (3, 128, 128)):
+            image = random.standard_normal((size[0], 3, *size[1:])).astype(np.float32)
+            with torch.inference_mode():
+                expected = loaded.module(torch.from_numpy(image)).numpy()
+            for session in (ours, stock):
+                found = session.run(image)["logits"]
+                assert np.abs(found - expected).max() < (1e-5 if dtype == "fp32" else 1e-2) * np.abs(expected).max()
 
 
 def test_many_sessions_register_the_library(write_model):
