@@ -72,6 +72,12 @@ class NeighborhoodLayer:
     share: float = 0.0
 
     @property
+    def reach(self) -> tuple[int, ...]:
+        """Size of the map that windows are laid over: ``lengths``, or more where they reach behind a small map."""
+        axes = zip(self.lengths, self.kernel_size, self.dilation, strict=True)
+        return tuple(max(length, kernel * step) for length, kernel, step in axes)
+
+    @property
     def configuration(self) -> tuple[object, ...]:
         """What two layers must have in common to attend alike."""
         return (

@@ -84,7 +84,7 @@ def _shorten(label: str, limit: int = 40) -> str:
 def _axis(layer: NeighborhoodLayer, axis: int, position: int) -> tuple[Any, Any, Any]:
     """Return what a position attends to on one axis, its tile's queries and the keys its tile reads."""
     length, kernel, dilation, stride = (
-        values[axis] for values in (layer.lengths, layer.kernel_size, layer.dilation, layer.stride)
+        values[axis] for values in (layer.reach, layer.kernel_size, layer.dilation, layer.stride)
     )
     causal = layer.is_causal[axis]
     plan = plan_axis(length, kernel, dilation, stride, causal, rank=len(layer.lengths))
@@ -102,7 +102,7 @@ def _interior(layer: NeighborhoodLayer, axis: int) -> int:
     Off the middle, so that the picture shows why a tile reads more keys than it has queries.
     """
     length, kernel, dilation, tile = (
-        values[axis] for values in (layer.lengths, layer.kernel_size, layer.dilation, layer.tile)
+        values[axis] for values in (layer.reach, layer.kernel_size, layer.dilation, layer.tile)
     )
     elements = length // dilation
     last = axis == len(layer.lengths) - 1
@@ -114,7 +114,7 @@ def _interior(layer: NeighborhoodLayer, axis: int) -> int:
 def _draw_map(axes: Axes, layer: NeighborhoodLayer) -> None:
     """Draw the last two axes of a layer, at the interior query's place on the first of three."""
     first = len(layer.lengths) - 2
-    height, width = layer.lengths[first:]
+    height, width = layer.reach[first:]
     query = [_interior(layer, axis) for axis in (first, first + 1)]
     rows, columns = (_axis(layer, first + axis, query[axis]) for axis in (0, 1))
     corner = [_axis(layer, first + axis, 0)[0] for axis in (0, 1)]
@@ -130,7 +130,7 @@ def _draw_map(axes: Axes, layer: NeighborhoodLayer) -> None:
         depth = _interior(layer, 0)
         attended = _axis(layer, 0, depth)[0]
         axes.set_xlabel(
-            f"slice {depth} of {layer.lengths[0]}; attends to slices {attended[0]}–{attended[-1]}",
+            f"slice {depth} of {layer.reach[0]}; attends to slices {attended[0]}–{attended[-1]}",
             fontsize=7,
             color=FAINT,
         )
@@ -138,7 +138,7 @@ def _draw_map(axes: Axes, layer: NeighborhoodLayer) -> None:
 
 def _draw_sequence(axes: Axes, layer: NeighborhoodLayer) -> None:
     """Draw a sequence layer as its mask: queries down, keys across."""
-    length = layer.lengths[0]
+    length = layer.reach[0]
     spec = (layer.kernel_size[0], layer.dilation[0], layer.stride[0], layer.is_causal[0])
     query = _interior(layer, 0)
     attended, tile, keys = _axis(layer, 0, query)
