@@ -47,7 +47,7 @@ def draw_panel(axes: Axes, group: LayerGroup, colour: str) -> None:
     count = len(group.layers)
     lines = (
         _window(layer),
-        f"map {'×'.join(map(str, layer.lengths))}, {layer.heads} heads × {layer.head_dim}",
+        f"map {_map_text(layer)}, {layer.heads} heads × {layer.head_dim}",
         f"{count} {'layer' if count == 1 else 'layers'}, {group.share:.0%} of the attention work",
     )
     for line, offset in zip(lines, (29, 18, 7), strict=True):
@@ -73,6 +73,11 @@ def _window(layer: NeighborhoodLayer) -> str:
     return ", ".join(words)
 
 
+def _map_text(layer: NeighborhoodLayer) -> str:
+    lengths, reach = ("×".join(map(str, sizes)) for sizes in (layer.lengths, layer.reach))
+    return lengths if lengths == reach else f"{lengths} padded to {reach}"
+
+
 def _times(values: Sequence[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else "×".join(map(str, values))
 
@@ -87,7 +92,7 @@ def _axis(layer: NeighborhoodLayer, axis: int, position: int) -> tuple[Any, Any,
         values[axis] for values in (layer.reach, layer.kernel_size, layer.dilation, layer.stride)
     )
     causal = layer.is_causal[axis]
-    plan = plan_axis(length, kernel, dilation, stride, causal, rank=len(layer.lengths))
+    plan = plan_axis(length, kernel, dilation, stride, causal, tile=layer.tile[axis])
     group, tile = position % dilation, position // dilation // plan.tile
     return (
         attended_positions(position, length, kernel, dilation, stride, causal),
@@ -102,13 +107,13 @@ def _interior(layer: NeighborhoodLayer, axis: int) -> int:
     Off the middle, so that the picture shows why a tile reads more keys than it has queries.
     """
     length, kernel, dilation, tile = (
-        values[axis] for values in (layer.reach, layer.kernel_size, layer.dilation, layer.tile)
+        values[axis] for values in (layer.lengths, layer.kernel_size, layer.dilation, layer.tile)
     )
-    elements = length // dilation
+    elements = max(length // dilation, 1)
     last = axis == len(layer.lengths) - 1
     element = elements // 2 // tile * tile + (3 * tile // 4 if last else tile // 4)
     element = max(min(element, elements - 1 - kernel // 2), min(kernel // 2, elements - 1))
-    return element * dilation + dilation // 2
+    return int(min(element * dilation + dilation // 2, length - 1))
 
 
 def _draw_map(axes: Axes, layer: NeighborhoodLayer) -> None:
