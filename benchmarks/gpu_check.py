@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -48,11 +49,10 @@ def build_library(folder: Path, architecture: str) -> Path:
     nvcc = ["nvcc", "-std=c++17", "-O3", f"-arch={architecture}", "-Xcompiler", "-fPIC,-fvisibility=hidden", *include]
     units = [ROOT / "plugins/cuda/na_cuda.cu", ROOT / "plugins/cuda/tactics.cpp", ROOT / "plugins/core/check.cpp"]
     template = (ROOT / "plugins/cuda/tile_unit.cu.in").read_text()
-    for kind in ("Half", "Bfloat"):
-        for dim in (16, 32, 64, 128):
-            unit = folder / f"tile_{kind}_{dim}.cu"
-            unit.write_text(template.replace("@NA_TYPE@", kind).replace("@NA_DIM@", str(dim)))
-            units.append(unit)
+    for kind, dim in re.findall(r"use\(((?:dev::)?[A-Za-z]+), (\d+)\)", (ROOT / "plugins/cuda/tactics.h").read_text()):
+        unit = folder / f"tile_{kind.removeprefix('dev::')}_{dim}.cu"
+        unit.write_text(template.replace("@NA_TYPE@", kind).replace("@NA_DIM@", dim))
+        units.append(unit)
 
     def compiled(unit: Path) -> str:
         output = folder / f"{unit.stem}.o"

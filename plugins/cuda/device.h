@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #ifdef NA_CUDA_EMULATED
 #include "cuda_emulator.h"
@@ -30,12 +31,34 @@ NA_DEVICE void sync_warp() { __syncwarp(); }
 // The value that the lane `lane ^ mask` holds.
 NA_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffU, value, mask); }
 
-NA_DEVICE float exp2(float x) { return exp2f(x); }
+// All bits that any lane has; whether any lane says so.
+NA_DEVICE uint32_t any_bits(uint32_t bits) { return __reduce_or_sync(0xffffffffU, bits); }
+NA_DEVICE bool any(bool yes) { return __any_sync(0xffffffffU, yes) != 0; }
+
+// Two raised to x, within two units of the last place; 0 for -infinity and where the result would be denormal.
+NA_DEVICE float exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
 NA_DEVICE float log(float x) { return logf(x); }
+
+NA_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
+NA_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
+
+// Keeps the compiler from working out ahead of a loop, and holding in registers, what follows from this number.
+NA_DEVICE void forget(float& x) { asm volatile("" : "+f"(x)); }
+
+// The lowest `count` bits, all of them from 32 on, none below 1. The shift of PTX, unlike that of C++, ends at 32.
+NA_DEVICE uint32_t low_bits(int32_t count) {
+  uint32_t above;
+  asm("shl.b32 %0, %1, %2;\n" : "=r"(above) : "r"(0xffffffffU), "r"(count > 0 ? count : 0));
+  return ~above;
+}
 
 // Shared memory is addressed by its byte offset, as the instructions do.
 using Shared = uint32_t;
-extern __shared__ __align__(128) unsigned char shared_memory[];
+extern __shared__ __align__(1024) unsigned char shared_memory[];
 NA_DEVICE Shared shared_base() { return static_cast<Shared>(__cvta_generic_to_shared(shared_memory)); }
 
 // An object of the block at a byte offset.
@@ -71,8 +94,10 @@ NA_DEVICE void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
                : "memory");
 }
 
-NA_DEVICE void store_shared(Shared to, uint32_t value) {
-  asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(to), "r"(value) : "memory");
+NA_DEVICE float load_shared4(Shared from) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(v) : "r"(from) : "memory");
+  return v;
 }
 struct Bytes16 {
   uint32_t word[4];
@@ -96,6 +121,8 @@ struct Half {
 struct Bfloat {
   uint16_t bits;
 };
+template <typename T>
+constexpr bool kIsHalf = std::is_same_v<T, Half>;
 NA_DEVICE float to_float(float x) { return x; }
 NA_DEVICE float to_float(Half x) { return __half2float(__ushort_as_half(x.bits)); }
 NA_DEVICE float to_float(Bfloat x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
@@ -117,6 +144,16 @@ NA_DEVICE uint32_t pack<Bfloat>(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&v);
 }
 
+// Two neighbouring numbers into shared memory.
+template <typename T>
+NA_DEVICE void store_two(Shared to, float low, float high) {
+  if constexpr (sizeof(T) == 4) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};\n" ::"r"(to), "f"(low), "f"(high) : "memory");
+  } else {
+    asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(to), "r"(pack<T>(low, high)) : "memory");
+  }
+}
+
 // c += a (16x16) times b (16x8), one warp, in the register layouts of mma.m16n8k16.
 template <typename T>
 NA_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
@@ -132,6 +169,15 @@ template <>
 NA_DEVICE void multiply<Bfloat>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// c += a (16x8) times b (8x8) of TF32, one warp, in the register layouts of mma.m16n8k8; low bits are not looked at.
+NA_DEVICE void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};\n"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

@@ -9,20 +9,26 @@
 
 namespace na_deploy {
 
-constexpr int64_t kMostBlocks = 0x7FFFFFFF;
-
 template <typename T>
 __global__ void __launch_bounds__(kPlainThreads) plain_entry(const __grid_constant__ CudaProblem problem) {
   plain_kernel<T>(problem);
 }
 
-// Threads of a multiprocessor that registers must leave room for; with more, scores and sums would spill.
-constexpr int kResidentThreads = 256;
+// Threads of a multiprocessor that registers must leave room for: as many as fit without spilling.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kNarrowThreads = 384;
+#else
+constexpr int kNarrowThreads = 512;
+#endif
+template <typename T, int kDim>
+constexpr int kResidentThreads = kDim * sizeof(T) <= 64 ? kNarrowThreads : 256;
 
 template <typename T, int kDim, typename S>
-__global__ void __launch_bounds__(S::kThreads, kResidentThreads / S::kThreads)
-    tile_entry(const __grid_constant__ CudaProblem problem) {
-  TileKernel<T, kDim, S>(problem).run();
+__global__ void __launch_bounds__((Layout<T, kDim, S>::kThreads),
+                                  kResidentThreads<T, kDim> / (Layout<T, kDim, S>::kThreads))
+    tile_entry(const __grid_constant__ CudaProblem problem, const __grid_constant__ TileGrid grid,
+               int32_t bias_numbers) {
+  TileKernel<T, kDim, S>(problem, grid, bias_numbers).run();
 }
 
 template <typename T>
@@ -37,16 +43,19 @@ int32_t launch_plain(const CudaProblem& problem, na_cuda_stream stream) {
 
 template <typename T, int kDim, typename S>
 int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
-  const int64_t blocks = tiles_of(problem, S::tile());
-  if (blocks == 0) return cudaSuccess;
-  if (blocks > kMostBlocks) return launch_plain<T>(problem, stream);
-  constexpr int kBytes = Layout<kDim, S>::kBytes;
-  if constexpr (kBytes > 48 * 1024) {  // more than kernels get unasked
+  const TileGrid grid = make_tile_grid(problem, S::tile());
+  if (grid.blocks == 0) return cudaSuccess;
+  if (grid.blocks > kMostBlocks) return launch_plain<T>(problem, stream);
+  const int32_t bias_numbers = Layout<T, kDim, S>::bias_numbers(problem);
+  const int bytes = Layout<T, kDim, S>::bytes(bias_numbers);
+  if (bytes > 48 * 1024) {  // more than kernels get unasked
     const cudaError_t allowed =
-        cudaFuncSetAttribute(tile_entry<T, kDim, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+        cudaFuncSetAttribute(tile_entry<T, kDim, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (allowed != cudaSuccess) return allowed;
   }
-  tile_entry<T, kDim, S><<<static_cast<unsigned>(blocks), S::kThreads, kBytes, stream>>>(problem);
+  tile_entry<T, kDim, S>
+      <<<static_cast<unsigned>(grid.blocks), (Layout<T, kDim, S>::kThreads), static_cast<size_t>(bytes), stream>>>(
+          problem, grid, bias_numbers);
   return cudaGetLastError();
 }
 
@@ -54,7 +63,7 @@ template <typename T, int kDim>
 int32_t launch_tile(const CudaProblem& problem, int32_t tactic, na_cuda_stream stream) {
 #define NA_CASE(id, rank, t0, t1, t2, b0, b1, b2) \
   case id:                                        \
-    return launch_shape<T, kDim, Shape<t0, t1, t2, b0, b1, b2>>(problem, stream);
+    return launch_shape<T, kDim, Shape<rank, t0, t1, t2, b0, b1, b2>>(problem, stream);
   switch (tactic) {
     NA_TILE_SHAPES(NA_CASE)
     default:

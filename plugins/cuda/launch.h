@@ -10,6 +10,8 @@
 
 namespace na_deploy {
 
+constexpr int64_t kMostBlocks = 0x7FFFFFFF;
+
 // Launches the plain kernel. Returns a cudaError_t.
 template <typename T>
 int32_t launch_plain(const CudaProblem& problem, na_cuda_stream stream);
@@ -18,12 +20,21 @@ int32_t launch_plain(const CudaProblem& problem, na_cuda_stream stream);
 template <typename T, int kDim>
 int32_t launch_tile(const CudaProblem& problem, int32_t tactic, na_cuda_stream stream);
 
-// Calls `launcher.template tile<T, kDim>(…)` or `launcher.template plain<T>(…)` for a problem.
+// Launches a kernel of Hopper's. Returns a cudaError_t.
+template <typename T, int kDim>
+int32_t launch_hopper(const CudaProblem& problem, int32_t tactic, na_cuda_stream stream);
+
+// Calls `launcher.template hopper<T, kDim>(…)`, `….tile<T, kDim>(…)` or `….plain<T>(…)` for a problem.
 template <typename T, typename Launcher>
 int32_t choose_dim(const Launcher& launcher, const na_params& p, int32_t tactic) {
-  const CudaProblem problem = make_cuda_problem(p, static_cast<int>(sizeof(T)));
+  constexpr int kWidth = static_cast<int>(sizeof(T));
+  const CudaProblem problem = make_cuda_problem(p, kWidth);
   if (tactic == kPlainTactic) return launcher.template plain<T>(problem);
-  switch (tile_dim(p.head_dim, p.value_dim)) {
+  if constexpr (kWidth == 2) {
+    if (is_hopper(tactic) && p.head_dim == 64) return launcher.template hopper<T, 64>(problem, tactic);
+    if (is_hopper(tactic)) return launcher.template hopper<T, 128>(problem, tactic);
+  }
+  switch (tile_dim(p.head_dim, p.value_dim, kWidth)) {
     case 16:
       return launcher.template tile<T, 16>(problem, tactic);
     case 32:
@@ -31,17 +42,17 @@ int32_t choose_dim(const Launcher& launcher, const na_params& p, int32_t tactic)
     case 64:
       return launcher.template tile<T, 64>(problem, tactic);
     default:
-      return launcher.template tile<T, 128>(problem, tactic);
+      if constexpr (kWidth == 2) return launcher.template tile<T, 128>(problem, tactic);
   }
+  return launcher.template plain<T>(problem);
 }
 
 template <typename Launcher>
 int32_t choose(const Launcher& launcher, const na_params& p, int32_t tactic) {
-  // A tactic chosen for other sizes may meet a map that is too small for it.
-  if (tactic == 0 || reaches_behind(p)) na_cuda_tactics(&p, &tactic, 1);
+  tactic = known_tactic(p, tactic);
   switch (p.dtype) {
     case NA_FLOAT32:
-      return launcher.template plain<float>(make_cuda_problem(p, sizeof(float)));
+      return choose_dim<float>(launcher, p, tactic);
     case NA_FLOAT16:
       return choose_dim<dev::Half>(launcher, p, tactic);
     default:

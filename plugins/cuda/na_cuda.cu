@@ -15,18 +15,42 @@ struct Launcher {
   int32_t tile(const CudaProblem& problem, int32_t tactic) const {
     return launch_tile<T, kDim>(problem, tactic, stream);
   }
+  template <typename T, int kDim>
+  int32_t hopper(const CudaProblem& problem, int32_t tactic) const {
+#ifdef NA_DEPLOY_HOPPER
+    return launch_hopper<T, kDim>(problem, tactic, stream);
+#else
+    return cudaErrorInvalidValue;  // device_is_hopper() has said that it cannot be
+#endif
+  }
 };
 
 }  // namespace
 
-#define NA_EXTERN(dim)                                                                              \
-  extern template int32_t launch_tile<dev::Half, dim>(const CudaProblem&, int32_t, na_cuda_stream); \
-  extern template int32_t launch_tile<dev::Bfloat, dim>(const CudaProblem&, int32_t, na_cuda_stream);
-NA_EXTERN(16)
-NA_EXTERN(32)
-NA_EXTERN(64)
-NA_EXTERN(128)
+#define NA_EXTERN(type, dim) \
+  extern template int32_t launch_tile<type, dim>(const CudaProblem&, int32_t, na_cuda_stream);
+NA_TILE_UNITS(NA_EXTERN)
 #undef NA_EXTERN
+#ifdef NA_DEPLOY_HOPPER
+#define NA_EXTERN(type, dim) \
+  extern template int32_t launch_hopper<type, dim>(const CudaProblem&, int32_t, na_cuda_stream);
+NA_HOPPER_UNITS(NA_EXTERN)
+#undef NA_EXTERN
+#endif
+
+bool device_is_hopper() {
+#ifdef NA_DEPLOY_HOPPER
+  int device = 0;
+  int major = 0;
+  int minor = -1;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess && major == 9 &&
+         minor == 0;
+#else
+  return false;
+#endif
+}
 
 }  // namespace na_deploy
 

@@ -14,21 +14,20 @@ constexpr int kPlainThreads = 128;
 constexpr int kPlainChannels = 8;  // channels per lane, so up to 256 of a head
 
 // Where on its axis, and in its dilation group, a query stands, and its window there.
-struct AxisWindow {
+struct QueryWindow {
   int32_t group;
   int32_t element;
   int32_t start;
   int32_t end;
 };
 
-NA_DEVICE AxisWindow axis_window(const AxisSizes& axis, int32_t position) {
-  AxisWindow r;
+NA_DEVICE QueryWindow query_window(const AxisSizes& axis, int32_t position) {
+  QueryWindow r;
   r.group = position % axis.dilation;
   r.element = position / axis.dilation;
-  const auto size = static_cast<int32_t>(group_length(axis.padded, axis.dilation, r.group));
-  const Window window = group_window(r.element, size, axis.kernel_size, axis.stride, axis.is_causal != 0);
-  r.start = static_cast<int32_t>(window.start);
-  r.end = static_cast<int32_t>(window.end);
+  const BasicWindow<int32_t> window = axis_window(axis, reached_size(axis, r.group), r.element);
+  r.start = window.start;
+  r.end = window.end;
   return r;
 }
 
@@ -74,11 +73,11 @@ NA_DEVICE void plain_query(const CudaProblem& p, int64_t number, int lane) {
   const int64_t image = place / p.positions;
   const int32_t key_head = head / p.heads_per_key;
 
-  AxisWindow window[kAxes];
+  QueryWindow window[kAxes];
   int32_t rest = position;
   NA_UNROLL
   for (int a = kAxes - 1; a >= 0; --a) {
-    window[a] = axis_window(p.axis[a], rest % p.axis[a].length);
+    window[a] = query_window(p.axis[a], rest % p.axis[a].length);
     rest /= p.axis[a].length;
   }
   float query[kPlainChannels] = {};
@@ -119,9 +118,8 @@ NA_DEVICE void plain_query(const CudaProblem& p, int64_t number, int lane) {
       }
     }
   }
-  const int64_t key_heads = p.heads / p.heads_per_key;
   for (int32_t m = 0; m < p.additional; ++m) {
-    const int64_t row = (image * p.additional + m) * key_heads + key_head;
+    const int64_t row = (image * p.additional + m) * p.key_heads + key_head;
     const T* key = static_cast<const T*>(p.additional_key) + row * p.head_dim;
     const T* value = static_cast<const T*>(p.additional_value) + row * p.value_dim;
     sum.add(warp_product(query, key, lane, p.head_dim), value, lane, p.value_dim);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "divisor.h"
 #include "na_params.h"
 #include "padding.h"
 #include "window.h"
@@ -21,22 +22,41 @@ struct Sizes {
 
 // An axis that a problem does not have stands in front, with length 1 and a window of 1.
 //
-// With padding, windows are laid over `padded` positions, of which the tensors hold the first `length`: queries and
-// addresses count by `length`, windows and keys by `padded`. Without, the two are the same.
+// Tensors hold `length` positions, and that many have queries. With padding, windows may reach behind them.
 struct AxisSizes {
   int32_t length = 1;
-  int32_t padded = 1;
   int32_t kernel_size = 1;
   int32_t dilation = 1;
   int32_t stride = 1;
   int32_t is_causal = 0;
-  int32_t longest = 1;  // queries of the longest dilation group
+  int32_t longest = 1;  // positions of the longest dilation group
+  int32_t longer = 1;   // groups that are as long as that; the others have one position less
+  Divisor by_stride;
 };
+
+// Positions of a dilation group of an axis.
+NA_HOST_DEVICE int32_t group_size(const AxisSizes& axis, int32_t group) {
+  return axis.longest - (group < axis.longer ? 0 : 1);
+}
+
+// Positions of a dilation group that windows are laid over: if one reaches behind the map, all are as long as windows.
+NA_HOST_DEVICE int32_t reached_size(const AxisSizes& axis, int32_t group) {
+  const int32_t size = group_size(axis, group);
+  return size < axis.kernel_size ? axis.kernel_size : size;
+}
+
+// The window of `element`, less than `size`, of a dilation group.
+NA_HOST_DEVICE BasicWindow<int32_t> axis_window(const AxisSizes& axis, int32_t size, int32_t element) {
+  const int32_t first = quotient(element, axis.by_stride) * axis.stride;
+  return shared_window(element, first, size, axis.kernel_size, axis.stride, axis.is_causal != 0);
+}
 
 struct CudaProblem {
   AxisSizes axis[kAxes];
   int32_t heads = 0;
+  int32_t key_heads = 1;
   int32_t heads_per_key = 1;
+  Divisor by_heads_per_key;
   int32_t head_dim = 0;
   int32_t value_dim = 0;
   int32_t additional = 0;
@@ -44,10 +64,11 @@ struct CudaProblem {
   int64_t batch = 0;
   float scale = 1.0F;
 
-  // Elements between neighbouring positions and between images; a head's channels lie together.
-  int64_t query_position = 0;
-  int64_t key_position = 0;
-  int64_t value_position = 0;
+  // Elements between neighbouring positions; a head's channels lie together.
+  int32_t query_position = 0;
+  int32_t key_position = 0;
+  int32_t value_position = 0;
+  int32_t bias_distance[kAxes] = {1, 1, 1};  // elements of a head's bias between neighbouring offsets on an axis
 
   const void* query = nullptr;
   const void* key = nullptr;
@@ -68,18 +89,23 @@ inline CudaProblem make_cuda_problem(const na_params& p, int width) {
   for (int a = 0; a < p.rank; ++a) {
     AxisSizes& axis = r.axis[kAxes - p.rank + a];
     axis.length = static_cast<int32_t>(p.length[a]);
-    axis.padded = static_cast<int32_t>(padded_length(p.length[a], p.kernel_size[a], p.dilation[a]));
     axis.kernel_size = static_cast<int32_t>(p.kernel_size[a]);
     axis.dilation = static_cast<int32_t>(p.dilation[a]);
     axis.stride = static_cast<int32_t>(p.stride[a]);
     axis.is_causal = static_cast<int32_t>(p.is_causal[a]);
     axis.longest = static_cast<int32_t>(group_length(p.length[a], p.dilation[a], 0));
+    axis.longer = axis.length - (axis.longest - 1) * axis.dilation;
+    axis.by_stride = make_divisor(axis.stride);
     positions *= p.length[a];
   }
   r.positions = static_cast<int32_t>(positions);
   r.batch = p.batch;
   r.heads = static_cast<int32_t>(p.heads);
+  r.key_heads = static_cast<int32_t>(p.key_heads);
   r.heads_per_key = static_cast<int32_t>(p.heads / p.key_heads);
+  r.by_heads_per_key = make_divisor(r.heads_per_key);
+  for (int a = kAxes - 1; a > 0 && p.rel_pos_bias != nullptr; --a)
+    r.bias_distance[a - 1] = r.bias_distance[a] * (2 * r.axis[a].kernel_size - 1);
   r.head_dim = static_cast<int32_t>(p.head_dim);
   r.value_dim = static_cast<int32_t>(p.value_dim);
   r.additional = static_cast<int32_t>(p.additional);
@@ -93,7 +119,7 @@ inline CudaProblem make_cuda_problem(const na_params& p, int width) {
     const auto* base = static_cast<const unsigned char*>(p.query);
     r.key = base == nullptr ? nullptr : base + part * width;
     r.value = base == nullptr ? nullptr : base + 2 * part * width;
-    r.query_position = r.key_position = r.value_position = 3 * part;
+    r.query_position = r.key_position = r.value_position = static_cast<int32_t>(3 * part);
     const auto* padding = static_cast<const unsigned char*>(p.padding);
     r.padding_key = padding == nullptr ? nullptr : padding + part * width;
     r.padding_value = padding == nullptr ? nullptr : padding + 2 * part * width;
@@ -103,9 +129,9 @@ inline CudaProblem make_cuda_problem(const na_params& p, int width) {
   r.value = p.value;
   r.additional_key = p.additional_key;
   r.additional_value = p.additional_value;
-  r.query_position = p.heads * p.head_dim;
-  r.key_position = p.key_heads * p.head_dim;
-  r.value_position = p.key_heads * p.value_dim;
+  r.query_position = static_cast<int32_t>(p.heads * p.head_dim);
+  r.key_position = static_cast<int32_t>(p.key_heads * p.head_dim);
+  r.value_position = static_cast<int32_t>(p.key_heads * p.value_dim);
   return r;
 }
 

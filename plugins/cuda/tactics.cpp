@@ -12,32 +12,49 @@ namespace {
 
 constexpr int64_t kMost32 = std::numeric_limits<int32_t>::max() / 4;
 
+constexpr int32_t kMostTactics = 16;
+
 struct TileShape {
   int32_t tactic;
   int32_t rank;
   int tile[kAxes];
+  int box[kAxes];
 };
 
-#define NA_ROW(id, rank, t0, t1, t2, b0, b1, b2) {id, rank, {t0, t1, t2}},
-constexpr TileShape kShapes[] = {NA_TILE_SHAPES(NA_ROW)};
-#undef NA_ROW
+#define NA_TILE_ROW(id, rank, t0, t1, t2, b0, b1, b2) {id, rank, {t0, t1, t2}, {b0, b1, b2}},
+#define NA_HOPPER_ROW(id, rank, t0, t1, t2) {id, rank, {t0, t1, t2}, {t0, t1, t2}},
+constexpr TileShape kShapes[] = {NA_TILE_SHAPES(NA_TILE_ROW) NA_HOPPER_SHAPES(NA_HOPPER_ROW)};
+#undef NA_TILE_ROW
+#undef NA_HOPPER_ROW
 
 int refuse(char* message, size_t size, const char* format, long long number) {
   if (message != nullptr && size > 0) std::snprintf(message, size, format, number);
   return 1;
 }
 
-// Query rows that all tiles hold together, in relation to those there are: what short groups waste.
-double waste(const na_params& p, const TileShape& shape) {
-  double held = 1.0;
-  double real = 1.0;
+// What a shape computes for each query: keys of all boxes, for all queries that tiles have room for. Loads and what is
+// done once a tile count as 16 queries more, and Hopper's products as half. Guesses, for those who cannot time.
+double cost(const na_params& p, const TileShape& shape) {
+  double pairs = is_hopper(shape.tactic) ? 0.5 : 1.0;
+  double queries = 1.0;
   for (int a = 0; a < p.rank; ++a) {
     const int tile = shape.tile[kAxes - p.rank + a];
+    const int box = shape.box[kAxes - p.rank + a];
     const int64_t longest = group_length(p.length[a], p.dilation[a], 0);
-    held *= static_cast<double>(p.dilation[a] * ((longest + tile - 1) / tile) * tile);
-    real *= static_cast<double>(p.length[a]);
+    const int64_t span = smaller<int64_t>(p.kernel_size[a] + larger<int64_t>(tile - p.stride[a], 0), longest);
+    pairs *= static_cast<double>((span + box - 1) / box * box);
+    pairs *= static_cast<double>(p.dilation[a] * ((longest + tile - 1) / tile) * tile);
+    queries *= tile;
   }
-  return held / real;
+  return pairs * (1.0 + 16.0 / queries);
+}
+
+bool hopper_takes(const na_params& p) {
+  if (p.dtype == NA_FLOAT32 || p.head_dim != p.value_dim || (p.head_dim != 64 && p.head_dim != 128)) return false;
+  for (int a = 0; a < p.rank; ++a) {
+    if (p.dilation[a] != 1) return false;
+  }
+  return device_is_hopper();
 }
 
 }  // namespace
@@ -50,6 +67,10 @@ extern "C" int na_cuda_check(const na_params* params, char* message, size_t size
   if (p.head_dim > 32 * 8 || p.value_dim > 32 * 8) {
     const int64_t widest = p.head_dim > p.value_dim ? p.head_dim : p.value_dim;
     return refuse(message, size, "heads have at most 256 channels on a GPU, got %lld", widest);
+  }
+  const double row = 3.0 * static_cast<double>(p.heads) * static_cast<double>(p.head_dim + p.value_dim);
+  if (row > static_cast<double>(kMost32)) {
+    return refuse(message, size, "a position has at most %lld numbers on a GPU", kMost32);
   }
   double positions = 1.0;
   double keys = static_cast<double>(p.additional);
@@ -66,24 +87,31 @@ extern "C" int na_cuda_check(const na_params* params, char* message, size_t size
 extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, int32_t capacity) {
   using namespace na_deploy;
   const na_params& p = *params;
-  int32_t found[16];
-  double cost[16];
+  int32_t found[kMostTactics];
+  double costs[kMostTactics];
   int32_t count = 0;
-  if (p.dtype != NA_FLOAT32 && tile_dim(p.head_dim, p.value_dim) != 0 && !reaches_behind(p)) {
-    for (const TileShape& shape : kShapes) {
-      if (shape.rank != p.rank) continue;
-      const double own = waste(p, shape);
-      int32_t at = count++;
-      for (; at > 0 && own < cost[at - 1] * 0.999; --at) {  // among equals the table's order stays
-        found[at] = found[at - 1];
-        cost[at] = cost[at - 1];
-      }
-      found[at] = shape.tactic;
-      cost[at] = own;
+  const bool is_small = reaches_behind(p);
+  const bool takes_tiles = !is_small && tile_dim(p.head_dim, p.value_dim, p.dtype == NA_FLOAT32 ? 4 : 2) != 0;
+  const bool takes_hopper = !is_small && hopper_takes(p);
+  for (const TileShape& shape : kShapes) {
+    if (shape.rank != p.rank || !(is_hopper(shape.tactic) ? takes_hopper : takes_tiles)) continue;
+    const double own = cost(p, shape);
+    int32_t at = count++;
+    for (; at > 0 && own < costs[at - 1]; --at) {  // among equals the table's order stays
+      found[at] = found[at - 1];
+      costs[at] = costs[at - 1];
     }
+    found[at] = shape.tactic;
+    costs[at] = own;
   }
   found[count++] = kPlainTactic;
   count = std::min(count, capacity);
   std::copy_n(found, count, tactics);
   return count;
+}
+
+int32_t na_deploy::known_tactic(const na_params& p, int32_t tactic) {
+  int32_t known[kMostTactics];
+  const int32_t count = na_cuda_tactics(&p, known, kMostTactics);
+  return std::find(known, known + count, tactic) != known + count ? tactic : known[0];
 }

@@ -13,16 +13,34 @@ namespace na_deploy {
       use(5, 2, 1, 16, 8, 1, 8, 8) use(6, 2, 1, 4, 16, 1, 4, 16) use(7, 3, 4, 4, 4, 4, 4, 4) \
           use(8, 3, 2, 4, 8, 2, 4, 8) use(9, 3, 4, 4, 8, 4, 4, 4)
 
-constexpr int32_t kPlainTactic = 1;
+// Hopper's: 128 queries and boxes of as many keys. One axis; 8x16 or 16x8; 2x8x8 or 4x4x8.
+#define NA_HOPPER_SHAPES(use) \
+  use(20, 1, 1, 1, 128) use(21, 2, 1, 8, 16) use(22, 2, 1, 16, 8) use(23, 3, 2, 8, 8) use(24, 3, 4, 4, 8)
+#define NA_HOPPER_UNITS(use) use(dev::Half, 64) use(dev::Half, 128) use(dev::Bfloat, 64) use(dev::Bfloat, 128)
 
-// Head dims that tile kernels exist for; a smaller one that is a multiple of 8 takes the next.
+constexpr int32_t kPlainTactic = 1;
+constexpr bool is_hopper(int32_t tactic) { return tactic >= 20; }
+
+// The tactic if it can compute the problem on the present device; else, and for 0, the default one.
+int32_t known_tactic(const na_params& p, int32_t tactic);
+
+// Whether the present device, and the library as it was compiled, can run Hopper's kernels.
+bool device_is_hopper();
+
+// Channels that tile kernels exist for; heads with fewer, in whole pieces of 16 bytes, take the next. 128 channels of
+// float32 would fill the shared memory of most devices.
 constexpr int kTileDims[] = {16, 32, 64, 128};
 
-constexpr int tile_dim(int64_t head_dim, int64_t value_dim) {
+#define NA_TILE_UNITS(use)                                                                          \
+  use(dev::Half, 16) use(dev::Half, 32) use(dev::Half, 64) use(dev::Half, 128) use(dev::Bfloat, 16) \
+      use(dev::Bfloat, 32) use(dev::Bfloat, 64) use(dev::Bfloat, 128) use(float, 16) use(float, 32) use(float, 64)
+
+// The channels of the tile kernel for `width` bytes a number, 0 if there is none.
+constexpr int tile_dim(int64_t head_dim, int64_t value_dim, int width) {
   const int64_t widest = head_dim > value_dim ? head_dim : value_dim;
-  if (head_dim % 8 != 0 || value_dim % 8 != 0) return 0;
+  if (head_dim * width % 16 != 0 || value_dim * width % 16 != 0) return 0;
   for (const int dim : kTileDims) {
-    if (widest <= dim) return dim;
+    if (widest <= dim) return dim * width <= 256 ? dim : 0;
   }
   return 0;
 }

@@ -1,148 +1,117 @@
-// Fused neighborhood attention on tensor cores, for 16-bit numbers.
+// Fused neighborhood attention on tensor cores.
 //
 // A block of threads takes a tile of queries (one image, head and dilation group), 16 of them to a warp, and goes
 // through boxes of 64 keys: loaded once for the whole tile from the tensors as they are, heads last, two boxes in
-// flight; scores, mask, bias and an online softmax in registers in float32. Boxes that no query sees are skipped, those
-// that all see are not masked. Nothing of the size of scores leaves the registers.
+// flight; scores, mask, bias and an online softmax in registers in float32. Boxes that no query sees do not come up,
+// those that all see are not masked, and a warp passes over each 16 keys that none of its queries sees. Nothing of the
+// size of scores leaves the registers.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "device.h"
+#include "fragments.h"
 #include "problem.h"
+#include "scores.h"
+#include "shape.h"
 #include "tiles.h"
 
 namespace na_deploy {
 
 constexpr int kBoxKeys = 64;
-constexpr float kLog2E = 1.44269504F;
-constexpr float kLn2 = 0.693147181F;
+constexpr int kPairs = kBoxKeys / 16;  // pairs of eight keys, as they are multiplied
+constexpr uint32_t kPairBits = 0xFFFF;
 
-// Queries of a tile and keys of a box along each axis.
-template <int kT0, int kT1, int kT2, int kB0, int kB1, int kB2>
-struct Shape {
-  static NA_HOST_DEVICE constexpr Sizes tile() { return {{kT0, kT1, kT2}}; }
-  static NA_HOST_DEVICE constexpr Sizes box() { return {{kB0, kB1, kB2}}; }
-  static constexpr int kQueries = kT0 * kT1 * kT2;
-  static constexpr int kThreads = 2 * kQueries;
-  static_assert(kB0 * kB1 * kB2 == kBoxKeys, "a box has 64 keys");
-  static_assert(kQueries % 16 == 0 && kQueries <= 2 * kBoxKeys, "a warp takes 16 queries; they pass through a stage");
-};
-
-// Rows of kDim numbers in shared memory, 16 bytes at a time, so arranged that eight rows never meet in a bank.
-template <int kDim>
-struct Rows {
-  static constexpr int kPieces = kDim / 8;
-  static constexpr int kBytes = kDim * 2;
-  static constexpr int kShift = kPieces >= 8 ? 0 : kPieces == 4 ? 1 : 2;
-  static constexpr int kMask = kPieces >= 8 ? 7 : kPieces - 1;
-
-  NA_DEVICE static dev::Shared at(dev::Shared base, int row, int piece) {
-    return base + static_cast<dev::Shared>(row * kBytes + ((piece ^ ((row >> kShift) & kMask)) * 16));
-  }
-};
-
-// What a query attends to; all of them lie in shared memory, since registers are for scores and sums.
-struct RowWindow {
-  int32_t start[kAxes];
-  int32_t extent[kAxes];
-  int32_t element[kAxes];
-};
-
-// Shared memory: two stages of keys and values, the tile, its boxes, the queries' windows.
-template <int kDim, typename S>
+// Shared memory: two stages of keys and values, the tile, its queries' windows, and the head's biases if they fit.
+template <typename T, int kDim, typename S>
 struct Layout {
-  static constexpr int kStages = 4 * kBoxKeys * kDim * 2;
-  static constexpr int kBoxes = kStages + static_cast<int>(sizeof(Tile));
-  static constexpr int kWindows = kBoxes + static_cast<int>(sizeof(KeyBoxes));
-  static constexpr int kBytes = kWindows + static_cast<int>(sizeof(RowWindow)) * S::kQueries;
+  static_assert(S::kKeys == kBoxKeys, "a box has 64 keys");
+  static_assert(S::kQueries % 16 == 0 && S::kQueries <= 2 * kBoxKeys, "a warp takes 16 queries; they pass a stage");
+  static constexpr int kThreads = 2 * S::kQueries;
+  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(T));
+  static constexpr int kPart = kBoxKeys * kRowBytes;  // keys or values
+  static constexpr int kTile = 4 * kPart;
+  static constexpr int kWindows = kTile + static_cast<int>(sizeof(Tile));
+  static constexpr int kBias = kWindows + static_cast<int>(sizeof(RowWindow)) * S::kQueries;
+  static constexpr int kMostBias = 4096;  // numbers; more stay in global memory
+
+  static int32_t bias_numbers(const CudaProblem& p) {
+    if (p.rel_pos_bias == nullptr) return 0;
+    const int64_t numbers = int64_t{p.bias_distance[0]} * (2 * p.axis[0].kernel_size - 1);
+    return numbers <= kMostBias ? static_cast<int32_t>(numbers) : 0;
+  }
+  static int bytes(int32_t bias_numbers) { return kBias + 4 * bias_numbers; }
 };
 
 template <typename T, int kDim, typename S>
 class TileKernel {
  public:
-  NA_DEVICE explicit TileKernel(const CudaProblem& problem)
-      : p_(problem),
-        tile_(dev::shared_object<Tile>(Layout<kDim, S>::kStages)),
-        boxes_(dev::shared_object<KeyBoxes>(Layout<kDim, S>::kBoxes)) {}
+  // `bias_numbers`: of a head, if they lie in shared memory; else 0.
+  NA_DEVICE TileKernel(const CudaProblem& problem, const TileGrid& grid, int32_t bias_numbers)
+      : p_(problem), grid_(grid), bias_numbers_(bias_numbers), tile_(dev::shared_object<Tile>(L::kTile)) {}
 
   NA_DEVICE void run() {
-    if (dev::thread() == 0) {
-      tile_ = tile_at(p_, S::tile(), dev::block());
-      if (!tile_.is_empty) boxes_ = key_boxes(tile_, S::box(), p_.additional);
-    }
+    if (dev::thread() == 0) tile_ = tile_at(p_, grid_, S::tile(), static_cast<int32_t>(dev::block()));
     dev::sync();
     if (tile_.is_empty) return;
-    int32_t step = next_step(tile_, boxes_, S::box(), 0);
+    find_keys();
+    KeyStep step = first_step(tile_);
     load_queries(stage(1));
-    load_box(box(step), stage(0));
+    dev::commit_copies();
+    load_step(step, stage(0));
     dev::commit_copies();
     find_windows();
-    dev::wait_copies<0>();
+    read_bias();
+    dev::wait_copies<1>();
     dev::sync();
     read_queries(stage(1));
     dev::sync();
-    for (int turn = 0; step < boxes_.steps; ++turn) {
-      const int32_t following = next_step(tile_, boxes_, S::box(), step + 1);
-      if (following < boxes_.steps) load_box(box(following), stage((turn + 1) % 2));
+    for (int turn = 0; !is_past(step, p_.additional); ++turn) {
+      KeyStep following = step;
+      advance(tile_, S::box(), following);
+      if (!is_past(following, p_.additional)) load_step(following, stage((turn + 1) % 2));
       dev::commit_copies();
       dev::wait_copies<1>();
       dev::sync();
-      attend(box(step), stage(turn % 2));
+      attend(step, stage(turn % 2));
       dev::sync();
       step = following;
     }
-    write(stage(0));
+    write_rows<T, S>(p_, tile_, dev::thread() / 32 * 16, softmax_, output_,
+                     [](int row, int piece) { return R::at(stage(0), row, piece); });
   }
 
  private:
+  using L = Layout<T, kDim, S>;
+  using R = Rows<L::kRowBytes>;
+  using F = Fragments<T, L::kRowBytes>;
+  static constexpr int kNumbers = 16 / static_cast<int>(sizeof(T));  // in a piece of 16 bytes
+  static constexpr int kRowsAtOnce = L::kThreads / R::kPieces;
+
   NA_DEVICE static dev::Shared stage(int number) {
-    return dev::shared_base() + static_cast<dev::Shared>(number * 2 * kBoxKeys * kDim * 2);
+    return dev::shared_base() + static_cast<dev::Shared>(number * 2 * L::kPart);
   }
-  NA_DEVICE static dev::Shared values_of(dev::Shared stage) {
-    return stage + static_cast<dev::Shared>(kBoxKeys * kDim * 2);
-  }
-
-  NA_DEVICE KeyBox box(int32_t step) const { return box_at(tile_, boxes_, S::box(), p_.additional, step); }
+  NA_DEVICE static dev::Shared values_of(dev::Shared stage) { return stage + static_cast<dev::Shared>(L::kPart); }
   NA_DEVICE static RowWindow& window(int row) {
-    return dev::shared_object<RowWindow>(Layout<kDim, S>::kWindows + row * static_cast<int>(sizeof(RowWindow)));
+    return dev::shared_object<RowWindow>(L::kWindows + row * static_cast<int>(sizeof(RowWindow)));
   }
-
-  // Query `row` of the tile: its flat position in the image, or -1 past the group's end.
-  NA_DEVICE int32_t query_position(int row) const {
-    int32_t coordinate[kAxes];
-    split(row, S::tile(), coordinate);
-    int32_t at = 0;
-    NA_UNROLL
-    for (int a = 0; a < kAxes; ++a) {
-      const int32_t element = tile_.first[a] + coordinate[a];
-      if (element >= tile_.size[a]) return -1;
-      at = at * p_.axis[a].length + element * p_.axis[a].dilation + tile_.group[a];
-    }
-    return at;
-  }
-
-  NA_DEVICE static void split(int row, Sizes sizes, int32_t (&coordinate)[kAxes]) {
-    NA_UNROLL
-    for (int a = kAxes - 1; a >= 0; --a) {
-      coordinate[a] = row % sizes[a];
-      row /= sizes[a];
-    }
+  NA_DEVICE static float& shared_bias(int index) { return dev::shared_object<float>(L::kBias + 4 * index); }
+  NA_DEVICE const T* head_bias() const {
+    return static_cast<const T*>(p_.rel_pos_bias) +
+           int64_t{tile_.head} * p_.bias_distance[0] * (2 * p_.axis[0].kernel_size - 1);
   }
 
   NA_DEVICE void load_queries(dev::Shared to) const {
     const T* image = static_cast<const T*>(p_.query) + tile_.image * p_.positions * p_.query_position +
                      int64_t{tile_.head} * p_.head_dim;
+    const int piece = dev::thread() % R::kPieces;
     NA_NO_UNROLL
-    for (int n = dev::thread(); n < S::kQueries * Rows<kDim>::kPieces; n += S::kThreads) {
-      const int row = n / Rows<kDim>::kPieces;
-      const int piece = n % Rows<kDim>::kPieces;
-      const int32_t at = query_position(row);
-      const bool inside = at >= 0 && piece * 8 < p_.head_dim;
-      dev::copy_ahead(Rows<kDim>::at(to, row, piece), inside ? image + at * p_.query_position + piece * 8 : p_.query,
-                      inside);
+    for (int row = dev::thread() / R::kPieces; row < S::kQueries; row += kRowsAtOnce) {
+      const int32_t at = query_position<S>(p_, tile_, row);
+      const bool inside = at >= 0 && piece * kNumbers < p_.head_dim;
+      const T* from = image + int64_t{at} * p_.query_position + piece * kNumbers;
+      dev::copy_ahead(R::at(to, row, piece), inside ? from : p_.query, inside);
     }
   }
 
@@ -150,242 +119,150 @@ class TileKernel {
     const int lane = dev::thread() % 32;
     const int row = dev::thread() / 32 * 16 + lane % 16;
     NA_UNROLL
-    for (int k = 0; k < kDim / 16; ++k) dev::load_matrices(query_[k], Rows<kDim>::at(from, row, 2 * k + lane / 16));
+    for (int k = 0; k < F::kSteps; ++k) F::read_queries(query_[k], R::at(from, row, 2 * k + lane / 16));
   }
 
-  NA_DEVICE void load_box(const KeyBox& box, dev::Shared stage) const {
-    const int32_t key_head = tile_.head / p_.heads_per_key;
-    if (box.is_additional) {
-      const int64_t key_heads = p_.heads / p_.heads_per_key;
-      const int64_t first = (tile_.image * p_.additional + box.first[0]) * key_heads + key_head;
-      load_additional(static_cast<const T*>(p_.additional_key) + first * p_.head_dim, key_heads, p_.head_dim,
-                      p_.additional - box.first[0], stage);
-      load_additional(static_cast<const T*>(p_.additional_value) + first * p_.value_dim, key_heads, p_.value_dim,
-                      p_.additional - box.first[0], values_of(stage));
-      return;
-    }
+  NA_DEVICE void find_keys() {
+    const int32_t key_head = quotient(tile_.head, p_.by_heads_per_key);
     const int64_t image = tile_.image * p_.positions;
-    load_map(static_cast<const T*>(p_.key) + image * p_.key_position + int64_t{key_head} * p_.head_dim, p_.key_position,
-             p_.head_dim, box, stage);
-    load_map(static_cast<const T*>(p_.value) + image * p_.value_position + int64_t{key_head} * p_.value_dim,
-             p_.value_position, p_.value_dim, box, values_of(stage));
+    keys_ = static_cast<const T*>(p_.key) + image * p_.key_position + int64_t{key_head} * p_.head_dim;
+    values_ = static_cast<const T*>(p_.value) + image * p_.value_position + int64_t{key_head} * p_.value_dim;
   }
 
-  NA_DEVICE void load_map(const T* from, int64_t distance, int32_t dim, const KeyBox& box, dev::Shared to) const {
-    NA_NO_UNROLL
-    for (int n = dev::thread(); n < kBoxKeys * Rows<kDim>::kPieces; n += S::kThreads) {
-      const int row = n / Rows<kDim>::kPieces;
-      const int piece = n % Rows<kDim>::kPieces;
+  NA_DEVICE void load_step(const KeyStep& step, dev::Shared stage) const {
+    if (step.is_additional()) {
+      load_additional(step.additional, stage);
+    } else {
+      load_box(step, stage);
+    }
+  }
+
+  NA_DEVICE void load_row(int row, int piece, const T* key, const T* value, bool inside, dev::Shared stage) const {
+    const bool has_key = inside && piece * kNumbers < p_.head_dim;
+    const bool has_value = inside && piece * kNumbers < p_.value_dim;
+    dev::copy_ahead(R::at(stage, row, piece), has_key ? key + piece * kNumbers : keys_, has_key);
+    dev::copy_ahead(R::at(values_of(stage), row, piece), has_value ? value + piece * kNumbers : values_, has_value);
+  }
+
+  // Keys past the last one that any query sees are not loaded; zeros stand for them.
+  NA_DEVICE void load_box(const KeyStep& step, dev::Shared stage) const {
+    NA_UNROLL
+    for (int row = dev::thread() / R::kPieces; row < kBoxKeys; row += kRowsAtOnce) {
       int32_t coordinate[kAxes];
       split(row, S::box(), coordinate);
       int32_t at = 0;
-      bool inside = piece * 8 < dim;
+      bool inside = true;
       NA_UNROLL
-      for (int a = 0; a < kAxes; ++a) {
-        const int32_t element = box.first[a] + coordinate[a];
-        inside = inside && element < tile_.size[a];
+      for (int a = S::kFirstAxis; a < kAxes; ++a) {
+        const int32_t element = step.first[a] + coordinate[a];
+        inside = inside && element < tile_.range[a].highest_end;
         at = at * p_.axis[a].length + element * p_.axis[a].dilation + tile_.group[a];
       }
-      dev::copy_ahead(Rows<kDim>::at(to, row, piece), inside ? from + at * distance + piece * 8 : from, inside);
+      load_row(row, dev::thread() % R::kPieces, keys_ + int64_t{at} * p_.key_position,
+               values_ + int64_t{at} * p_.value_position, inside, stage);
     }
   }
 
-  NA_DEVICE void load_additional(const T* from, int64_t key_heads, int32_t dim, int32_t left, dev::Shared to) const {
+  NA_DEVICE void load_additional(int32_t first, dev::Shared stage) const {
+    const int32_t key_head = quotient(tile_.head, p_.by_heads_per_key);
     NA_NO_UNROLL
-    for (int n = dev::thread(); n < kBoxKeys * Rows<kDim>::kPieces; n += S::kThreads) {
-      const int row = n / Rows<kDim>::kPieces;
-      const int piece = n % Rows<kDim>::kPieces;
-      const bool inside = row < left && piece * 8 < dim;
-      dev::copy_ahead(Rows<kDim>::at(to, row, piece), inside ? from + row * key_heads * dim + piece * 8 : from, inside);
+    for (int row = dev::thread() / R::kPieces; row < kBoxKeys; row += kRowsAtOnce) {
+      const int64_t at = (tile_.image * p_.additional + first + row) * p_.key_heads + key_head;
+      load_row(row, dev::thread() % R::kPieces, static_cast<const T*>(p_.additional_key) + at * p_.head_dim,
+               static_cast<const T*>(p_.additional_value) + at * p_.value_dim, first + row < p_.additional, stage);
     }
   }
 
   NA_DEVICE void find_windows() const {
-    const int row = dev::thread();
-    if (row >= S::kQueries) return;
-    int32_t coordinate[kAxes];
-    split(row, S::tile(), coordinate);
-    NA_UNROLL
-    for (int a = 0; a < kAxes; ++a) {
-      const auto element = static_cast<int32_t>(smaller(tile_.first[a] + coordinate[a], tile_.size[a] - 1));
-      const AxisSizes& axis = p_.axis[a];
-      const Window w = group_window(element, tile_.size[a], axis.kernel_size, axis.stride, axis.is_causal != 0);
-      window(row).start[a] = static_cast<int32_t>(w.start);
-      window(row).extent[a] = static_cast<int32_t>(w.end - w.start);
-      window(row).element[a] = element;
+    if (dev::thread() < S::kQueries) window(dev::thread()) = row_window<S>(p_, tile_, dev::thread());
+  }
+
+  // In units of log2, as scores are.
+  NA_DEVICE void read_bias() const {
+    for (int n = dev::thread(); n < bias_numbers_; n += L::kThreads) {
+      shared_bias(n) = dev::to_float(head_bias()[n]) * kLog2E;
     }
   }
 
-  // What a query sees of a box of the map: a bit for each place along each axis; and where its biases begin.
-  using Bits = std::conditional_t<(S::box()[2] > 32), uint64_t, uint32_t>;
-  struct Seen {
-    Bits axis[kAxes];
-    int32_t bias;
-  };
-
-  NA_DEVICE static Bits low_bits(int32_t count) {
-    constexpr int kBits = 8 * static_cast<int>(sizeof(Bits));
-    return count <= 0 ? 0 : count >= kBits ? static_cast<Bits>(~Bits{0}) : (Bits{1} << count) - 1;
+  NA_DEVICE static bool needs(const uint32_t (&words)[2], int pair) {
+    return (words[pair / 2] >> (pair % 2 * 16) & kPairBits) != 0;
   }
 
-  NA_DEVICE Seen seen_in(const KeyBox& box, const RowWindow& row) const {
-    Seen r;
-    r.bias = tile_.head;
-    NA_UNROLL
-    for (int a = 0; a < kAxes; ++a) {
-      const int32_t from = row.start[a] - box.first[a];
-      r.axis[a] = low_bits(from + row.extent[a]) & ~low_bits(from);
-      const int32_t kernel_size = p_.axis[a].kernel_size;
-      r.bias = r.bias * (2 * kernel_size - 1) + box.first[a] - row.element[a] + kernel_size - 1;
-    }
-    return r;
-  }
-
-  // Adds the bias to the score of a query and a key, in units of log2; -inf where the query does not see the key.
-  NA_DEVICE float placed(float score, const Seen& seen, int key) const {
-    int32_t at[kAxes];
-    split(key, S::box(), at);
-    if ((seen.axis[0] >> at[0] & seen.axis[1] >> at[1] & seen.axis[2] >> at[2] & 1) == 0) return -INFINITY;
-    if (p_.rel_pos_bias == nullptr) return score;
-    const int32_t rows = at[0] * (2 * p_.axis[1].kernel_size - 1) + at[1];
-    const int32_t index = seen.bias + rows * (2 * p_.axis[2].kernel_size - 1) + at[2];
-    return score + dev::to_float(static_cast<const T*>(p_.rel_pos_bias)[index]) * kLog2E;
-  }
-
-  // Turns products into scores in units of log2.
-  NA_DEVICE void place(float (&score)[kBoxKeys / 8][4], const KeyBox& box) const {
+  NA_DEVICE void attend(const KeyStep& step, dev::Shared stage) {
     const int lane = dev::thread() % 32;
-    const float unit = p_.scale * kLog2E;
-    NA_UNROLL
-    for (int n = 0; n < kBoxKeys / 8; ++n) {
+    const bool is_map = !step.is_additional();
+    // Where all is seen and nothing added, the factor is left to the exponential. A negative one turns maxima round.
+    const bool is_plain =
+        is_inside(tile_, S::box(), step, p_.additional) && (!is_map || p_.rel_pos_bias == nullptr) && p_.scale > 0.0F;
+    const auto bias_of = [&](int32_t index) {
+      return bias_numbers_ > 0 ? shared_bias(index) : dev::to_float(head_bias()[index]) * kLog2E;
+    };
+    Seen<S> seen;
+    uint32_t needed[2] = {0xFFFFFFFFU, 0xFFFFFFFFU};  // by any row of the warp
+    if (!is_plain && is_map) {
+      const int row = dev::thread() / 32 * 16 + lane / 4;
+      look<S>(p_, window(row), window(row + 8), step, seen);
       NA_UNROLL
-      for (int i = 0; i < 4; ++i) score[n][i] *= unit;
+      for (int w = 0; w < 2; ++w) needed[w] = dev::any_bits(seen_by_quad(seen, w));
     }
-    if (box.is_inside && (box.is_additional || p_.rel_pos_bias == nullptr)) return;
-    if (box.is_additional) {
-      const int32_t left = p_.additional - box.first[0] - lane % 4 * 2;
+    const int32_t left = p_.additional - step.additional - lane % 4 * 2;
+
+    float score[2 * kPairs][4];
+    float highest[2] = {-INFINITY, -INFINITY};
+    NA_UNROLL
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if (!needs(needed, pair)) continue;
       NA_UNROLL
-      for (int n = 0; n < kBoxKeys / 8; ++n) {
-        NA_UNROLL
-        for (int i = 0; i < 4; ++i) score[n][i] = n * 8 + i % 2 < left ? score[n][i] : -INFINITY;
+      for (int i = 0; i < 4; ++i) score[2 * pair][i] = score[2 * pair + 1][i] = 0.0F;
+      NA_UNROLL
+      for (int k = 0; k < F::kSteps; ++k) {
+        F::score(score[2 * pair], score[2 * pair + 1], query_[k],
+                 R::at(stage, pair * 16 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
       }
-      return;
-    }
-    NA_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const Seen seen = seen_in(box, window(dev::thread() / 32 * 16 + half * 8 + lane / 4));
       NA_UNROLL
-      for (int n = 0; n < kBoxKeys / 8; ++n) {
-        NA_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          float& s = score[n][2 * half + i];
-          s = placed(s, seen, n * 8 + lane % 4 * 2 + i);
+      for (int n = 2 * pair; n < 2 * pair + 2; ++n) {
+        if (!is_plain) {
+          if (is_map) {
+            place<S>(p_, score[n], n * 8, seen, p_.rel_pos_bias != nullptr, bias_of);
+          } else {
+            place_additional(p_, score[n], n * 8, left);
+          }
         }
+        NA_UNROLL
+        for (int i = 0; i < 4; ++i) highest[i / 2] = larger(highest[i / 2], score[n][i]);
       }
     }
-  }
-
-  NA_DEVICE void attend(const KeyBox& box, dev::Shared stage) {
-    const int lane = dev::thread() % 32;
-    float score[kBoxKeys / 8][4] = {};
-    NA_UNROLL
-    for (int k = 0; k < kDim / 16; ++k) {
-      NA_UNROLL
-      for (int pair = 0; pair < kBoxKeys / 16; ++pair) {
-        uint32_t key[4];
-        dev::load_matrices(key, Rows<kDim>::at(stage, pair * 16 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-        dev::multiply<T>(score[2 * pair], query_[k], key[0], key[1]);
-        dev::multiply<T>(score[2 * pair + 1], query_[k], key[2], key[3]);
-      }
-    }
-    place(score, box);
-    float peak[2] = {peak_[0], peak_[1]};
-    NA_UNROLL
-    for (int n = 0; n < kBoxKeys / 8; ++n) {
-      NA_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        if (score[n][i] > peak[i / 2]) peak[i / 2] = score[n][i];
-      }
-    }
+    const float unit = is_plain ? p_.scale * kLog2E : 1.0F;
     float base[2];
+    float factor[2];
+    if (softmax_.raise(highest, unit, base, factor)) fade(output_, factor);
     NA_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      NA_UNROLL
-      for (int mask = 1; mask < 4; mask *= 2) {
-        const float other = dev::shuffle_xor(peak[half], mask);
-        if (other > peak[half]) peak[half] = other;
-      }
-      base[half] = peak[half] == -INFINITY ? 0.0F : peak[half];  // nothing seen yet
-      const float fade = dev::exp2(peak_[half] - base[half]);
-      peak_[half] = peak[half];
-      total_[half] *= fade;
-      NA_UNROLL
-      for (int n = 0; n < kDim / 8; ++n) {
-        output_[n][2 * half] *= fade;
-        output_[n][2 * half + 1] *= fade;
-      }
-    }
-    const dev::Shared values = values_of(stage);
-    NA_UNROLL
-    for (int pair = 0; pair < kBoxKeys / 16; ++pair) {
-      uint32_t weight[4];
-      NA_UNROLL
-      for (int part = 0; part < 4; ++part) {  // (first eight keys, rows), (…, rows + 8), (next eight keys, …)
-        const float* s = &score[2 * pair + part / 2][part % 2 * 2];
-        const float low = dev::exp2(s[0] - base[part % 2]);
-        const float high = dev::exp2(s[1] - base[part % 2]);
-        total_[part % 2] += low + high;
-        weight[part] = dev::pack<T>(low, high);
-      }
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if (!needs(needed, pair)) continue;
+      softmax_.weigh(score[2 * pair], unit, base);
+      softmax_.weigh(score[2 * pair + 1], unit, base);
+      const typename F::Weights weights = F::weights(score[2 * pair], score[2 * pair + 1]);
       NA_UNROLL
       for (int c = 0; c < kDim / 16; ++c) {
-        uint32_t value[4];
-        dev::load_matrices_transposed(value, Rows<kDim>::at(values, pair * 16 + lane % 16, 2 * c + lane / 16));
-        dev::multiply<T>(output_[2 * c], weight, value[0], value[1]);
-        dev::multiply<T>(output_[2 * c + 1], weight, value[2], value[3]);
+        F::sum(output_[2 * c], output_[2 * c + 1], weights, values_of(stage), pair * 16, c, lane);
       }
     }
   }
 
-  // Gathers each warp's rows in shared memory, so that whole pieces of 16 bytes are written.
-  NA_DEVICE void write(dev::Shared to) {
-    const int lane = dev::thread() % 32;
-    const int first = dev::thread() / 32 * 16;
-    NA_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      NA_UNROLL
-      for (int mask = 1; mask < 4; mask *= 2) total_[half] += dev::shuffle_xor(total_[half], mask);
-      const float share = 1.0F / total_[half];
-      const int row = first + half * 8 + lane / 4;
-      NA_UNROLL
-      for (int n = 0; n < kDim / 8; ++n) {
-        dev::store_shared(Rows<kDim>::at(to, row, n) + static_cast<dev::Shared>(lane % 4 * 4),
-                          dev::pack<T>(output_[n][2 * half] * share, output_[n][2 * half + 1] * share));
-      }
-      const int32_t at = query_position(row);
-      if (p_.lse != nullptr && lane % 4 == 0 && at >= 0) {
-        p_.lse[(tile_.image * p_.positions + at) * p_.heads + tile_.head] = peak_[half] * kLn2 + dev::log(total_[half]);
-      }
-    }
-    dev::sync_warp();
-    const int pieces = p_.value_dim / 8;
-    T* image = static_cast<T*>(p_.output) + tile_.image * p_.positions * p_.heads * p_.value_dim;
-    for (int n = lane; n < 16 * pieces; n += 32) {
-      const int row = first + n / pieces;
-      const int32_t at = query_position(row);
-      if (at < 0) continue;
-      T* out = image + (int64_t{at} * p_.heads + tile_.head) * p_.value_dim + n % pieces * 8;
-      dev::store_global16(out, dev::load_shared16(Rows<kDim>::at(to, row, n % pieces)));
-    }
+  // A word of what the lane's rows see, in the places of the box: a lane's own bits are moved by its first key.
+  NA_DEVICE static uint32_t seen_by_quad(const Seen<S>& seen, int word) {
+    return (seen.row[0].word[word] | seen.row[1].word[word]) << (dev::thread() % 4 * 2);
   }
 
   const CudaProblem& p_;
+  const TileGrid& grid_;
+  const int32_t bias_numbers_;
   Tile& tile_;
-  KeyBoxes& boxes_;
-  uint32_t query_[kDim / 16][4];
+  const T* keys_ = nullptr;  // of the tile's image and head
+  const T* values_ = nullptr;
+  typename F::Queries query_[F::kSteps];
   float output_[kDim / 8][4] = {};
-  float peak_[2] = {-INFINITY, -INFINITY};
-  float total_[2] = {};
+  RunningSoftmax softmax_;
 };
 
 }  // namespace na_deploy

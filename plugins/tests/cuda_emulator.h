@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -34,11 +35,40 @@ struct Copy {
   bool inside;
 };
 
+// Products of a warp group that are under way (hopper_emulator.h).
+struct Product {
+  float* to;
+  int columns;
+  const uint32_t* left;  // in registers, or null
+  uint64_t left_rows;
+  uint64_t right;
+  bool right_is_rows;  // of what is summed over
+  bool accumulate;
+  float (*element)(uint16_t bits);
+};
+
+// A barrier in shared memory that counts arrivals and bytes.
+struct Barrier {
+  int64_t arrivals = 0;
+  int64_t missing = 0;
+  int64_t bytes = 0;
+  uint32_t phase = 0;
+
+  void check() {
+    if (missing < 0) fail("more arrivals at a barrier than it was made for");
+    if (missing > 0 || bytes != 0) return;
+    missing = arrivals;
+    phase ^= 1;
+  }
+};
+
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<unsigned char[]> stack;
   std::vector<std::vector<Copy>> groups;  // committed copies, oldest first
   std::vector<Copy> open;
+  std::vector<std::vector<Product>> products;  // committed, oldest first
+  std::vector<Product> open_products;
   bool done = false;
 };
 
@@ -92,6 +122,7 @@ class Block {
         swapcontext(&scheduler_, &fiber.context);
         if (fiber.done) --left;
       }
+      deliver(order);
       idle = progress_ == before ? idle + 1 : 0;
       if (idle > 2) fail("threads wait for each other forever");
     }
@@ -110,6 +141,34 @@ class Block {
       return;
     }
     while (barrier_generation_ == generation) yield();
+  }
+
+  // Of some threads, under a number.
+  void barrier_of(int which, int threads) {
+    Meeting& meeting = meetings_[which];
+    const int64_t generation = meeting.generation;
+    if (++meeting.waiting == threads) {
+      meeting.waiting = 0;
+      ++meeting.generation;
+      ++progress_;
+      return;
+    }
+    while (meetings_[which].generation == generation) yield();
+  }
+
+  template <typename Condition>
+  void wait_until(const Condition& condition) {
+    while (!condition()) yield();
+    ++progress_;
+  }
+
+  // Has something happen some time later, in any order.
+  void later(std::function<void()> what) { in_flight_.push_back(std::move(what)); }
+
+  Fiber& own() { return fibers_[current_]; }
+  Barrier& barrier_at(uint32_t at) {
+    if (at % 8 != 0) fail("an unaligned barrier");
+    return barriers_[at];
   }
 
   // Waits for all lanes of the warp; the last one to come computes for all.
@@ -178,6 +237,21 @@ class Block {
   static thread_local Block* current_block;
 
  private:
+  struct Meeting {
+    int waiting = 0;
+    int64_t generation = 0;
+  };
+
+  void deliver(uint64_t order) {
+    for (size_t i = in_flight_.size(); i-- > 0; order = order * 6364136223846793005ULL + 1) {
+      if ((order >> 40 & 3) == 0 && i + 1 < in_flight_.size()) continue;  // some take longer
+      const auto what = std::move(in_flight_[i]);
+      in_flight_.erase(in_flight_.begin() + static_cast<std::ptrdiff_t>(i));
+      what();
+      ++progress_;
+    }
+  }
+
   static void start() {
     Block& block = *current_block;
     (*block.body_)();
@@ -193,6 +267,9 @@ class Block {
   std::vector<Warp> warps_;
   std::vector<unsigned char> shared_;
   std::vector<Range> memory_;
+  std::map<int, Meeting> meetings_;
+  std::map<uint32_t, Barrier> barriers_;
+  std::vector<std::function<void()>> in_flight_;
   const std::function<void()>* body_ = nullptr;
   ucontext_t scheduler_{};
   size_t current_ = 0;
@@ -204,13 +281,22 @@ class Block {
 inline thread_local Block* Block::current_block = nullptr;
 inline Block& block() { return *Block::current_block; }
 
-inline float half_to_float(uint16_t bits) {
+inline float compute_half(uint16_t bits) {
   const int exponent = bits >> 10 & 31;
   const int fraction = bits & 1023;
   float value = exponent == 31  ? (fraction != 0 ? NAN : INFINITY)
                 : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
                                 : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
   return (bits & 0x8000) != 0 ? -value : value;
+}
+
+inline float half_to_float(uint16_t bits) {
+  static const std::vector<float> table = [] {
+    std::vector<float> all(65536);
+    for (uint32_t b = 0; b < all.size(); ++b) all[b] = compute_half(static_cast<uint16_t>(b));
+    return all;
+  }();
+  return table[bits];
 }
 
 inline uint16_t float_to_half(float value) {
@@ -270,8 +356,41 @@ inline float shuffle_xor(float value, int mask) {
   return own.found;
 }
 
-inline float exp2(float x) { return std::exp2(x); }
+struct BitsArguments {
+  uint32_t bits;
+};
+inline uint32_t any_bits(uint32_t bits) {
+  BitsArguments own{bits};
+  emulated::block().together(
+      [](void* const(&lane)[32]) {
+        uint32_t all = 0;
+        for (void* one : lane) all |= static_cast<const BitsArguments*>(one)->bits;
+        for (void* one : lane) static_cast<BitsArguments*>(one)->bits = all;
+      },
+      &own);
+  return own.bits;
+}
+inline bool any(bool yes) { return any_bits(yes ? 1 : 0) != 0; }
+
+inline float exp2(float x) { return x < -126.0F ? 0.0F : std::exp2(x); }
 inline float log(float x) { return std::log(x); }
+
+inline uint32_t float_bits(float x) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float bits_float(uint32_t bits) {
+  float x = 0;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline void forget(float&) {}
+
+inline uint32_t low_bits(int32_t count) {
+  return count <= 0 ? 0 : count >= 32 ? 0xFFFFFFFFU : (uint32_t{1} << count) - 1;
+}
 
 using Shared = uint32_t;
 inline Shared shared_base() { return 0; }
@@ -316,7 +435,11 @@ inline void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
   emulated::block().together(&load_matrices_of_warp<true>, &own);
 }
 
-inline void store_shared(Shared to, uint32_t value) { std::memcpy(emulated::block().shared(to, 4), &value, 4); }
+inline float load_shared4(Shared from) {
+  float v = 0;
+  std::memcpy(&v, emulated::block().shared(from, 4), 4);
+  return v;
+}
 struct Bytes16 {
   uint32_t word[4];
 };
@@ -350,6 +473,17 @@ inline uint32_t pack(float low, float high) {
   from_float(low, a);
   from_float(high, b);
   return a.bits | static_cast<uint32_t>(b.bits) << 16;
+}
+
+template <typename T>
+inline void store_two(Shared to, float low, float high) {
+  if constexpr (sizeof(T) == 4) {
+    const float both[2] = {low, high};
+    std::memcpy(emulated::block().shared(to, 8), both, 8);
+  } else {
+    const uint32_t both = pack<T>(low, high);
+    std::memcpy(emulated::block().shared(to, 4), &both, 4);
+  }
 }
 
 template <typename T>
@@ -390,6 +524,36 @@ template <typename T>
 inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   MultiplyArguments<T> own{c, a, {b0, b1}};
   emulated::block().together(&MultiplyArguments<T>::of_warp, &own);
+}
+
+struct Tf32Arguments {
+  float* c;
+  const uint32_t* a;
+  uint32_t b[2];
+
+  static void of_warp(void* const (&lane)[32]) {
+    float a[16][8];
+    float b[8][8];
+    for (int i = 0; i < 32; ++i) {
+      const auto& own = *static_cast<const Tf32Arguments*>(lane[i]);
+      const int g = i / 4;
+      const int t = i % 4;
+      for (int part = 0; part < 4; ++part) {
+        a[g + part % 2 * 8][t + part / 2 * 4] = bits_float(own.a[part] & 0xFFFFE000U);
+      }
+      for (int part = 0; part < 2; ++part) b[t + part * 4][g] = bits_float(own.b[part] & 0xFFFFE000U);
+    }
+    for (int i = 0; i < 32; ++i) {
+      const auto& own = *static_cast<const Tf32Arguments*>(lane[i]);
+      for (int j = 0; j < 4; ++j) {
+        for (int k = 0; k < 8; ++k) own.c[j] += a[i / 4 + j / 2 * 8][k] * b[k][i % 4 * 2 + j % 2];
+      }
+    }
+  }
+};
+inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  Tf32Arguments own{c, a, {b0, b1}};
+  emulated::block().together(&Tf32Arguments::of_warp, &own);
 }
 
 }  // namespace na_deploy::dev

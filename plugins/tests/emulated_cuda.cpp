@@ -1,5 +1,6 @@
 // The GPU kernels on an emulated GPU, behind the interface that ctypes loads in tests.
 
+#include "hopper/kernel.h"
 #include "launch.h"
 #include "plain_kernel.h"
 #include "tile_kernel.h"
@@ -48,17 +49,41 @@ struct Emulator {
   }
   template <typename T, int kDim, typename S>
   int32_t shape(const CudaProblem& problem) const {
-    grid(tiles_of(problem, S::tile()), S::kThreads, (Layout<kDim, S>::kBytes), sizeof(T),
-         [&] { TileKernel<T, kDim, S>(problem).run(); });
+    using L = Layout<T, kDim, S>;
+    const TileGrid tiles = make_tile_grid(problem, S::tile());
+    const int32_t bias_numbers = L::bias_numbers(problem);
+    grid(tiles.blocks, L::kThreads, static_cast<size_t>(L::bytes(bias_numbers)), sizeof(T),
+         [&] { TileKernel<T, kDim, S>(problem, tiles, bias_numbers).run(); });
     return 0;
   }
   template <typename T, int kDim>
   int32_t tile(const CudaProblem& problem, int32_t tactic) const {
 #define NA_CASE(id, rank, t0, t1, t2, b0, b1, b2) \
   case id:                                        \
-    return shape<T, kDim, Shape<t0, t1, t2, b0, b1, b2>>(problem);
+    return shape<T, kDim, Shape<rank, t0, t1, t2, b0, b1, b2>>(problem);
     switch (tactic) {
       NA_TILE_SHAPES(NA_CASE)
+      default:
+        return 1;
+    }
+#undef NA_CASE
+  }
+
+  template <typename T, int kDim, typename S>
+  int32_t hopper_shape(const CudaProblem& problem) const {
+    const TileGrid tiles = make_tile_grid(problem, S::tile());
+    const auto tensors = hopper::make_tensors<S>(problem, [](const hopper::TensorBox& tensor) { return tensor; });
+    grid(tiles.blocks, hopper::kThreads, (hopper::HopperLayout<kDim, S>::kBytes), sizeof(T),
+         [&] { hopper::HopperKernel<T, kDim, S>(problem, tiles, tensors).run(); });
+    return 0;
+  }
+  template <typename T, int kDim>
+  int32_t hopper(const CudaProblem& problem, int32_t tactic) const {
+#define NA_CASE(id, rank, t0, t1, t2) \
+  case id:                            \
+    return hopper_shape<T, kDim, Shape<rank, t0, t1, t2, t0, t1, t2>>(problem);
+    switch (tactic) {
+      NA_HOPPER_SHAPES(NA_CASE)
       default:
         return 1;
     }
@@ -67,6 +92,9 @@ struct Emulator {
 };
 
 }  // namespace
+
+bool device_is_hopper() { return true; }
+
 }  // namespace na_deploy
 
 extern "C" NA_CUDA_API int32_t na_forward_emulated(const na_params* params, int32_t tactic) {
@@ -82,24 +110,21 @@ extern "C" NA_CUDA_API int32_t na_tile_boxes(const na_params* params, const int3
   const CudaProblem p = make_cuda_problem(*params, 2);
   const Sizes t{{tile[0], tile[1], tile[2]}};
   const Sizes b{{box[0], box[1], box[2]}};
-  const Tile at = tile_at(p, t, number);
+  const Tile at = tile_at(p, make_tile_grid(p, t), t, static_cast<int32_t>(number));
   if (at.is_empty) return -1;
   for (int a = 0; a < kAxes; ++a) {
     first_query[a] = at.first[a];
     groups[a] = at.group[a];
   }
-  const KeyBoxes all = key_boxes(at, b, p.additional);
   int32_t count = 0;
-  for (int32_t step = next_step(at, all, b, 0); step < all.boxes && count < capacity;
-       step = next_step(at, all, b, step + 1)) {
-    const KeyBox k = box_at(at, all, b, p.additional, step);
-    for (int a = 0; a < kAxes; ++a) firsts[3 * count + a] = k.first[a];
-    inside[count++] = k.is_inside ? 1 : 0;
+  for (KeyStep step = first_step(at); !step.is_additional() && count < capacity; advance(at, b, step)) {
+    for (int a = 0; a < kAxes; ++a) firsts[3 * count + a] = step.first[a];
+    inside[count++] = is_inside(at, b, step, p.additional) ? 1 : 0;
   }
   return count;
 }
 
 extern "C" NA_CUDA_API int64_t na_tile_count(const na_params* params, const int32_t* tile) {
   const na_deploy::Sizes t{{tile[0], tile[1], tile[2]}};
-  return na_deploy::tiles_of(na_deploy::make_cuda_problem(*params, 2), t);
+  return na_deploy::make_tile_grid(na_deploy::make_cuda_problem(*params, 2), t).blocks;
 }

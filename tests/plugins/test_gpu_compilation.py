@@ -26,7 +26,10 @@ def compiled(unit: Path, architecture: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "dim", "architecture"), [("Half", 32, "sm_80"), ("Bfloat", 128, "sm_90a")])
+@pytest.mark.parametrize(
+    ("kind", "dim", "architecture"),
+    [("dev::Half", 32, "sm_80"), ("dev::Bfloat", 128, "sm_90a"), ("float", 64, "sm_120")],
+)
 def test_tiles_of_a_type_and_width_stay_in_registers(kind: str, dim: int, architecture: str, tmp_path: Path):
     unit = tmp_path / "unit.cu"
     source = (PLUGINS / "cuda/tile_unit.cu.in").read_text().replace("@NA_TYPE@", kind).replace("@NA_DIM@", str(dim))

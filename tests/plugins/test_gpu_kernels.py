@@ -22,6 +22,7 @@ TOLERANCE = dict(zip(DTYPES, (2e-6, 3e-3, 2e-2), strict=True))
 """Largest difference relative to the largest output; weights are rounded to the type before values are summed."""
 PLAIN = 1
 BOXES = {1: (1, 1, 64), 2: (1, 8, 8), 3: (4, 4, 4)}
+HOPPER = {1: {20}, 2: {21, 22}, 3: {23, 24}}
 TILES = {2: (1, 1, 64), 3: (1, 1, 128), 4: (1, 8, 8), 5: (1, 16, 8), 6: (1, 4, 16), 7: (4, 4, 4), 8: (2, 4, 8)}
 
 
@@ -83,15 +84,16 @@ def gpu(native_build: Path) -> EmulatedGpu:
     return EmulatedGpu(native_build)
 
 
-def random_problem(seed: int, dtype: np.dtype, head_dims: Sequence[int]) -> tuple[Problem, NeighborhoodSpec, float]:
-    """Any rank and attribute, sizes that fill a few tiles badly."""
+def random_problem(
+    seed: int, dtype: np.dtype, head_dims: Sequence[int], *, large_windows: bool = False
+) -> tuple[Problem, NeighborhoodSpec, float]:
+    """Any rank and attribute, sizes that fill a few tiles badly; large windows are not dilated."""
     random = np.random.default_rng(seed)
     rank = seed % 3 + 1
-    kernel = random.integers(1, {1: 30, 2: 8, 3: 5}[rank], rank)
-    dilation = random.integers(1, 4, rank) if random.random() < 0.6 else np.ones(rank, int)
-    lengths = [
-        int(k * d + random.integers(0, {1: 90, 2: 12, 3: 5}[rank])) for k, d in zip(kernel, dilation, strict=True)
-    ]
+    kernel = random.integers(1, ({1: 400, 2: 26, 3: 11} if large_windows else {1: 30, 2: 8, 3: 5})[rank], rank)
+    dilation = random.integers(1, 4, rank) if random.random() < 0.6 and not large_windows else np.ones(rank, int)
+    spare = ({1: 400, 2: 20, 3: 9} if large_windows else {1: 90, 2: 12, 3: 5})[rank]
+    lengths = [int(k * d + random.integers(0, spare)) for k, d in zip(kernel, dilation, strict=True)]
     stride = [int(random.integers(1, k + 1)) if random.random() < 0.5 else 1 for k in kernel]
     spec = NeighborhoodSpec.create(
         rank, tuple(kernel), tuple(dilation), tuple(stride), tuple(bool(random.random() < 0.3) for _ in range(rank))
@@ -104,19 +106,20 @@ def random_problem(seed: int, dtype: np.dtype, head_dims: Sequence[int]) -> tupl
         return array
 
     options = {"rel_pos_bias": None, "additional_key": None, "additional_value": None}
-    heads, batch = key_heads, int(random.integers(1, 3))
+    heads, batch = key_heads, 1 if large_windows else int(random.integers(1, 3))
     if random.random() < 0.5:
         arrays = [normal(batch, *lengths, 3, heads, head_dim)]
     else:
         heads *= int(random.integers(1, 3))
         value_dim = int(random.choice([d for d in head_dims if (d > 64) == (head_dim > 64)]))
+        value_dim = head_dim if large_windows else value_dim
         arrays = [
             normal(batch, *lengths, heads, head_dim),
             normal(batch, *lengths, key_heads, head_dim),
             normal(batch, *lengths, key_heads, value_dim),
         ]
         if random.random() < 0.5:
-            extra = int(random.integers(1, 100))
+            extra = int(random.integers(1, 300 if large_windows else 100))
             options["additional_key"] = normal(batch, extra, key_heads, head_dim)
             options["additional_value"] = normal(batch, extra, key_heads, value_dim)
     if random.random() < 0.5:
@@ -202,11 +205,12 @@ def test_a_small_map_without_padding_is_refused(gpu: EmulatedGpu):
     assert "exceeds the length" in gpu.check(problem)
 
 
-@pytest.mark.parametrize("dtype", [HALF, BFLOAT], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("seed", range(100, 112))
 def test_every_tile_shape_agrees_with_float64(gpu: EmulatedGpu, seed: int, dtype: np.dtype):
-    problem, spec, scale = random_problem(seed, dtype, [8, 16, 24, 32, 48, 64] if seed % 4 else [96, 128])
-    tactics = gpu.tactics(problem)
+    wide = [8, 16, 24, 32, 48, 64] if seed % 4 else [96, 128]
+    problem, spec, scale = random_problem(seed, dtype, [4, 12, 32, 60, 64] if dtype == FLOAT else wide)
+    tactics = [tactic for tactic in gpu.tactics(problem) if tactic < 20]
     assert set(tactics) == {1: {2, 3, 1}, 2: {4, 5, 6, 1}, 3: {7, 8, 9, 1}}[spec.rank]
     assert tactics[-1] == PLAIN
     for tactic in tactics[:-1]:
@@ -215,8 +219,38 @@ def test_every_tile_shape_agrees_with_float64(gpu: EmulatedGpu, seed: int, dtype
         agree(problem, spec, scale, dtype)
 
 
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT], ids=str)
+@pytest.mark.parametrize("seed", range(200, 210))
+def test_hopper_s_kernels_agree_with_float64(gpu: EmulatedGpu, seed: int, dtype: np.dtype):
+    problem, spec, scale = random_problem(seed, dtype, [64, 128], large_windows=True)
+    tactics = [tactic for tactic in gpu.tactics(problem) if tactic in HOPPER[spec.rank]]
+    assert set(tactics) == HOPPER[spec.rank]
+    for tactic in tactics:
+        problem.output[...] = np.nan
+        gpu.run(problem, tactic)
+        agree(problem, spec, scale, dtype)
+
+
+def test_hopper_s_kernels_are_not_offered_for_what_they_do_not_take(gpu: EmulatedGpu):
+    offered = HOPPER[1] | HOPPER[2] | HOPPER[3]
+    spec = NeighborhoodSpec.create(2, 3)
+    for dtype, head_dim in ((FLOAT, 64), (HALF, 32), (HALF, 96)):
+        problem = Problem(spec, aligned(81 * 6 * head_dim, dtype).reshape(1, 9, 9, 3, 2, head_dim))
+        assert not offered & set(gpu.tactics(problem))
+    dilated = Problem(NeighborhoodSpec.create(2, 3, 2), aligned(81 * 6 * 64, HALF).reshape(1, 9, 9, 3, 2, 64))
+    assert not offered & set(gpu.tactics(dilated))
+
+
+def test_a_tactic_that_does_not_fit_the_problem_gives_way_to_the_default(gpu: EmulatedGpu):
+    problem, spec, scale = random_problem(103, HALF, [32])  # two axes
+    for tactic in (2, 7, 21, 99):
+        problem.output[...] = np.nan
+        gpu.run(problem, tactic)
+        agree(problem, spec, scale, HALF)
+
+
 def test_what_tiles_cannot_take_is_left_to_the_plain_kernel(gpu: EmulatedGpu):
-    for dtype, head_dim in ((FLOAT, 32), (HALF, 20), (HALF, 136)):
+    for dtype, head_dim in ((FLOAT, 30), (FLOAT, 128), (HALF, 20), (HALF, 136)):
         problem, *_ = random_problem(4, dtype, [head_dim])
         assert gpu.tactics(problem) == [PLAIN]
 

@@ -1,0 +1,255 @@
+// Fused neighborhood attention for Hopper: large windows, heads of 64 or 128 channels of 16 bits, no dilation.
+//
+// A block takes a tile of 128 queries. One warp fetches: the tensor memory accelerator brings boxes of 128 keys, of as
+// many axes as the map has, straight from the tensors as they are, heads last. Two warp groups attend, 64 queries each:
+// the products of a box's keys run while the products with the values of the box before do, and the softmax of one
+// works beside the products of the other. Boxes that no query sees do not come up, those that all see are not masked.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "device.h"
+#include "hopper/pipeline.h"
+#include "hopper/tensors.h"
+#include "hopper/wgmma.h"
+#include "scores.h"
+#include "shape.h"
+#include "tiles.h"
+
+namespace na_deploy::hopper {
+
+constexpr int kQueries = 128;
+constexpr int kKeys = 128;
+constexpr int kGroups = 2;         // that attend
+constexpr int kThreads = 128 * 3;  // and one that fetches
+
+// Shared memory. A block of 128 rows of 64 channels is swizzled by itself; wider heads have two, one after the other.
+template <int kDim, typename S>
+struct HopperLayout {
+  static_assert(kDim == 64 || kDim == 128, "64 channels to a row, one or two rows");
+  static_assert(S::kQueries == kQueries && S::kKeys == kKeys, "two warp groups of queries, and as many keys");
+  static constexpr int kBlock = 128 * 128;
+  static constexpr int kBlocks = kDim / kBoxChannels;
+  static constexpr int kPart = kBlock * kBlocks;  // queries, keys or values
+  static constexpr int kStages = kDim == 64 ? 4 : 2;
+  static constexpr int kKeysAt = kPart;
+  static constexpr int kValuesAt = kKeysAt + kStages * kPart;
+  static constexpr int kBarriers = kValuesAt + kStages * kPart;
+  static constexpr int kTile = kBarriers + 8 * (4 * kStages + 2);
+  static constexpr int kWindows = kTile + static_cast<int>(sizeof(Tile));
+  static constexpr int kBytes = kWindows + static_cast<int>(sizeof(RowWindow)) * kQueries;
+  static_assert(kTile % alignof(Tile) == 0 && kWindows % alignof(RowWindow) == 0, "objects are aligned");
+  static_assert(kBytes <= 227 * 1024, "a block has 227 KB");
+};
+
+template <typename T, int kDim, typename S>
+class HopperKernel {
+ public:
+  NA_DEVICE HopperKernel(const CudaProblem& problem, const TileGrid& grid, const Tensors<TensorMap>& tensors)
+      : p_(problem), grid_(grid), tensors_(tensors), tile_(dev::shared_object<Tile>(L::kTile)) {}
+
+  NA_DEVICE void run() {
+    if (dev::thread() == 0) {
+      tile_ = tile_at(p_, grid_, S::tile(), static_cast<int32_t>(dev::block()));
+      make_barrier(queries_full(), 1);
+      for (int s = 0; s < L::kStages; ++s) {
+        make_barrier(keys_full(s), 1);
+        make_barrier(values_full(s), 1);
+        make_barrier(keys_free(s), kGroups * 4);
+        make_barrier(values_free(s), kGroups * 4);
+      }
+      publish_barriers();
+    }
+    dev::sync();
+    if (tile_.is_empty) return;
+    if (dev::thread() / 128 == 0) {
+      give_registers<24>();
+      if (dev::thread() == 0) fetch();
+    } else {
+      take_registers<240>();
+      attend_all(dev::thread() / 128 - 1);
+    }
+  }
+
+ private:
+  using L = HopperLayout<kDim, S>;
+  using Stage = Ring<L::kStages>;
+
+  NA_DEVICE static dev::Shared at(int offset) { return dev::shared_base() + static_cast<dev::Shared>(offset); }
+  NA_DEVICE static dev::Shared queries() { return at(0); }
+  NA_DEVICE static dev::Shared keys(int stage) { return at(L::kKeysAt + stage * L::kPart); }
+  NA_DEVICE static dev::Shared values(int stage) { return at(L::kValuesAt + stage * L::kPart); }
+  NA_DEVICE static dev::Shared barrier(int number) { return at(L::kBarriers + 8 * number); }
+  NA_DEVICE static dev::Shared queries_full() { return barrier(4 * L::kStages); }
+  NA_DEVICE static dev::Shared keys_full(int stage) { return barrier(stage); }
+  NA_DEVICE static dev::Shared values_full(int stage) { return barrier(L::kStages + stage); }
+  NA_DEVICE static dev::Shared keys_free(int stage) { return barrier(2 * L::kStages + stage); }
+  NA_DEVICE static dev::Shared values_free(int stage) { return barrier(3 * L::kStages + stage); }
+  // The first of the warp's 16 queries; the first four warps have none.
+  NA_DEVICE static int first_row() { return (dev::thread() / 32 - 4) * 16; }
+  NA_DEVICE static RowWindow& window(int row) {
+    return dev::shared_object<RowWindow>(L::kWindows + row * static_cast<int>(sizeof(RowWindow)));
+  }
+
+  // Fetches all channels of a head at the given positions.
+  NA_DEVICE void fetch_part(dev::Shared to, const TensorMap& from, dev::Shared full, int32_t head, int32_t x, int32_t y,
+                            int32_t z) const {
+    expect_bytes(full, L::kPart);
+    for (int b = 0; b < L::kBlocks; ++b) {
+      const int32_t corner[kTensorAxes] = {head * kDim + b * kBoxChannels, x, y, z, static_cast<int32_t>(tile_.image)};
+      copy_box(to + static_cast<dev::Shared>(b * L::kBlock), from, full, corner);
+    }
+  }
+
+  NA_DEVICE void fetch_step(dev::Shared to, const TensorMap& map, const TensorMap& additional, dev::Shared full,
+                            int32_t head, const KeyStep& step) const {
+    if (step.is_additional()) {
+      fetch_part(to, additional, full, head, step.additional, 0, 0);
+    } else {
+      fetch_part(to, map, full, head, step.first[2], step.first[1], step.first[0]);
+    }
+  }
+
+  // One thread of the block.
+  NA_DEVICE void fetch() const {
+    const int32_t key_head = quotient(tile_.head, p_.by_heads_per_key);
+    fetch_part(queries(), tensors_.query, queries_full(), tile_.head, tile_.first[2], tile_.first[1], tile_.first[0]);
+    Stage stage;
+    for (KeyStep step = first_step(tile_); !is_past(step, p_.additional); advance(tile_, S::box(), step)) {
+      await(keys_free(stage.index), stage.phase ^ 1);
+      fetch_step(keys(stage.index), tensors_.key, tensors_.additional_key, keys_full(stage.index), key_head, step);
+      await(values_free(stage.index), stage.phase ^ 1);
+      fetch_step(values(stage.index), tensors_.value, tensors_.additional_value, values_full(stage.index), key_head,
+                 step);
+      stage.advance();
+    }
+  }
+
+  // Starts the products of the group's queries with a box's keys.
+  NA_DEVICE void start_scores(int group, const Stage& stage, float (&score)[16][4]) const {
+    await(keys_full(stage.index), stage.phase);
+    begin_products();
+    NA_UNROLL
+    for (int k = 0; k < kDim / 16; ++k) {
+      const auto channels = static_cast<dev::Shared>(k / 4 * L::kBlock + k % 4 * 32);
+      const auto rows = static_cast<dev::Shared>(group * 64 * 128);
+      multiply_rows<T>(score, describe(queries() + rows + channels, 16), describe(keys(stage.index) + channels, 16),
+                       k > 0);
+    }
+    commit_products();
+  }
+
+  // Starts adding a box's weighted values.
+  NA_DEVICE void start_sums(const uint32_t (&weight)[kKeys / 16][4], const Stage& stage) {
+    await(values_full(stage.index), stage.phase);
+    begin_products();
+    NA_UNROLL
+    for (int k = 0; k < kKeys / 16; ++k) {
+      const auto rows = static_cast<dev::Shared>(k * 16 * 128);
+      multiply_values<T>(output_, weight[k], describe(values(stage.index) + rows, L::kBlock));
+    }
+    commit_products();
+  }
+
+  NA_DEVICE static void release(dev::Shared free) {
+    dev::sync_warp();
+    if (dev::thread() % 32 == 0) arrive(free);
+  }
+
+  // Turns products into weights; gives what to multiply earlier sums by, and returns whether that is not 1.
+  NA_DEVICE bool weigh(const KeyStep& step, float (&score)[16][4], float (&factor)[2]) {
+    const int lane = dev::thread() % 32;
+    const bool is_map = !step.is_additional();
+    const bool is_plain =
+        is_inside(tile_, S::box(), step, p_.additional) && (!is_map || p_.rel_pos_bias == nullptr) && p_.scale > 0.0F;
+    if (!is_plain && is_map) {
+      const int row = first_row() + lane / 4;
+      Seen<S> seen;
+      look<S>(p_, window(row), window(row + 8), step, seen);
+      const T* bias = static_cast<const T*>(p_.rel_pos_bias) +
+                      int64_t{tile_.head} * p_.bias_distance[0] * (2 * p_.axis[0].kernel_size - 1);
+      const auto bias_of = [bias](int32_t index) { return dev::to_float(bias[index]) * kLog2E; };
+      NA_UNROLL
+      for (int n = 0; n < 16; ++n) place<S>(p_, score[n], n * 8, seen, p_.rel_pos_bias != nullptr, bias_of);
+    } else if (!is_plain) {
+      const int32_t left = p_.additional - step.additional - lane % 4 * 2;
+      NA_UNROLL
+      for (int n = 0; n < 16; ++n) place_additional(p_, score[n], n * 8, left);
+    }
+    float highest[2] = {-INFINITY, -INFINITY};
+    NA_UNROLL
+    for (int n = 0; n < 16; ++n) {
+      NA_UNROLL
+      for (int i = 0; i < 4; ++i) highest[i / 2] = larger(highest[i / 2], score[n][i]);
+    }
+    const float unit = is_plain ? p_.scale * kLog2E : 1.0F;
+    float base[2];
+    const bool changes = softmax_.raise(highest, unit, base, factor);
+    NA_UNROLL
+    for (int n = 0; n < 16; ++n) softmax_.weigh(score[n], unit, base);
+    return changes;
+  }
+
+  NA_DEVICE static void pack(const float (&score)[16][4], uint32_t (&weight)[kKeys / 16][4]) {
+    NA_UNROLL
+    for (int k = 0; k < kKeys / 16; ++k) {
+      NA_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float* s = &score[2 * k + i / 2][i % 2 * 2];
+        weight[k][i] = dev::pack<T>(s[0], s[1]);
+      }
+    }
+  }
+
+  NA_DEVICE void attend_all(int group) {
+    const int row = dev::thread() % 128;
+    if (row < 64) window(group * 64 + row) = row_window<S>(p_, tile_, group * 64 + row);
+    sync_group(1 + group);
+    await(queries_full(), 0);
+
+    float score[16][4];
+    float factor[2];
+    uint32_t weight[kKeys / 16][4];
+    KeyStep step = first_step(tile_);
+    Stage stage;
+    start_scores(group, stage, score);
+    wait_products<0>();
+    arrived(score);
+    release(keys_free(stage.index));
+    weigh(step, score, factor);
+    pack(score, weight);
+    for (advance(tile_, S::box(), step); !is_past(step, p_.additional); advance(tile_, S::box(), step)) {
+      const Stage before = stage;
+      stage.advance();
+      start_scores(group, stage, score);
+      start_sums(weight, before);
+      wait_products<1>();
+      arrived(score);
+      release(keys_free(stage.index));
+      const bool changes = weigh(step, score, factor);
+      wait_products<0>();
+      arrived(output_);
+      release(values_free(before.index));
+      if (changes) fade(output_, factor);
+      pack(score, weight);
+    }
+    start_sums(weight, stage);
+    wait_products<0>();
+    arrived(output_);
+    sync_group(1 + group);  // the group's queries are not needed any more, and their place is
+    write_rows<T, S>(p_, tile_, first_row(), softmax_, output_, [](int at_row, int piece) {
+      const int block = piece / 8 * L::kBlock;
+      return queries() + static_cast<dev::Shared>(block + at_row * 128 + ((piece % 8 ^ at_row % 8) * 16));
+    });
+  }
+
+  const CudaProblem& p_;
+  const TileGrid& grid_;
+  const Tensors<TensorMap>& tensors_;
+  Tile& tile_;
+  float output_[kDim / 8][4] = {};
+  RunningSoftmax softmax_;
+};
+
+}  // namespace na_deploy::hopper

@@ -1,0 +1,163 @@
+// From products to weights: mask, bias and the online softmax of the two rows of queries that a lane of a warp holds,
+// in the layout that tensor cores leave results in.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "device.h"
+#include "problem.h"
+#include "shape.h"
+#include "tiles.h"
+
+namespace na_deploy {
+
+constexpr float kLog2E = 1.44269504F;
+constexpr float kLn2 = 0.693147181F;
+
+// What a lane's two rows see of a box of the map. Bit 0 is the key of its first score.
+template <typename S>
+struct Seen {
+  KeyBits<S::kKeys / 32> row[2];
+  int32_t bias[2];  // index of that key's bias
+};
+
+// `first`, `second`: the windows of the lane's rows.
+template <typename S>
+NA_DEVICE void look(const CudaProblem& p, const RowWindow& first, const RowWindow& second, const KeyStep& step,
+                    Seen<S>& seen) {
+  const int place = dev::thread() % 4 * 2;
+  int32_t at[kAxes];
+  split(place, S::box(), at);
+  int32_t bias = 0;
+  NA_UNROLL
+  for (int a = S::kFirstAxis; a < kAxes; ++a) bias += (step.first[a] + at[a]) * p.bias_distance[a];
+  NA_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const RowWindow& row = half == 0 ? first : second;
+    seen.row[half] = seen_keys<S>(row, step.first);
+    seen.bias[half] = row.bias + bias;
+    NA_UNROLL
+    for (uint32_t& word : seen.row[half].word) word >>= place;
+  }
+}
+
+// Where the bias of key `key` of a box, a multiple of eight, lies from that of key 0.
+template <typename S>
+NA_DEVICE int32_t bias_from_first(const CudaProblem& p, int key) {
+  int32_t at[kAxes];
+  split(key, S::box(), at);
+  int32_t distance = at[2];
+  if constexpr (S::kFirstAxis < 2) distance += at[1] * p.bias_distance[1];
+  if constexpr (S::kFirstAxis < 1) distance += at[0] * p.bias_distance[0];
+  return distance;
+}
+
+// Turns products with eight keys of a box into scores in units of log2, with bias; -inf for keys that are not seen.
+// `bias_of(index)`: the head's bias in that unit; called where `has_bias`.
+template <typename S, typename BiasOf>
+NA_DEVICE void place(const CudaProblem& p, float (&score)[4], int key, const Seen<S>& seen, bool has_bias,
+                     const BiasOf& bias_of) {
+  const float unit = p.scale * kLog2E;
+  const int32_t distance = bias_from_first<S>(p, key);
+  NA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const int half = i / 2;
+    const bool sees = (seen.row[half].word[key / 32] >> (key % 32 + i % 2) & 1) != 0;
+    float added = sees ? 0.0F : -INFINITY;
+    if (has_bias && sees) added = bias_of(seen.bias[half] + distance + i % 2);
+    score[i] = score[i] * unit + added;
+  }
+}
+
+// The same for additional keys, of which `left` remain from the lane's first one on.
+NA_DEVICE void place_additional(const CudaProblem& p, float (&score)[4], int key, int32_t left) {
+  NA_UNROLL
+  for (int i = 0; i < 4; ++i) score[i] = key + i % 2 < left ? score[i] * (p.scale * kLog2E) : -INFINITY;
+}
+
+// The softmax of a lane's two rows so far: largest score in units of log2, and the lane's part of the sum of weights.
+struct RunningSoftmax {
+  float peak[2] = {-INFINITY, -INFINITY};
+  float total[2] = {};
+
+  // Takes in a step's largest scores, times `unit`; gives what to subtract from scores and what to multiply earlier
+  // sums of values by, and returns whether that changes any of the warp's.
+  NA_DEVICE bool raise(float (&highest)[2], float unit, float (&base)[2], float (&factor)[2]) {
+    bool changes = false;
+    NA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      highest[half] *= unit;
+      NA_UNROLL
+      for (int mask = 1; mask < 4; mask *= 2) {
+        highest[half] = larger(highest[half], dev::shuffle_xor(highest[half], mask));
+      }
+      highest[half] = larger(highest[half], peak[half]);
+      base[half] = highest[half] == -INFINITY ? 0.0F : highest[half];  // nothing seen yet
+      factor[half] = dev::exp2(peak[half] - base[half]);
+      changes = changes || highest[half] != peak[half];
+      peak[half] = highest[half];
+      total[half] *= factor[half];
+    }
+    return dev::any(changes);
+  }
+
+  // Scores become weights.
+  NA_DEVICE void weigh(float (&score)[4], float unit, const float (&base)[2]) {
+    NA_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      score[i] = dev::exp2(score[i] * unit - base[i / 2]);
+      total[i / 2] += score[i];
+    }
+  }
+};
+
+// Multiplies sums of values by what RunningSoftmax::raise gave.
+template <int kTiles>
+NA_DEVICE void fade(float (&output)[kTiles][4], const float (&factor)[2]) {
+  NA_UNROLL
+  for (int n = 0; n < kTiles; ++n) {
+    NA_UNROLL
+    for (int i = 0; i < 4; ++i) output[n][i] *= factor[i / 2];
+  }
+}
+
+// Writes the warp's 16 rows, those of the tile from `first` on. They are gathered in shared memory first, so that whole
+// pieces of 16 bytes are written; `staged(row, piece)` says where.
+template <typename T, typename S, int kTiles, typename Staged>
+NA_DEVICE void write_rows(const CudaProblem& p, const Tile& tile, int first, const RunningSoftmax& softmax,
+                          const float (&output)[kTiles][4], const Staged& staged) {
+  constexpr int kWidth = static_cast<int>(sizeof(T));
+  constexpr int kPieces = kTiles * 8 * kWidth / 16;
+  const int lane = dev::thread() % 32;
+  NA_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    float total = softmax.total[half];
+    NA_UNROLL
+    for (int mask = 1; mask < 4; mask *= 2) total += dev::shuffle_xor(total, mask);
+    const float share = 1.0F / total;
+    const int row = first + half * 8 + lane / 4;
+    NA_UNROLL
+    for (int n = 0; n < kTiles; ++n) {
+      const int byte = (n * 8 + lane % 4 * 2) * kWidth;
+      dev::store_two<T>(staged(row, byte / 16) + static_cast<dev::Shared>(byte % 16), output[n][2 * half] * share,
+                        output[n][2 * half + 1] * share);
+    }
+    const int32_t at = query_position<S>(p, tile, row);
+    if (p.lse != nullptr && lane % 4 == 0 && at >= 0) {
+      p.lse[(tile.image * p.positions + at) * p.heads + tile.head] = softmax.peak[half] * kLn2 + dev::log(total);
+    }
+  }
+  dev::sync_warp();
+  T* image = static_cast<T*>(p.output) + (tile.image * p.positions * p.heads + tile.head) * p.value_dim;
+  const int piece = lane % kPieces;
+  if (piece * 16 >= p.value_dim * kWidth) return;
+  for (int row = first + lane / kPieces; row < first + 16; row += 32 / kPieces) {
+    const int32_t at = query_position<S>(p, tile, row);
+    if (at < 0) continue;
+    dev::store_global16(image + int64_t{at} * p.heads * p.value_dim + piece * (16 / kWidth),
+                        dev::load_shared16(staged(row, piece)));
+  }
+}
+
+}  // namespace na_deploy

@@ -1,0 +1,127 @@
+// The shape of a tile kernel: queries of a tile, keys of a box, rows in shared memory; where a query stands and which
+// keys of a box it sees.
+#pragma once
+
+#include <cstdint>
+
+#include "device.h"
+#include "tiles.h"
+
+namespace na_deploy {
+
+// Queries of a tile and keys of a box along each axis, for problems of kRank axes.
+template <int kRank, int kT0, int kT1, int kT2, int kB0, int kB1, int kB2>
+struct Shape {
+  static NA_HOST_DEVICE constexpr Sizes tile() { return {{kT0, kT1, kT2}}; }
+  static NA_HOST_DEVICE constexpr Sizes box() { return {{kB0, kB1, kB2}}; }
+  static constexpr int kFirstAxis = kAxes - kRank;  // those before it have one position
+  static constexpr int kQueries = kT0 * kT1 * kT2;
+  static constexpr int kKeys = kB0 * kB1 * kB2;
+};
+
+// Coordinates of query or key `number` of a tile or box.
+NA_DEVICE void split(int number, Sizes sizes, int32_t (&coordinate)[kAxes]) {
+  NA_UNROLL
+  for (int a = kAxes - 1; a >= 0; --a) {
+    coordinate[a] = number % sizes[a];
+    number /= sizes[a];
+  }
+}
+
+// Rows of kBytes in shared memory, 16 bytes at a time, so arranged that eight rows never meet in a bank.
+template <int kBytes>
+struct Rows {
+  static constexpr int kPieces = kBytes / 16;
+  static constexpr int kShift = kPieces >= 8 ? 0 : kPieces == 4 ? 1 : 2;
+  static constexpr int kMask = kPieces >= 8 ? 7 : kPieces - 1;
+
+  NA_DEVICE static dev::Shared at(dev::Shared base, int row, int piece) {
+    return base + static_cast<dev::Shared>(row * kBytes + ((piece ^ ((row >> kShift) & kMask)) * 16));
+  }
+};
+
+// What a query of the tile attends to, and where its biases begin: the index for the key with coordinates 0.
+struct RowWindow {
+  int32_t start[kAxes];
+  int32_t end[kAxes];
+  int32_t bias;
+};
+
+// What query `row` of a tile attends to. A query past the group's end is treated as the last one.
+template <typename S>
+NA_DEVICE RowWindow row_window(const CudaProblem& p, const Tile& tile, int row) {
+  int32_t coordinate[kAxes];
+  split(row, S::tile(), coordinate);
+  RowWindow r;
+  r.bias = 0;
+  NA_UNROLL
+  for (int a = 0; a < kAxes; ++a) {
+    const AxisSizes& axis = p.axis[a];
+    const int32_t element = smaller(tile.first[a] + coordinate[a], tile.size[a] - 1);
+    const BasicWindow<int32_t> seen = axis_window(axis, tile.size[a], element);
+    r.start[a] = seen.start;
+    r.end[a] = seen.end;
+    r.bias += (axis.kernel_size - 1 - element) * p.bias_distance[a];
+  }
+  return r;
+}
+
+// Query `row` of a tile: its flat position in the image, or -1 past the group's end.
+template <typename S>
+NA_DEVICE int32_t query_position(const CudaProblem& p, const Tile& tile, int row) {
+  int32_t coordinate[kAxes];
+  split(row, S::tile(), coordinate);
+  int32_t at = 0;
+  NA_UNROLL
+  for (int a = S::kFirstAxis; a < kAxes; ++a) {
+    const int32_t element = tile.first[a] + coordinate[a];
+    if (element >= tile.size[a]) return -1;
+    at = at * p.axis[a].length + element * p.axis[a].dilation + tile.group[a];
+  }
+  return at;
+}
+
+// A bit for each key of a box, 32 to a word.
+template <int kWords>
+struct KeyBits {
+  uint32_t word[kWords];
+};
+
+// Bits [from, to).
+NA_DEVICE uint32_t bit_range(int32_t from, int32_t to) { return dev::low_bits(to) & ~dev::low_bits(from); }
+
+// Takes away the keys outside places [from, to) of an axis of kBox places, each standing for kInner keys in a row.
+template <int kBox, int kInner, int kWords>
+NA_DEVICE void keep_seen(KeyBits<kWords>& bits, int32_t from, int32_t to) {
+  constexpr int kPeriod = kBox * kInner;
+  if constexpr (kPeriod > 32) {
+    NA_UNROLL
+    for (int w = 0; w < kWords; ++w) {
+      const int32_t first = w % (kPeriod / 32) * 32;
+      bits.word[w] &= bit_range(from * kInner - first, to * kInner - first);
+    }
+  } else {
+    uint32_t kept = bit_range(from * kInner, smaller(to * kInner, kPeriod));
+    NA_UNROLL
+    for (int width = kPeriod; width < 32; width *= 2) kept |= kept << width;
+    NA_UNROLL
+    for (int w = 0; w < kWords; ++w) bits.word[w] &= kept;
+  }
+}
+
+// The keys of the box at `first` that a query sees.
+template <typename S>
+NA_DEVICE KeyBits<S::kKeys / 32> seen_keys(const RowWindow& row, const int32_t (&first)[kAxes]) {
+  constexpr Sizes kBox = S::box();
+  KeyBits<S::kKeys / 32> r;
+  NA_UNROLL
+  for (uint32_t& word : r.word) word = 0xFFFFFFFFU;
+  keep_seen<kBox[2], 1>(r, row.start[2] - first[2], row.end[2] - first[2]);
+  if constexpr (S::kFirstAxis < 2) keep_seen<kBox[1], kBox[2]>(r, row.start[1] - first[1], row.end[1] - first[1]);
+  if constexpr (S::kFirstAxis < 1) {
+    keep_seen<kBox[0], kBox[1] * kBox[2]>(r, row.start[0] - first[0], row.end[0] - first[0]);
+  }
+  return r;
+}
+
+}  // namespace na_deploy
