@@ -125,14 +125,14 @@ int main(int argc, char** argv) {
   tensors[0].desc.format = TensorFormat::kCHW32;
   expect(!build->supportsFormatCombination(0, tensors, 2, 2), "only linear tensors are taken");
 
-  // Tactics: tile kernels for half, the plain one for float32; nothing for a map smaller than the window.
+  // Tactics: tile kernels for half and for float32; nothing for a map smaller than the window.
   tensors[0] = tensor({2, 28, 14, 3, 4, 32}, half);
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "it is configured");
   std::vector<int32_t> tactics(static_cast<size_t>(build->getNbTactics()));
   expect(tactics.size() == 4, "three shapes of tiles and the plain kernel");
   expect(build->getValidTactics(tactics.data(), 4) == 0 && tactics[3] == 1 && tactics[0] > 1, "tiles come first");
   tensors[0] = tensor({2, 28, 14, 3, 4, 32}, DataType::kFLOAT);
-  expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0 && build->getNbTactics() == 1, "float32 is plain");
+  expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0 && build->getNbTactics() == 4, "float32 too");
   tensors[0] = tensor({2, 6, 14, 3, 4, 32}, half);
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) != 0, "a window larger than the map is refused");
   tensors[0] = tensor({-1, 28, 14, 3, 4, 32}, half);
