@@ -42,6 +42,7 @@ def attention_cost(
     batch: int = 1,
     value_dim: int | None = None,
     additional: int = 0,
+    padded: bool = False,
 ) -> AttentionCost:
     """Count the work of one layer.
 
@@ -53,11 +54,13 @@ def attention_cost(
         batch: images.
         value_dim: numbers per head of value, ``head_dim`` by default.
         additional: keys that every query attends to besides its window.
+        padded: whether windows may reach behind the map, onto padding.
 
     Raises:
         UsageError: a window does not fit its axis.
     """
-    spec.check_lengths(lengths)
+    if not padded:
+        spec.check_lengths(lengths)
     extents = [
         tile_extent(*sizes, spec.rank)
         for sizes in zip(lengths, spec.kernel_size, spec.dilation, spec.stride, strict=True)

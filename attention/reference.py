@@ -89,13 +89,31 @@ def reference_attention(
 
 
 def reference_attention_qkv(
-    qkv: ArrayLike, spec: NeighborhoodSpec, *, scale: float | None = None, rel_pos_bias: ArrayLike | None = None
+    qkv: ArrayLike,
+    spec: NeighborhoodSpec,
+    *,
+    scale: float | None = None,
+    rel_pos_bias: ArrayLike | None = None,
+    padding: ArrayLike | None = None,
 ) -> AttentionResult:
-    """Return :func:`reference_attention` of a packed ``qkv`` (B, *X, 3, H, D), as one linear layer leaves it."""
+    """Return :func:`reference_attention` of a packed ``qkv`` (B, *X, 3, H, D), as one linear layer leaves it.
+
+    ``padding`` (3, H, D) is query, key and value of every position behind a map that is too small for its windows: the
+    map is filled up with it to :meth:`NeighborhoodSpec.padded_lengths`, and the result is cropped.
+    """
     packed = np.asarray(qkv, dtype=np.float64)
-    check_packed(packed.shape, spec.rank)
+    shapes = (None if array is None else np.shape(array) for array in (rel_pos_bias, padding))
+    check_packed(spec, packed.shape, *shapes, padded=padding is not None)
+    inside = (slice(None), *map(slice, packed.shape[1:-3]))
+    if padding is not None:
+        row = np.asarray(padding, dtype=np.float64)
+        lengths = spec.padded_lengths(packed.shape[1:-3])
+        whole = np.broadcast_to(row, (packed.shape[0], *lengths, *row.shape)).copy()
+        whole[inside] = packed
+        packed = whole
     query, key, value = (packed[..., part, :, :] for part in range(3))
-    return reference_attention(query, key, value, spec, scale=scale, rel_pos_bias=rel_pos_bias)
+    output, lse = reference_attention(query, key, value, spec, scale=scale, rel_pos_bias=rel_pos_bias)
+    return AttentionResult(output[inside], lse[inside])
 
 
 def _dense_mask(lengths: list[int], spec: NeighborhoodSpec) -> NDArray[np.bool_]:

@@ -84,15 +84,15 @@ def _packed_schema() -> defs.OpSchema:
         shape = _shape(context, 0)
         if shape is not None:
             with _as_inference_error():
-                spec = _spec(context)
-                check_packed(shape, spec.rank)
-                shape = [*shape[:-3], *shape[-2:]]
-                check_shapes(spec, shape, rel_pos_bias=_shape(context, 1))
+                others = (_shape(context, index) for index in (1, 2))
+                check_packed(_spec(context), shape, *others, padded=_is_given(context, 2))
+            shape = [*shape[:-3], *shape[-2:]]
         _set_outputs(context, shape)
 
     inputs = [
         ("qkv", "(B, *X, 3, H, D), as one linear layer leaves it", False),
         ("rel_pos_bias", "(H, 2*K0-1, …), added to the scaled scores", True),
+        ("padding", "(3, H, D), query, key and value of positions behind a map smaller than its windows", True),
     ]
     return _schema(PACKED_OPERATOR, "Neighborhood attention over packed query, key and value.", inputs, infer)
 

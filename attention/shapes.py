@@ -14,14 +14,27 @@ Shape = Sequence[int | str | None]
 """Sizes: a number, a symbol, or unknown."""
 
 
-def check_packed(qkv: Shape, rank: int) -> None:
-    """Raise unless ``qkv`` is (B, *X, 3, H, D) with ``rank`` spatial axes.
+def check_packed(
+    spec: NeighborhoodSpec,
+    qkv: Shape,
+    rel_pos_bias: Shape | None = None,
+    padding: Shape | None = None,
+    *,
+    padded: bool = False,
+) -> None:
+    """Raise unless ``qkv`` is (B, *X, 3, H, D), the others fit it and every window fits its axis.
+
+    ``padded`` says that there is a padding, of known shape or not: windows may then be longer than their axis.
 
     Raises:
         UsageError: says what was expected and what was given.
     """
-    if len(qkv) != rank + 4 or not _may_be(qkv[-3], 3):
-        raise UsageError(f"qkv must be (B, {rank} spatial axes, 3, H, D) for this kernel_size, got {shape_text(qkv)}")
+    if len(qkv) != spec.rank + 4 or not _may_be(qkv[-3], 3):
+        raise UsageError(
+            f"qkv must be (B, {spec.rank} spatial axes, 3, H, D) for this kernel_size, got {shape_text(qkv)}"
+        )
+    check_shapes(spec, [*qkv[:-3], *qkv[-2:]], rel_pos_bias=rel_pos_bias, padded=padded)
+    _check("padding", padding, [3, *qkv[-2:]], "qkv")
 
 
 def check_shapes(
@@ -32,8 +45,12 @@ def check_shapes(
     rel_pos_bias: Shape | None = None,
     additional_key: Shape | None = None,
     additional_value: Shape | None = None,
+    *,
+    padded: bool = False,
 ) -> None:
     """Raise unless the tensors fit each other and every window fits its axis; ``None`` is absent or unknown.
+
+    ``padded`` says that windows may be longer than their axis: :func:`check_packed` knows why.
 
     Raises:
         UsageError: names the tensor, the shape it should have and the shape it has.
@@ -43,13 +60,16 @@ def check_shapes(
             f"query must be (B, {spec.rank} spatial axes, H, D) for this kernel_size, got {shape_text(query)}"
         )
     batch, *lengths, heads, head_dim = query
-    # An axis of unknown length is taken to be just long enough.
-    spec.check_lengths(
-        [
-            length if isinstance(length, int) else kernel * step
-            for length, kernel, step in zip(lengths, spec.kernel_size, spec.dilation, strict=True)
-        ]
-    )
+    if padded:
+        _check_not_empty(lengths)
+    else:
+        # An axis of unknown length is taken to be just long enough.
+        spec.check_lengths(
+            [
+                length if isinstance(length, int) else kernel * step
+                for length, kernel, step in zip(lengths, spec.kernel_size, spec.dilation, strict=True)
+            ]
+        )
     _check("key", key, [batch, *lengths, "Hkv", head_dim], "query")
     key_heads = "Hkv" if key is None else key[-2]
     if isinstance(heads, int) and isinstance(key_heads, int) and (key_heads == 0 or heads % key_heads):
@@ -60,6 +80,12 @@ def check_shapes(
     count = "M" if additional_key is None else additional_key[1]
     width = "Dv" if value is None else value[-1]
     _check("additional_value", additional_value, [batch, count, key_heads, width], "value")
+
+
+def _check_not_empty(lengths: Shape) -> None:
+    for axis, length in enumerate(lengths):
+        if length == 0:
+            raise UsageError(f"spatial axis {axis} must have at least one position, got 0")
 
 
 def check_additional_pair(key_given: bool, value_given: bool) -> None:

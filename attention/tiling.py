@@ -70,10 +70,13 @@ def tile_size(group: int, kernel_size: int, stride: int, rank: int) -> int:
 def tile_extent(
     length: int, kernel_size: int, dilation: int, stride: int, rank: int, tile: int | None = None
 ) -> tuple[int, int, int]:
-    """Return queries per tile, tiles per dilation group and keys each tile reads, on one axis."""
+    """Return queries per tile, tiles per dilation group and keys each tile reads, on one axis.
+
+    On an axis too short for the window keys behind it count as there, and queries do not.
+    """
     longest = -(-length // dilation)
     tile = tile or tile_size(longest, kernel_size, stride, rank)
-    return tile, -(-longest // tile), min(kernel_size + tile - stride, longest)
+    return tile, -(-longest // tile), min(kernel_size + tile - stride, max(longest, kernel_size))
 
 
 def tiled_pairs(lengths: Sequence[int], spec: NeighborhoodSpec) -> int:

@@ -21,6 +21,7 @@ from na_deploy.attention.windows import NeighborhoodSpec
 def neighborhood_attention_qkv(
     qkv: Tensor,
     rel_pos_bias: Tensor | None = None,
+    padding: Tensor | None = None,
     *,
     kernel_size: int | Sequence[int],
     dilation: int | Sequence[int] = 1,
@@ -33,6 +34,8 @@ def neighborhood_attention_qkv(
     Args:
         qkv: (B, *X, 3, H, D) with 1 to 3 spatial axes X.
         rel_pos_bias: (H, 2*K0-1, …), added to the scaled scores.
+        padding: (3, H, D), query, key and value of the positions behind a map that is too small for its windows;
+            without it such maps are refused.
         kernel_size: window size, one number or one per axis; likewise the next three.
         dilation: distance between attended positions.
         stride: how many neighbouring queries share one window.
@@ -48,7 +51,7 @@ def neighborhood_attention_qkv(
     spec = NeighborhoodSpec.create(qkv.dim() - 4, kernel_size, dilation, stride, is_causal)
     causal = [int(c) for c in spec.is_causal]
     return torch.ops.na_deploy.neighborhood_attention_qkv(  # type: ignore[no-any-return]
-        qkv, rel_pos_bias, spec.kernel_size, spec.dilation, spec.stride, causal, float(scale or 0.0)
+        qkv, rel_pos_bias, padding, spec.kernel_size, spec.dilation, spec.stride, causal, float(scale or 0.0)
     )
 
 
@@ -111,12 +114,17 @@ _ATTRIBUTES = "int[] kernel_size, int[] dilation, int[] stride, int[] is_causal,
 @torch.library.custom_op(
     "na_deploy::neighborhood_attention_qkv",
     mutates_args=(),
-    schema=f"(Tensor qkv, Tensor? rel_pos_bias, {_ATTRIBUTES}) -> Tensor",
+    schema=f"(Tensor qkv, Tensor? rel_pos_bias, Tensor? padding, {_ATTRIBUTES}) -> Tensor",
 )
-def _packed_op(qkv: Tensor, rel_pos_bias: Tensor | None, kernel_size: Sequence[int], *attributes: Any) -> Tensor:
-    check_packed(qkv.shape, len(kernel_size))
+def _packed_op(qkv: Tensor, rel_pos_bias: Tensor | None, padding: Tensor | None, *attributes: Any) -> Tensor:
+    *of_window, scale = attributes
+    spec = _spec(*of_window)
+    shapes = (None if tensor is None else tensor.shape for tensor in (rel_pos_bias, padding))
+    check_packed(spec, qkv.shape, *shapes, padded=padding is not None)
     query, key, value = qkv.unbind(-3)
-    return _run(query, key, value, rel_pos_bias, None, None, kernel_size, *attributes)[0]
+    if padding is not None:
+        key, value = (_filled_up(tensor, row, spec) for tensor, row in ((key, padding[1]), (value, padding[2])))
+    return _attend(spec, scale, query, key, value, rel_pos_bias)[0]
 
 
 @_packed_op.register_fake
@@ -131,7 +139,11 @@ def _(qkv: Tensor, *_: Any) -> Tensor:
     f"Tensor? additional_value, {_ATTRIBUTES}) -> (Tensor, Tensor)",
 )
 def _separate_op(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return _run(*arguments)
+    tensors, of_window, scale = arguments[:6], arguments[6:10], arguments[10]
+    spec = _spec(*of_window)
+    query, *others = tensors
+    check_shapes(spec, query.shape, *(None if tensor is None else tensor.shape for tensor in others))
+    return _attend(spec, scale, *tensors)
 
 
 @_separate_op.register_fake
@@ -141,25 +153,35 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tenso
     return output, query.new_empty(query.shape[:-1], dtype=lse_type)
 
 
-def _run(
+def _spec(
+    kernel_size: Sequence[int], dilation: Sequence[int], stride: Sequence[int], is_causal: Sequence[int]
+) -> NeighborhoodSpec:
+    causal = [bool(c) for c in is_causal]
+    return NeighborhoodSpec.create(len(kernel_size), tuple(kernel_size), tuple(dilation), tuple(stride), causal)
+
+
+def _filled_up(tensor: Tensor, row: Tensor, spec: NeighborhoodSpec) -> Tensor:
+    """Return keys or values (B, *X, H, D) with ``row`` (H, D) behind the map as far as windows reach."""
+    lengths = tensor.shape[1:-2]
+    padded = spec.padded_lengths(lengths)
+    if padded == tuple(lengths):
+        return tensor
+    whole = row.to(tensor.dtype).expand(tensor.shape[0], *padded, *row.shape).clone()
+    whole[(slice(None), *map(slice, lengths))] = tensor
+    return whole
+
+
+def _attend(
+    spec: NeighborhoodSpec,
+    scale: float,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rel_pos_bias: Tensor | None,
-    additional_key: Tensor | None,
-    additional_value: Tensor | None,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[int],
-    scale: float,
+    rel_pos_bias: Tensor | None = None,
+    additional_key: Tensor | None = None,
+    additional_value: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Check the tensors, widen them and attend; the arguments are those of the operators' schemas."""
-    spec = NeighborhoodSpec.create(
-        len(kernel_size), tuple(kernel_size), tuple(dilation), tuple(stride), [bool(c) for c in is_causal]
-    )
-    tensors = (query, key, value, rel_pos_bias, additional_key, additional_value)
-    check_shapes(spec, query.shape, *(None if tensor is None else tensor.shape for tensor in tensors[1:]))
+    """Widen checked tensors and attend."""
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
 
     def widen(tensor: Tensor | None) -> Tensor | None:

@@ -6,7 +6,7 @@ No autograd, no checks: those are the operators' business.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -24,7 +24,8 @@ Implementation = Callable[
 """query, key, value, spec, scale, rel_pos_bias, additional_key, additional_value -> output, lse.
 
 Shapes are those of :func:`neighborhood_attention`. Query, key and value are float32 or
-float64, and key and value may hold fewer heads than query.
+float64, and key and value may hold fewer heads than query. Query may cover the first positions of key's map alone:
+where padding lies behind the map, it is attended to and does not attend.
 """
 
 LARGE_SCORES = 1 << 25
@@ -55,6 +56,8 @@ def tiled(
     additional_value: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Dense attention on tiles, masked inside; the default. See :data:`Implementation`."""
+    asked = query.shape[1:-2]
+    query = _over_map_of(key, query)
     batch, *lengths, heads, _ = query.shape
     rest = (scale, rel_pos_bias, additional_key, additional_value)
     images = max(batch, 1) * heads
@@ -69,7 +72,21 @@ def tiled(
             for whole, part in zip(found, _attend_tiles(query, key, value, *rest, *tables), strict=True):
                 whole[:, tables[0].flatten()] = part  # a padded query repeats another and computes the same
     output, lse = (tensor.view(batch, *lengths, heads, tensor.shape[-1]) for tensor in found)
-    return output, lse.squeeze(-1)
+    return _crop(output, asked), _crop(lse.squeeze(-1), asked)
+
+
+def _over_map_of(key: Tensor, query: Tensor) -> Tensor:
+    """Give ``query`` the spatial sizes of ``key``; what is added is attended for and thrown away."""
+    missing = [whole - own for whole, own in zip(key.shape[1:-2], query.shape[1:-2], strict=True)]
+    if not any(missing):
+        return query
+    return torch.nn.functional.pad(query, (0, 0, 0, 0, *(size for after in reversed(missing) for size in (0, after))))
+
+
+def _crop(tensor: Tensor, lengths: Sequence[int]) -> Tensor:
+    for axis, length in enumerate(lengths, start=1):
+        tensor = tensor.narrow(axis, 0, length)
+    return tensor
 
 
 def _attend_tiles(
@@ -126,6 +143,8 @@ def dense(
     additional_value: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Full attention with a dense mask, as without a neighborhood kernel. See :data:`Implementation`."""
+    asked = query.shape[1:-2]
+    query = _over_map_of(key, query)
     batch, *lengths, heads, _ = query.shape
     visible, bias_index = _dense_tensors(tuple(lengths), spec, query.device)
     repeat = heads // key.shape[-2]
@@ -149,7 +168,8 @@ def dense(
     output = torch.matmul(scores.softmax(-1), values)
     lse = torch.logsumexp(scores, -1)
     shape = (batch, *lengths, heads)
-    return output.transpose(1, 2).reshape(*shape, values.shape[-1]), lse.transpose(1, 2).reshape(shape)
+    output, lse = output.transpose(1, 2).reshape(*shape, values.shape[-1]), lse.transpose(1, 2).reshape(shape)
+    return _crop(output, asked), _crop(lse, asked)
 
 
 @lru_cache(maxsize=8)

@@ -84,6 +84,14 @@ class NeighborhoodSpec:
                     f"axis {axis}; use a larger map, a smaller kernel_size or a smaller dilation"
                 )
 
+    def padded_lengths(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        """Return the sizes of the map that windows are laid over where an operator is given ``padding``.
+
+        They are the map's own on every axis that a window fits on.
+        """
+        axes = zip(lengths, self.kernel_size, self.dilation, strict=True)
+        return tuple(max(length, kernel * step) for length, kernel, step in axes)
+
 
 def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     values = tuple(int(v) for v in value) if isinstance(value, Sequence) else (int(value),) * rank
@@ -134,12 +142,15 @@ def window_bounds(
 
 
 def attended_pairs(lengths: Sequence[int], spec: NeighborhoodSpec) -> int:
-    """Return how many query-key pairs of a head attend, over a map of spatial sizes ``lengths``; exact at borders."""
+    """Return how many query-key pairs of a head attend, over a map of spatial sizes ``lengths``; exact at borders.
+
+    On axes too short for their window keys behind the map count too, see :meth:`NeighborhoodSpec.padded_lengths`.
+    """
     pairs = 1
     axes = zip(lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True)
     for length, kernel, dilation, stride, causal in axes:
-        start, end = window_bounds(length, kernel, dilation, stride, causal)
-        pairs *= int((end - start).sum())
+        start, end = window_bounds(max(length, kernel * dilation), kernel, dilation, stride, causal)
+        pairs *= int((end - start)[:length].sum())
     return pairs
 
 

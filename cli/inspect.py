@@ -166,7 +166,7 @@ def layer_bounds(group: LayerGroup) -> Simulation:
 
     layer = group.layers[0]
     spec = NeighborhoodSpec(layer.kernel_size, layer.dilation, layer.stride, layer.is_causal)
-    return best_tiles(layer.lengths, spec, 64 if layer.head_dim <= 64 else 128, 128)[0]
+    return best_tiles(layer.reach, spec, 64 if layer.head_dim <= 64 else 128, 128)[0]
 
 
 def _bounds(summary: ModelSummary) -> Table:

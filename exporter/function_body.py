@@ -15,7 +15,7 @@ Planning is :mod:`function_planning`, cutting and masking :mod:`function_tables`
 from __future__ import annotations
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR, VERSION
 from na_deploy.exporter.function_parts import layer_in_parts
@@ -28,19 +28,37 @@ __all__ = ["MASKED", "BodyFeatures", "packed_function", "separate_function"]
 
 def packed_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:
     """Return the body of ``NeighborhoodAttentionQKV`` for ONNX ``opset``."""
-    inputs = ["qkv"] + (["rel_pos_bias"] if features.rel_pos_bias else [])
+    # Inputs are positional: padding stands behind rel_pos_bias whether or not the body reads that one.
+    inputs = ["qkv"]
+    if features.rel_pos_bias or features.padding:
+        inputs.append("rel_pos_bias")
+    if features.padding:
+        inputs.append("padding")
     body = FunctionBuilder(PACKED_OPERATOR, inputs)
     empty = without_batch(body, "qkv")
     heads, head_dim = body.dimension(empty, -2), body.dimension(empty, -1)
     axes = plan(body, body.op("Shape", empty, start=1, end=-3), features)
-    rows, per_position = rows_of(body, "qkv", head_dim), body.op("Mul", body.int64(3), heads)
+    rows, per_position, behind = rows_of(body, "qkv", head_dim), body.op("Mul", body.int64(3), heads), None
+    if features.padding:  # one more position, behind the map's last
+        rows = body.op("Concat", rows, _padding_rows(body, head_dim), axis=1)
+        behind = body.product(*[axis.length for axis in axes])
     query, key, value = (  # row ((position * 3) + part) * heads + head
         Source(rows, per_position, body.op("Add", body.range(heads), body.op("Mul", body.int64(part), heads)))
         for part in range(3)
     )
-    layer = Layer(axes, heads, query, key, value, additional=None, scale=_scale(body, head_dim))
+    layer = Layer(axes, heads, query, key, value, additional=None, scale=_scale(body, head_dim), behind=behind)
     shape = body.op("Concat", body.op("Shape", empty, start=1, end=-3), body.op("Shape", empty, start=-2), axis=0)
     return _finish(body, layer, _attend(body, layer, features), "qkv", shape, features, opset)
+
+
+def _padding_rows(body: FunctionBuilder, head_dim: str) -> str:
+    """Return the padding as rows of every image, (B, 3 * H, D) float32."""
+    shape = body.op("Concat", body.ints(1, -1), body.op("Unsqueeze", head_dim, body.ints(0)), axis=0)
+    rows = body.op("Cast", body.op("Reshape", "padding", shape), to=TensorProto.FLOAT)
+    # Not Expand, of which ONNX infers an image where there is none.
+    none = helper.make_tensor("value", TensorProto.INT64, [1], [0])
+    images = body.op("ConstantOfShape", body.op("Shape", "qkv", start=0, end=1), value=none)
+    return body.op("Gather", rows, images, axis=0)
 
 
 def separate_function(features: BodyFeatures, opset: int) -> onnx.FunctionProto:

@@ -79,6 +79,7 @@ def _rows(turn: FunctionBuilder, layer: Layer, source: Source, tables: list[str]
         own = turn.op("Gather", table, combo, axis=0)
         own = turn.op("Unsqueeze", own, turn.ints(*others)) if others else own
         total = own if not total else turn.op("Add", turn.op("Mul", total, axis.length), own)
+    total = layer.positions(turn, total)
     flat = turn.op("Reshape", total, turn.op("Concat", turn.ints(-1, 1), turn.vector(size), axis=0))
     head = turn.op("Unsqueeze", source.head, turn.ints(0, 2))
     return turn.op("Add", turn.op("Mul", flat, source.per_position), head)

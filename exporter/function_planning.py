@@ -31,6 +31,7 @@ class BodyFeatures:
         additional: every node carries ``additional_key`` and ``additional_value``.
         lse: some node reads the second output.
         in_parts: some node's scores are too large to hold at once; the body then goes through a few tiles at a time.
+        padding: every node carries ``padding``, and maps may be smaller than windows.
     """
 
     rank: int = MAX_RANK
@@ -39,11 +40,16 @@ class BodyFeatures:
     additional: bool = False
     lse: bool = False
     in_parts: bool = False
+    padding: bool = False
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Names of one axis's tables. c = dilation groups x tiles, t = queries per tile, w = keys per tile, n = length."""
+    """Names of one axis's tables. c = dilation groups x tiles, t = queries per tile, w = keys per tile, n = length.
+
+    With padding, a key behind the axis has the number of positions of the whole map for its own: whatever the other axes
+    add, it stays behind the map.
+    """
 
     query: str  # (c, t) positions
     key: str  # (c, w) positions
@@ -75,7 +81,11 @@ def pad_front(body: FunctionBuilder, per_axis: str, value: int, features: BodyFe
 
 
 def plan(body: FunctionBuilder, lengths: str, features: BodyFeatures) -> list[Axis]:
-    """Return the axes' tables; see ``attention.tiling.plan_axis`` for the arithmetic."""
+    """Return the axes' tables; see ``attention.tiling.plan_axis`` for the arithmetic.
+
+    With padding, windows are laid over an axis that is at least as long as they are, and queries are cut into tiles on
+    the axis itself.
+    """
     one = body.ints(1)
     rank = body.op("Shape", body.attribute_ints("kernel_size"))
     kernel, dilation, stride, causal = (
@@ -83,9 +93,10 @@ def plan(body: FunctionBuilder, lengths: str, features: BodyFeatures) -> list[Ax
         for name, neutral in NEUTRAL.items()
     )
     lengths = pad_front(body, lengths, 1, features)
-    longest = body.ceil_div(lengths, dilation)
+    reach = body.op("Max", lengths, body.op("Mul", kernel, dilation)) if features.padding else lengths
+    longest, farthest = body.ceil_div(lengths, dilation), body.ceil_div(reach, dilation)
     tile, tiles = _tile(body, longest, kernel, stride, rank)
-    span = body.op("Min", body.op("Sub", body.op("Add", kernel, tile), stride), longest)
+    span = body.op("Min", body.op("Sub", body.op("Add", kernel, tile), stride), farthest)
     is_causal = body.op("Greater", causal, body.ints(0))
     ahead = body.op("Where", is_causal, body.op("Sub", stride, one), body.op("Div", stride, body.ints(2)))
     left = body.op("Where", is_causal, body.op("Sub", kernel, one), body.op("Div", kernel, body.ints(2)))
@@ -102,12 +113,17 @@ def plan(body: FunctionBuilder, lengths: str, features: BodyFeatures) -> list[Ax
         "ahead",
         "left",
         "combos",
-        "longest",
+        "reach",
+        "farthest",
     )
-    vectors = (kernel, dilation, stride, is_causal, lengths, tile, tiles, span, ahead, left, combos, longest)
+    vectors = (kernel, dilation, stride, is_causal, lengths, tile, tiles, span, ahead, left, combos, reach, farthest)
+    behind = body.item(body.product_of(lengths), 0) if features.padding else None
     return [
         _plan_axis(
-            body, {name: body.item(v, axis) for name, v in zip(names, vectors, strict=True)}, features.rel_pos_bias
+            body,
+            {name: body.item(v, axis) for name, v in zip(names, vectors, strict=True)},
+            features.rel_pos_bias,
+            behind,
         )
         for axis in range(features.rank)
     ]
@@ -138,13 +154,13 @@ def _tile(body: FunctionBuilder, longest: str, kernel: str, stride: str, rank: s
     return tile, body.op("Min", body.ceil_div(longest, tile), body.ceil_div(longest, aim))
 
 
-def _plan_axis(body: FunctionBuilder, at: dict[str, str], biased: bool) -> Axis:
+def _plan_axis(body: FunctionBuilder, at: dict[str, str], biased: bool, behind: str | None) -> Axis:
     op, one = body.op, body.int64(1)
     last, first = body.ints(-1), body.ints(1)
     combo = body.range(at["combos"])
     group = op("Div", combo, at["tiles"])
     tile_number = op("Sub", combo, op("Mul", group, at["tiles"]))
-    group_size = body.ceil_div(op("Sub", at["length"], group), at["dilation"])  # (c,)
+    group_size = body.ceil_div(op("Sub", at["reach"], group), at["dilation"])  # (c,)
     group, group_size = op("Unsqueeze", group, last), op("Unsqueeze", group_size, last)  # (c, 1)
     final = op("Sub", group_size, one)
 
@@ -157,7 +173,7 @@ def _plan_axis(body: FunctionBuilder, at: dict[str, str], biased: bool) -> Axis:
     end = op("Where", at["causal"], op("Add", element, one), op("Add", start, at["kernel"]))
 
     first_start = op("Slice", start, body.ints(0), body.ints(1), body.ints(1))
-    key_start = op("Min", first_start, op("Sub", at["longest"], at["span"]))
+    key_start = op("Min", first_start, op("Sub", at["farthest"], at["span"]))
     key = op("Add", key_start, body.range(at["span"]))  # (c, w)
     key_pair, start, end = op("Unsqueeze", key, first), op("Unsqueeze", start, last), op("Unsqueeze", end, last)
     visible = op("And", op("GreaterOrEqual", key_pair, start), op("Less", key_pair, end))  # (c, t, w)
@@ -172,9 +188,14 @@ def _plan_axis(body: FunctionBuilder, at: dict[str, str], biased: bool) -> Axis:
     of_group = op("Div", position, at["dilation"])
     own_group = op("Sub", position, op("Mul", of_group, at["dilation"]))
     of_tile = op("Div", of_group, at["tile"])
+    query_at = op("Add", op("Mul", element, at["dilation"]), group)
+    key_at = op("Min", op("Add", op("Mul", key, at["dilation"]), group), op("Sub", at["reach"], one))
+    if behind is not None:
+        query_at = op("Min", query_at, op("Sub", at["length"], one))  # queries behind the axis are nobody's
+        key_at = op("Where", op("Less", key_at, at["length"]), key_at, behind)
     return Axis(
-        query=op("Add", op("Mul", element, at["dilation"]), group),
-        key=op("Min", op("Add", op("Mul", key, at["dilation"]), group), op("Sub", at["length"], one)),
+        query=query_at,
+        key=key_at,
         pair=pair,
         home=op("Add", op("Mul", own_group, at["tiles"]), of_tile),
         place=op("Sub", of_group, op("Mul", of_tile, at["tile"])),

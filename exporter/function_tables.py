@@ -38,6 +38,11 @@ class Layer:
     value: Source
     additional: str | None  # (H, M) rows of additional keys, in key's and value's rows alike
     scale: str  # []
+    behind: str | None = None  # [] the position behind the map's last, where the rows of the padding are
+
+    def positions(self, body: FunctionBuilder, flat: str) -> str:
+        """Return flat positions, those behind the map all at the padding's."""
+        return flat if self.behind is None else body.op("Min", flat, self.behind)
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ def tile_rows(body: FunctionBuilder, layer: Layer, source: Source, table: str, i
     """Return the row numbers (tiles, H, rows of a tile) of the positions in each axis's ``table``, (c, ``inner``)."""
     axes, rank = layer.axes, len(layer.axes)
     positions = _grid(body, axes, [getattr(axis, table) for axis in axes])  # (c0, …, 1, a0, …)
+    positions = layer.positions(body, positions)
     head = body.op("Reshape", source.head, body.ints(*[1] * rank, -1, *[1] * rank))
     rows = body.op("Add", body.op("Mul", positions, source.per_position), head)
     tiles, size = (body.product(*[getattr(axis, name) for axis in axes]) for name in ("combos", inner))

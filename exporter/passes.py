@@ -40,6 +40,9 @@ def tidy_attention_nodes(model: ir.Model) -> None:
         names.add(node.name)
         if not node.outputs[0].is_graph_output():
             node.outputs[0].name = f"{node.name}.output"
+        padding = node.inputs[2] if node.op_type == PACKED_OPERATOR and _has_input(node, 2) else None
+        if padding is not None and padding.is_initializer() and len(padding.uses()) == 1:  # named by the tracer
+            padding.name = f"{node.name}.padding"
         outputs = node.outputs
         if len(outputs) > 1 and not outputs[1].uses() and not outputs[1].is_graph_output():
             node.resize_outputs(1)
@@ -106,8 +109,8 @@ def embed_function_bodies(model: ir.Model, opset: int) -> None:
     """Add the portable body of each operator the model uses, and make its nodes fit it.
 
     A body cannot ask whether an optional input or output is there, so nodes of a kind are made alike: where some carry
-    ``rel_pos_bias``, the others get one of zeros (TensorRT refuses an empty name before additional keys, so there too);
-    where some give ``lse``, the others name it as well.
+    ``rel_pos_bias`` or ``padding``, the others get one of zeros; where some give ``lse``, the others name it as well.
+    TensorRT refuses an empty name, so a bias of zeros stands before additional keys and padding too.
     """
     model.graph.opset_imports[DOMAIN] = VERSION
     for operator, build in ((PACKED_OPERATOR, packed_function), (SEPARATE_OPERATOR, separate_function)):
@@ -116,19 +119,24 @@ def embed_function_bodies(model: ir.Model, opset: int) -> None:
             continue
         at = OPTIONAL_INPUT[operator]
         ranks = [len(node.attributes["kernel_size"].as_ints()) for node in nodes]
+        more = any(_has_input(node, at + 1) for node in nodes)
         features = BodyFeatures(
             rank=max(ranks),
             mixed_ranks=min(ranks) < max(ranks),
             rel_pos_bias=any(_has_input(node, at) for node in nodes),
-            additional=any(_has_input(node, at + 1) for node in nodes),
+            additional=more and operator == SEPARATE_OPERATOR,
+            padding=more and operator == PACKED_OPERATOR,
             lse=any(len(node.outputs) > 1 for node in nodes),
             in_parts=any(_scores(node) > LARGE_SCORES for node in nodes),
         )
         function = ir.serde.deserialize_function(build(features, opset))
         model.functions[function.identifier()] = function
         for node in nodes:
-            if (features.rel_pos_bias or features.additional) and not _has_input(node, at):
-                _add_zero_bias(model, node, at)
+            if (features.rel_pos_bias or more) and not _has_input(node, at):
+                kernel = (int(size) for size in node.attributes["kernel_size"].as_ints())
+                _add_zeros(model, node, at, "no_bias", (_size(node, -2), *(2 * size - 1 for size in kernel)))
+            if features.padding and not _has_input(node, at + 1):
+                _add_zeros(model, node, at + 1, "no_padding", (3, _size(node, -2), _size(node, -1)))
             if features.lse and len(node.outputs) == 1:
                 node.resize_outputs(2)
                 node.outputs[1].name = f"{node.name}.lse"
@@ -151,16 +159,21 @@ def _has_input(node: ir.Node, index: int) -> bool:
     return len(node.inputs) > index and node.inputs[index] is not None
 
 
-def _add_zero_bias(model: ir.Model, node: ir.Node, at: int) -> None:
+def _size(node: ir.Node, axis: int) -> int:
+    """Return a known size of the first input."""
     query = node.inputs[0]
     assert query is not None
     assert query.shape is not None
+    size = query.shape[axis]
+    assert isinstance(size, int)
+    return size
+
+
+def _add_zeros(model: ir.Model, node: ir.Node, at: int, what: str, shape: tuple[int, ...]) -> None:
+    query = node.inputs[0]
+    assert query is not None
     assert query.dtype is not None
-    heads = query.shape[-2]
-    assert isinstance(heads, int)
-    kernel = [int(size) for size in node.attributes["kernel_size"].as_ints()]
-    shape = (heads, *(2 * size - 1 for size in kernel))
-    name = f"{node.name}.no_bias"
+    name = f"{node.name}.{what}"
     tensor = ir.tensor(np.zeros(shape, query.dtype.numpy()), dtype=query.dtype, name=name)
     value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(shape), type=ir.TensorType(query.dtype))
     model.graph.register_initializer(value)

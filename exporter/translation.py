@@ -30,6 +30,7 @@ def _attributes(
 def _packed(
     qkv: Any,
     rel_pos_bias: Any,
+    padding: Any,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
     stride: Sequence[int],
@@ -37,7 +38,7 @@ def _packed(
     scale: float,
 ) -> Any:
     attributes = _attributes(kernel_size, dilation, stride, is_causal, scale)
-    return _operators.NeighborhoodAttentionQKV(qkv, rel_pos_bias, **attributes)[0]  # [1] is lse
+    return _operators.NeighborhoodAttentionQKV(qkv, rel_pos_bias, padding, **attributes)[0]  # [1] is lse
 
 
 def _separate(

@@ -73,12 +73,10 @@ def count_operations(config: ModelConfig, height: int, width: int) -> Operations
         hidden = int(channels * config.mlp_ratio)
         other += depth * rows * columns * 2 * channels * hidden
         for dilation in config.dilations[level]:
-            window = config.kernel_size * dilation
-            padded = (max(rows, window), max(columns, window))  # small maps are padded before the projection
-            other += padded[0] * padded[1] * 3 * channels**2 + rows * columns * channels**2
+            other += rows * columns * 4 * channels**2
             heads = config.heads[level]
             spec = NeighborhoodSpec.create(2, config.kernel_size, dilation)
-            attention += attention_cost(padded, spec, heads, channels // heads).multiply_adds
+            attention += attention_cost((rows, columns), spec, heads, channels // heads, padded=True).multiply_adds
         if level < len(config.depths) - 1:
             next_rows, next_columns = sizes[level + 1]
             other += next_rows * next_columns * (18 if config.family == "nat" else 8) * channels**2

@@ -11,6 +11,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional
 
 from na_deploy.attention.torch_ops import neighborhood_attention_qkv
+from na_deploy.attention.torch_padding import projected_zeros
 from na_deploy.errors import UsageError
 
 
@@ -21,6 +22,7 @@ class AttentionFunction(Protocol):
         self,
         qkv: Tensor,
         rel_pos_bias: Tensor | None = None,
+        padding: Tensor | None = None,
         *,
         kernel_size: int | Sequence[int],
         dilation: int | Sequence[int] = 1,
@@ -61,9 +63,9 @@ class NeighborhoodAttention2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend over (B, H, W, C).
 
-        A map smaller than the dilated window is padded with zeros right and bottom *before* the projection,
-        so that padding attends with the projection's bias, and cropped after (NATTEN up to 0.15, Hugging
-        Face).
+        A map smaller than the dilated window is attended to as if padded with zeros right and bottom *before* the
+        projection, so that padding is attended to with the projection's bias, and cropped after (NATTEN up to 0.15,
+        Hugging Face).
         """
         _, height, width, _ = x.shape
         if self.fixed_map and (height != self.kernel_size or width != self.kernel_size):
@@ -72,25 +74,10 @@ class NeighborhoodAttention2D(nn.Module):
                 f"got {height}x{width}; use the image size it was trained at"
             )
         window = self.kernel_size * self.dilation
-        bottom, right = _lacking(height, window), _lacking(width, window)
-        if not (_is_zero(bottom) and _is_zero(right)):
-            x = functional.pad(x, (0, 0, 0, right, 0, bottom))
+        padding = projected_zeros(self.qkv, self.heads, (height, width), (window, window))
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        x = self.attention(qkv, self.rpb, kernel_size=self.kernel_size, dilation=self.dilation).flatten(-2)
-        if not (_is_zero(bottom) and _is_zero(right)):
-            x = x[:, :height, :width]
-        return self.proj(x)  # type: ignore[no-any-return]
-
-
-def _lacking(length: int, window: int) -> int:
-    """Return how much ``length`` (a number, or a symbol while tracing) falls short of ``window``."""
-    if statically_known_true(length >= window):
-        return 0
-    return torch.sym_max(window - length, 0)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _is_zero(length: int) -> bool:
-    return isinstance(length, int) and length == 0
+        x = self.attention(qkv, self.rpb, padding=padding, kernel_size=self.kernel_size, dilation=self.dilation)
+        return self.proj(x.flatten(-2))  # type: ignore[no-any-return]
 
 
 def relative_position_index(side: int) -> Tensor:

@@ -39,6 +39,7 @@ class NeighborhoodLayer:
         head_dim: numbers per head in query and key.
         kernel_size: window per axis; likewise ``dilation``, ``stride`` and ``is_causal``.
         has_bias: whether a relative position bias is added.
+        is_padded: whether the map may be smaller than a window: the node has keys and values for what lies behind it.
         additional_keys: keys that every query attends to besides its window.
         dtype: element type of the tensors.
         tile: queries per tile and axis in the portable path.
@@ -60,6 +61,7 @@ class NeighborhoodLayer:
     stride: tuple[int, ...]
     is_causal: tuple[bool, ...]
     has_bias: bool
+    is_padded: bool
     additional_keys: int
     dtype: str
     tile: tuple[int, ...]
@@ -68,6 +70,12 @@ class NeighborhoodLayer:
     tiled_multiply_adds: int
     memory_bytes: int
     share: float = 0.0
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Size of the map that windows are laid over: ``lengths``, or more where they reach behind a small map."""
+        axes = zip(self.lengths, self.kernel_size, self.dilation, strict=True)
+        return tuple(max(length, kernel * step) for length, kernel, step in axes)
 
     @property
     def configuration(self) -> tuple[object, ...]:
@@ -222,13 +230,15 @@ def _layer(path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[s
     inputs = [_sizes(path, name, value, shapes) if value else None for value in node.input]
     query = cast("tuple[int, ...]", inputs[0])
     rank = len(query) - (4 if packed else 3)
+    is_padded = packed and len(inputs) > 2 and inputs[2] is not None
     attributes = cast("dict[str, Any]", graph.attributes_of(node))
     try:
         spec = NeighborhoodSpec.create(
             rank, *(attributes.get(key, default) for key, default in _ATTRIBUTE_DEFAULTS.items())
         )
         lengths = query[1 : 1 + rank]
-        spec.check_lengths(lengths)
+        if not is_padded:
+            spec.check_lengths(lengths)
     except UsageError as error:
         raise NaDeployError(f"{path}: node {name}: {error}") from None
     batch, heads, head_dim = query[0], query[-2], query[-1]
@@ -237,7 +247,8 @@ def _layer(path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[s
     has_bias = len(inputs) > bias_at and inputs[bias_at] is not None
     additional = 0 if packed or len(inputs) < 5 or inputs[4] is None else inputs[4][1]
 
-    cost = attention_cost(lengths, spec, heads, head_dim, batch=batch, value_dim=value_dim, additional=additional)
+    of_values = {"value_dim": value_dim, "additional": additional}
+    cost = attention_cost(lengths, spec, heads, head_dim, batch=batch, **of_values, padded=is_padded)
     dtype = types.get(node.input[0], "unknown")
     elements = sum(math.prod(sizes) for sizes in inputs if sizes is not None)
     elements += batch * math.prod(lengths) * heads * value_dim
@@ -253,6 +264,7 @@ def _layer(path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[s
         stride=spec.stride,
         is_causal=spec.is_causal,
         has_bias=has_bias,
+        is_padded=is_padded,
         additional_keys=additional,
         dtype=dtype,
         tile=cost.tile,

@@ -47,7 +47,7 @@ def draw_panel(axes: Axes, group: LayerGroup, colour: str) -> None:
     count = len(group.layers)
     lines = (
         _window(layer),
-        f"map {'×'.join(map(str, layer.lengths))}, {layer.heads} heads × {layer.head_dim}",
+        f"map {_map_text(layer)}, {layer.heads} heads × {layer.head_dim}",
         f"{count} {'layer' if count == 1 else 'layers'}, {group.share:.0%} of the attention work",
     )
     for line, offset in zip(lines, (29, 18, 7), strict=True):
@@ -73,6 +73,11 @@ def _window(layer: NeighborhoodLayer) -> str:
     return ", ".join(words)
 
 
+def _map_text(layer: NeighborhoodLayer) -> str:
+    lengths, reach = ("×".join(map(str, sizes)) for sizes in (layer.lengths, layer.reach))
+    return lengths if lengths == reach else f"{lengths} padded to {reach}"
+
+
 def _times(values: Sequence[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else "×".join(map(str, values))
 
@@ -84,10 +89,10 @@ def _shorten(label: str, limit: int = 40) -> str:
 def _axis(layer: NeighborhoodLayer, axis: int, position: int) -> tuple[Any, Any, Any]:
     """Return what a position attends to on one axis, its tile's queries and the keys its tile reads."""
     length, kernel, dilation, stride = (
-        values[axis] for values in (layer.lengths, layer.kernel_size, layer.dilation, layer.stride)
+        values[axis] for values in (layer.reach, layer.kernel_size, layer.dilation, layer.stride)
     )
     causal = layer.is_causal[axis]
-    plan = plan_axis(length, kernel, dilation, stride, causal, rank=len(layer.lengths))
+    plan = plan_axis(length, kernel, dilation, stride, causal, tile=layer.tile[axis])
     group, tile = position % dilation, position // dilation // plan.tile
     return (
         attended_positions(position, length, kernel, dilation, stride, causal),
@@ -104,17 +109,17 @@ def _interior(layer: NeighborhoodLayer, axis: int) -> int:
     length, kernel, dilation, tile = (
         values[axis] for values in (layer.lengths, layer.kernel_size, layer.dilation, layer.tile)
     )
-    elements = length // dilation
+    elements = max(length // dilation, 1)
     last = axis == len(layer.lengths) - 1
     element = elements // 2 // tile * tile + (3 * tile // 4 if last else tile // 4)
     element = max(min(element, elements - 1 - kernel // 2), min(kernel // 2, elements - 1))
-    return element * dilation + dilation // 2
+    return int(min(element * dilation + dilation // 2, length - 1))
 
 
 def _draw_map(axes: Axes, layer: NeighborhoodLayer) -> None:
     """Draw the last two axes of a layer, at the interior query's place on the first of three."""
     first = len(layer.lengths) - 2
-    height, width = layer.lengths[first:]
+    height, width = layer.reach[first:]
     query = [_interior(layer, axis) for axis in (first, first + 1)]
     rows, columns = (_axis(layer, first + axis, query[axis]) for axis in (0, 1))
     corner = [_axis(layer, first + axis, 0)[0] for axis in (0, 1)]
@@ -130,7 +135,7 @@ def _draw_map(axes: Axes, layer: NeighborhoodLayer) -> None:
         depth = _interior(layer, 0)
         attended = _axis(layer, 0, depth)[0]
         axes.set_xlabel(
-            f"slice {depth} of {layer.lengths[0]}; attends to slices {attended[0]}–{attended[-1]}",
+            f"slice {depth} of {layer.reach[0]}; attends to slices {attended[0]}–{attended[-1]}",
             fontsize=7,
             color=FAINT,
         )
@@ -138,7 +143,7 @@ def _draw_map(axes: Axes, layer: NeighborhoodLayer) -> None:
 
 def _draw_sequence(axes: Axes, layer: NeighborhoodLayer) -> None:
     """Draw a sequence layer as its mask: queries down, keys across."""
-    length = layer.lengths[0]
+    length = layer.reach[0]
     spec = (layer.kernel_size[0], layer.dilation[0], layer.stride[0], layer.is_causal[0])
     query = _interior(layer, 0)
     attended, tile, keys = _axis(layer, 0, query)

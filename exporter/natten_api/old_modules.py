@@ -1,7 +1,8 @@
 """NeighborhoodAttention1D, 2D and 3D as natten 0.14 to 0.17 had them, for machines without natten.
 
-Up to 0.15 (``bias``) maps smaller than a window are padded right and bottom with zeros before the projection; 0.17
-(``rel_pos_bias``, off by default) refuses them. Weights are named as natten names them: ``qkv``, ``rpb``, ``proj``.
+Up to 0.15 (``bias``) maps smaller than a window are attended to as if padded right and bottom with zeros before the
+projection; 0.17 (``rel_pos_bias``, off by default) refuses them. Weights are named as natten names them: ``qkv``,
+``rpb``, ``proj``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from na_deploy.attention.torch_ops import neighborhood_attention_qkv
+from na_deploy.attention.torch_padding import projected_zeros
 
 
 class _OldNeighborhoodAttention(nn.Module):
@@ -46,26 +48,19 @@ class _OldNeighborhoodAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over (B, *X, C)."""
-        lengths = x.shape[1:-1]
-        if self.pads:
-            missing = [
-                max(0, kernel * dilation - length)
-                for kernel, dilation, length in zip(self.kernel_size, self.dilation, lengths, strict=True)
-            ]
-            padding = [size for after in reversed(missing) for size in (0, after)]
-            x = nn.functional.pad(x, (0, 0, *padding))
+        reach = [kernel * dilation for kernel, dilation in zip(self.kernel_size, self.dilation, strict=True)]
+        padding = projected_zeros(self.qkv, self.num_heads, x.shape[1:-1], reach) if self.pads else None
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         output = neighborhood_attention_qkv(
             qkv,
             self.rpb,
+            padding,
             kernel_size=self.kernel_size,
             dilation=self.dilation,
             is_causal=self.is_causal,
             scale=self.scale,
-        ).flatten(-2)
-        for axis, length in enumerate(lengths):
-            output = output.narrow(axis + 1, 0, length)
-        return self.proj_drop(self.proj(output))  # type: ignore[no-any-return]
+        )
+        return self.proj_drop(self.proj(output.flatten(-2)))  # type: ignore[no-any-return]
 
 
 def _each(value: int | Sequence[int], rank: int) -> tuple[int, ...]:

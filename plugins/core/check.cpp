@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "na_params.h"
+#include "padding.h"
 
 namespace {
 
@@ -28,6 +29,12 @@ struct Message {
     return 1;
   }
 };
+
+// Positions of an axis as far as windows reach; beyond the limit, more than can be addressed.
+int64_t reach(const na_params& p, int axis) {
+  if (p.kernel_size[axis] > kMaxElements / p.dilation[axis]) return kMaxElements;
+  return na_deploy::padded_length(p.length[axis], p.kernel_size[axis], p.dilation[axis]);
+}
 
 // Multiplies into `product`; false on overflow of the limit.
 bool multiply(int64_t& product, int64_t factor, int64_t limit) {
@@ -53,7 +60,7 @@ int check_axis(const na_params& p, int axis, const Message& message) {
   if (p.is_causal[axis] != 0 && p.is_causal[axis] != 1) {
     return message.refuse("is_causal must be 0 or 1, got %lld on axis %d", static_cast<Long>(p.is_causal[axis]), axis);
   }
-  if (kernel > length / dilation) {
+  if (p.padding == nullptr && kernel > length / dilation) {
     char product[32] = "";  // left out where it overflows
     if (kernel <= std::numeric_limits<Long>::max() / dilation) {
       std::snprintf(product, sizeof product, " = %lld", kernel * dilation);
@@ -77,6 +84,7 @@ extern "C" int na_check(const na_params* params, char* text, size_t size) {
     return message.refuse("the element type must be float32, float16 or bfloat16, got number %d", p.dtype);
   }
   if (p.batch < 0) return message.refuse("the batch must not be negative, got %lld", static_cast<Long>(p.batch));
+  if (p.padding != nullptr && p.packed == 0) return message.refuse("padding is for packed qkv alone");
   for (int axis = 0; axis < p.rank; ++axis) {
     if (check_axis(p, axis, message) != 0) return 1;
   }
@@ -104,7 +112,7 @@ extern "C" int na_check(const na_params* params, char* text, size_t size) {
   int64_t extra = elements;
   fits = fits && multiply(extra, p.additional, kMaxElements);
   for (int axis = 0; axis < p.rank; ++axis) {
-    fits = fits && multiply(elements, p.length[axis], kMaxElements);
+    fits = fits && multiply(elements, reach(p, axis), kMaxElements);
     if (p.rel_pos_bias != nullptr) fits = fits && multiply(bias, 2 * p.kernel_size[axis] - 1, kMaxBias);
   }
   if (!fits) return message.refuse("the tensors have more elements than can be addressed");

@@ -38,13 +38,16 @@ typedef struct na_params {
   const void* rel_pos_bias;     /* (H, 2*K0-1, ...) or null */
   const void* additional_key;   /* (B, M, Hkv, D) or null */
   const void* additional_value; /* (B, M, Hkv, Dv) or null */
+  const void* padding;          /* (3, H, D) or null: query, key and value of every position behind a map; only when
+                                 * packed. With it kernel_size * dilation may exceed length: windows are then laid over
+                                 * an axis that is as long as they reach, and its first `length` positions attend */
   void* output;                 /* (B, *X, H, Dv) */
   float* lse;                   /* (B, *X, H), natural logarithm, or null */
   const float* prepared_bias;   /* what na_cpu_prepare_bias wrote for this rel_pos_bias and plan, or null */
 } na_params;
 
 /* Returns 0 if sizes and attributes are within range and fit each other; else 1, and a sentence in `message`
- * (`size` bytes with the terminating zero). Does not look at `output` and `lse`. */
+ * (`size` bytes with the terminating zero). Does not look at `output` and `lse`, nor behind a pointer. */
 int na_check(const na_params* params, char* message, size_t size);
 
 #ifdef __cplusplus

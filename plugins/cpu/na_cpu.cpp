@@ -2,6 +2,7 @@
 #include "na_cpu.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "../core/window.h"
 #include "bias.h"
@@ -20,7 +21,14 @@ na_deploy::Plan full_plan(const na_params& params, const na_cpu_plan& plan) {
 
 extern "C" {
 
-int na_cpu_check(const na_params* params, char* message, size_t size) { return na_check(params, message, size); }
+int na_cpu_check(const na_params* params, char* message, size_t size) {
+  if (na_check(params, message, size) != 0) return 1;
+  if (params->padding == nullptr) return 0;
+  if (message != nullptr && size > 0) {
+    std::snprintf(message, size, "the CPU kernels take no padding; give them a map that is filled up with it");
+  }
+  return 1;
+}
 
 void na_cpu_make_plan(const na_params* params, na_cpu_plan* plan) {
   const na_deploy::Plan full = na_deploy::make_plan(*params, na_deploy::vector_of_target());

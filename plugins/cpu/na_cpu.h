@@ -35,7 +35,7 @@ typedef struct na_cpu_plan {
   size_t prepared_bias_elements; /* floats that na_cpu_prepare_bias writes; 0 where preparing brings nothing */
 } na_cpu_plan;
 
-/* What na_check returns. */
+/* What na_check returns, and 1 where there is padding: these kernels take none. */
 NA_CPU_API int na_cpu_check(const na_params* params, char* message, size_t size);
 
 /* Plans checked parameters. */

@@ -25,7 +25,7 @@ NA_DEVICE QueryWindow query_window(const AxisSizes& axis, int32_t position) {
   QueryWindow r;
   r.group = position % axis.dilation;
   r.element = position / axis.dilation;
-  const BasicWindow<int32_t> window = axis_window(axis, group_size(axis, r.group), r.element);
+  const BasicWindow<int32_t> window = axis_window(axis, reached_size(axis, r.group), r.element);
   r.start = window.start;
   r.end = window.end;
   return r;
@@ -99,15 +99,22 @@ NA_DEVICE void plain_query(const CudaProblem& p, int64_t number, int lane) {
         const int32_t element[kAxes] = {z, y, x};
         int64_t at = 0;
         int64_t index = head;
+        bool is_behind = false;
         NA_UNROLL
         for (int a = 0; a < kAxes; ++a) {
           const AxisSizes& axis = p.axis[a];
-          at = at * axis.length + element[a] * axis.dilation + window[a].group;
+          const int32_t key_at = element[a] * axis.dilation + window[a].group;
+          is_behind = is_behind || key_at >= axis.length;
+          at = at * axis.length + key_at;
           index = index * (2 * axis.kernel_size - 1) + element[a] - window[a].element + axis.kernel_size - 1;
         }
-        float score = warp_product(query, keys + at * p.key_position, lane, p.head_dim);
+        const T* key = is_behind ? static_cast<const T*>(p.padding_key) + int64_t{key_head} * p.head_dim
+                                 : keys + at * p.key_position;
+        const T* value = is_behind ? static_cast<const T*>(p.padding_value) + int64_t{key_head} * p.value_dim
+                                   : values + at * p.value_position;
+        float score = warp_product(query, key, lane, p.head_dim);
         if (bias != nullptr) score += dev::to_float(bias[index]);
-        sum.add(score, values + at * p.value_position, lane, p.value_dim);
+        sum.add(score, value, lane, p.value_dim);
       }
     }
   }

@@ -7,6 +7,7 @@
 
 #include "divisor.h"
 #include "na_params.h"
+#include "padding.h"
 #include "window.h"
 
 namespace na_deploy {
@@ -20,6 +21,8 @@ struct Sizes {
 };
 
 // An axis that a problem does not have stands in front, with length 1 and a window of 1.
+//
+// Tensors hold `length` positions, and that many have queries. With padding, windows may reach behind them.
 struct AxisSizes {
   int32_t length = 1;
   int32_t kernel_size = 1;
@@ -34,6 +37,12 @@ struct AxisSizes {
 // Positions of a dilation group of an axis.
 NA_HOST_DEVICE int32_t group_size(const AxisSizes& axis, int32_t group) {
   return axis.longest - (group < axis.longer ? 0 : 1);
+}
+
+// Positions of a dilation group that windows are laid over: if one reaches behind the map, all are as long as windows.
+NA_HOST_DEVICE int32_t reached_size(const AxisSizes& axis, int32_t group) {
+  const int32_t size = group_size(axis, group);
+  return size < axis.kernel_size ? axis.kernel_size : size;
 }
 
 // The window of `element`, less than `size`, of a dilation group.
@@ -68,6 +77,8 @@ struct CudaProblem {
   const void* rel_pos_bias = nullptr;
   const void* additional_key = nullptr;
   const void* additional_value = nullptr;
+  const void* padding_key = nullptr;  // (H, D), of every position at or past `length` on any axis
+  const void* padding_value = nullptr;
   void* output = nullptr;
   float* lse = nullptr;
 };
@@ -111,6 +122,9 @@ inline CudaProblem make_cuda_problem(const na_params& p, int width) {
     r.key = base == nullptr ? nullptr : base + part * width;
     r.value = base == nullptr ? nullptr : base + 2 * part * width;
     r.query_position = r.key_position = r.value_position = static_cast<int32_t>(3 * part);
+    const auto* padding = static_cast<const unsigned char*>(p.padding);
+    r.padding_key = padding == nullptr ? nullptr : padding + part * width;
+    r.padding_value = padding == nullptr ? nullptr : padding + 2 * part * width;
     return r;
   }
   r.key = p.key;

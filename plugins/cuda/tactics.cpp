@@ -75,7 +75,7 @@ extern "C" int na_cuda_check(const na_params* params, char* message, size_t size
   double positions = 1.0;
   double keys = static_cast<double>(p.additional);
   for (int a = 0; a < p.rank; ++a) {
-    positions *= static_cast<double>(p.length[a]);
+    positions *= static_cast<double>(padded_length(p.length[a], p.kernel_size[a], p.dilation[a]));
     keys += static_cast<double>(p.kernel_size[a]);
   }
   if (positions > static_cast<double>(kMost32) || keys > static_cast<double>(kMost32)) {
@@ -90,8 +90,9 @@ extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, in
   int32_t found[kMostTactics];
   double costs[kMostTactics];
   int32_t count = 0;
-  const bool takes_tiles = tile_dim(p.head_dim, p.value_dim, p.dtype == NA_FLOAT32 ? 4 : 2) != 0;
-  const bool takes_hopper = hopper_takes(p);
+  const bool is_small = reaches_behind(p);
+  const bool takes_tiles = !is_small && tile_dim(p.head_dim, p.value_dim, p.dtype == NA_FLOAT32 ? 4 : 2) != 0;
+  const bool takes_hopper = !is_small && hopper_takes(p);
   for (const TileShape& shape : kShapes) {
     if (shape.rank != p.rank || !(is_hopper(shape.tactic) ? takes_hopper : takes_tiles)) continue;
     const double own = cost(p, shape);

@@ -6,9 +6,12 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <optional>
 #include <thread>
 
 #include "na_cpu.h"
+#include "padded_copy.h"
+#include "padding.h"
 #include "problem.h"
 
 namespace na_deploy {
@@ -96,6 +99,7 @@ na_params params_of(const Problem& problem, const Attributes& attributes, Form f
   params.rel_pos_bias = problem.rel_pos_bias;
   params.additional_key = problem.additional_key;
   params.additional_value = problem.additional_value;
+  params.padding = problem.padding;
   return params;
 }
 
@@ -165,12 +169,15 @@ void AttentionKernel::run(OrtKernelContext* context) const {
   Work work;
   work.params = params_of(problem, attributes_, form_, type_);
   char message[256] = "";
-  if (na_cpu_check(&work.params, message, sizeof message) != 0) refuse(message);
+  if (na_check(&work.params, message, sizeof message) != 0) refuse(message);
   if (bias_ == BiasKind::kZero) work.params.rel_pos_bias = nullptr;
   work.params.output = make_output(context, 0, problem.output_shape(true));
   if (has_output(context, 1)) {
     work.params.lse = static_cast<float*>(make_output(context, 1, problem.output_shape(false)));
   }
+  std::optional<PaddedCopy> copy;
+  if (reaches_behind(work.params)) work.params = copy.emplace(work.params).params();
+  work.params.padding = nullptr;  // needed by nobody any more
   const std::shared_ptr<const Planned> planned = plans_.get(work.params, bias_ == BiasKind::kConstant);
   work.plan = &planned->plan;
   work.params.prepared_bias = planned->prepared_bias.get();
@@ -187,6 +194,7 @@ void AttentionKernel::run(OrtKernelContext* context) const {
     Ort::ThrowOnError(Ort::GetApi().KernelContext_ParallelFor(context, &Work::run_piece, pieces, 0, &work));
   }
   if (work.failed) throw std::bad_alloc();
+  if (copy) copy->crop();
 }
 
 }  // namespace na_deploy

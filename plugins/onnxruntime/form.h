@@ -5,7 +5,7 @@ namespace na_deploy {
 
 enum class Form {
   kSeparate,  // NeighborhoodAttention(query, key, value, rel_pos_bias?, additional_key?, additional_value?)
-  kPacked,    // NeighborhoodAttentionQKV(qkv, rel_pos_bias?)
+  kPacked,    // NeighborhoodAttentionQKV(qkv, rel_pos_bias?, padding?)
 };
 
 inline const char* name_of(Form form) {

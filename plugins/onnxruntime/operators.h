@@ -20,7 +20,7 @@ class AttentionOperator : public Ort::CustomOpBase<AttentionOperator, AttentionK
   const char* GetName() const { return name_of(form_); }
   const char* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
 
-  size_t GetInputTypeCount() const { return form_ == Form::kPacked ? 2 : 6; }
+  size_t GetInputTypeCount() const { return form_ == Form::kPacked ? 3 : 6; }
   ONNXTensorElementDataType GetInputType(size_t) const { return type_; }
   OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
     return index < (form_ == Form::kPacked ? 1U : 3U) ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;

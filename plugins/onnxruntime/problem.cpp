@@ -39,6 +39,11 @@ void read_packed(const OrtKernelContext* context, size_t rank, Problem& problem,
   problem.heads = problem.key_heads = qkv.shape[rank + 2];
   problem.head_dim = problem.value_dim = qkv.shape[rank + 3];
   bias = read_input(context, 1);
+  const Input padding = read_input(context, 2);
+  if (padding) {
+    expect("padding", padding, {3, problem.heads, problem.head_dim}, " for this qkv");
+    problem.padding = padding.data;
+  }
 }
 
 void read_additional(const OrtKernelContext* context, Problem& problem) {

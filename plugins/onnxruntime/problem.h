@@ -25,6 +25,7 @@ struct Problem {
   const void* rel_pos_bias = nullptr;
   const void* additional_key = nullptr;
   const void* additional_value = nullptr;
+  const void* padding = nullptr;  // only where packed
 
   // (B, *X, H), followed by Dv in the first output's case.
   std::vector<int64_t> output_shape(bool with_value_dim) const;

@@ -16,6 +16,7 @@ using nvinfer1::DynamicPluginTensorDesc;
 
 constexpr int32_t kMostInputs = 6;
 constexpr int32_t kMostTactics = 16;
+constexpr char kSomePadding = 0;  // checks ask whether there is padding, and do not read it
 
 na_dtype dtype_of(DataType type) {
   return type == DataType::kHALF ? NA_FLOAT16 : type == DataType::kBF16 ? NA_BFLOAT16 : NA_FLOAT32;
@@ -53,7 +54,7 @@ nvinfer1::IPluginV3* AttentionPlugin::clone() noexcept {
 }
 
 bool AttentionPlugin::takes_inputs(int32_t inputs) const {
-  return form_ == Form::kPacked ? inputs == 1 || inputs == 2 : inputs == 3 || inputs == 4 || inputs == 6;
+  return form_ == Form::kPacked ? inputs >= 1 && inputs <= 3 : inputs == 3 || inputs == 4 || inputs == 6;
 }
 
 std::string AttentionPlugin::read_sizes(const Dims* const* dims, DataType type, int32_t inputs,
@@ -85,6 +86,13 @@ std::string AttentionPlugin::read_sizes(const Dims* const* dims, DataType type, 
   params.value_dim = packed ? params.head_dim : dims[2]->d[rank + 2];
   if (!packed && inputs == kMostInputs) params.additional = dims[4]->d[1];
   if (packed && first.d[rank + 1] != 3) return "qkv must be (B, spatial axes, 3, H, D)";
+  if (packed && inputs == 3) {
+    const Dims& padding = *dims[2];
+    if (padding.nbDims != 3 || padding.d[0] != 3 || padding.d[1] != params.heads || padding.d[2] != params.head_dim) {
+      return "padding must be (3, H, D) as qkv has them";
+    }
+    params.padding = &kSomePadding;
+  }
   return "";
 }
 
@@ -197,6 +205,7 @@ int32_t AttentionPlugin::enqueue(const nvinfer1::PluginTensorDesc* /*in_desc*/,
   params.query = in[0];
   if (form_ == Form::kPacked) {
     if (inputs_ > 1) params.rel_pos_bias = in[1];
+    if (inputs_ > 2) params.padding = in[2];
   } else {
     params.key = in[1];
     params.value = in[2];

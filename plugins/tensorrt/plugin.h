@@ -59,7 +59,7 @@ class AttentionPlugin final : public nvinfer1::IPluginV3,
   std::vector<int32_t> tactics_;
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection serialized_{};
-  na_params sizes_{};  // of the last shapes; pointers are null
+  na_params sizes_{};  // of the last shapes; pointers are null, or for padding say that there is some
   int32_t inputs_ = 0;
 };
 

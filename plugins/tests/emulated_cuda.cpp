@@ -22,6 +22,7 @@ std::vector<emulated::Range> tensors_of(const na_params& p, size_t width) {
     if (at != nullptr) found.push_back({static_cast<const unsigned char*>(at), elements * width});
   };
   add(p.query, positions * heads * head_dim * (p.packed != 0 ? 3 : 1));
+  add(p.padding, 3 * heads * head_dim);
   if (p.packed == 0) {
     add(p.key, positions * key_heads * head_dim);
     add(p.value, positions * key_heads * value_dim);

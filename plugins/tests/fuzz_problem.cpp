@@ -5,6 +5,7 @@
 #include <cstring>
 #include <random>
 
+#include "../core/padding.h"
 #include "../core/window.h"
 
 namespace na_deploy {
@@ -27,6 +28,7 @@ FuzzProblem make_problem(Bytes& bytes) {
   p.dtype = static_cast<int32_t>(bytes.number(0, 2));
   p.packed = static_cast<int32_t>(bytes.number(0, 1));
   p.batch = bytes.number(0, 2);
+  const bool has_padding = p.packed != 0 && bytes.number(0, 2) == 0;
   for (int a = 0; a < p.rank; ++a) {
     p.length[a] = bytes.number(0, p.rank == 1 ? 70 : p.rank == 2 ? 23 : 9);
     p.kernel_size[a] = bytes.number(0, p.rank == 1 ? 40 : 9);
@@ -35,6 +37,12 @@ FuzzProblem make_problem(Bytes& bytes) {
     p.is_causal[a] = bytes.number(0, 3) == 0 ? 1 : 0;
     if (bytes.number(0, 15) != 0) {  // most are made to fit
       p.length[a] = std::max<int64_t>(p.length[a], 1);
+      if (has_padding) {  // any window fits
+        p.dilation[a] = std::max<int64_t>(p.dilation[a], 1);
+        p.kernel_size[a] = std::clamp<int64_t>(p.kernel_size[a], 1, 9);
+        p.stride[a] = std::clamp<int64_t>(p.stride[a], 1, p.kernel_size[a]);
+        continue;
+      }
       p.dilation[a] = std::clamp<int64_t>(p.dilation[a], 1, p.length[a]);
       p.kernel_size[a] = std::clamp<int64_t>(p.kernel_size[a], 1, p.length[a] / p.dilation[a]);
       p.stride[a] = std::clamp<int64_t>(p.stride[a], 1, p.kernel_size[a]);
@@ -76,6 +84,7 @@ FuzzProblem make_problem(Bytes& bytes) {
     p.additional_key = tensor(rows * static_cast<size_t>(p.head_dim));
     p.additional_value = tensor(rows * static_cast<size_t>(p.value_dim));
   }
+  if (has_padding) p.padding = tensor(static_cast<size_t>(3 * p.heads * p.head_dim));
   if (bytes.number(0, 1) == 0) {
     auto elements = static_cast<size_t>(p.heads);
     for (int a = 0; a < p.rank; ++a) elements *= static_cast<size_t>(std::max<int64_t>(2 * p.kernel_size[a] - 1, 0));
@@ -86,11 +95,17 @@ FuzzProblem make_problem(Bytes& bytes) {
 
 void reference(const na_params& p, std::vector<double>& output, std::vector<double>& lse) {
   int64_t tokens = 1;
-  for (int a = 0; a < p.rank; ++a) tokens *= p.length[a];
-  const auto place = [&](int64_t token, int64_t(&at)[3]) {
+  int64_t reached = 1;  // positions that windows are laid over
+  int64_t reach[3];
+  for (int a = 0; a < p.rank; ++a) {
+    reach[a] = padded_length(p.length[a], p.kernel_size[a], p.dilation[a]);
+    tokens *= p.length[a];
+    reached *= reach[a];
+  }
+  const auto place = [&](int64_t token, const int64_t* lengths, int64_t(&at)[3]) {
     for (int a = p.rank - 1; a >= 0; --a) {
-      at[a] = token % p.length[a];
-      token /= p.length[a];
+      at[a] = token % lengths[a];
+      token /= lengths[a];
     }
   };
   // Row of tensor `part` (query, key, value) of a token.
@@ -105,10 +120,10 @@ void reference(const na_params& p, std::vector<double>& output, std::vector<doub
   lse.clear();
   for (int64_t query = 0; query < p.batch * tokens; ++query) {
     int64_t at[3];
-    place(query % tokens, at);
+    place(query % tokens, p.length, at);
     Window window[3];
     for (int a = 0; a < p.rank; ++a) {
-      const int64_t size = group_length(p.length[a], p.dilation[a], at[a] % p.dilation[a]);
+      const int64_t size = group_length(reach[a], p.dilation[a], at[a] % p.dilation[a]);
       window[a] = group_window(at[a] / p.dilation[a], size, p.kernel_size[a], p.stride[a], p.is_causal[a] != 0);
     }
     for (int64_t head = 0; head < p.heads; ++head) {
@@ -122,20 +137,28 @@ void reference(const na_params& p, std::vector<double>& output, std::vector<doub
         scores.push_back(sum * scale + bias);
         values.push_back(value);
       };
-      for (int64_t key = 0; key < tokens; ++key) {
+      for (int64_t key = 0; key < reached; ++key) {
         int64_t other[3];
-        place(key, other);
+        place(key, reach, other);
         bool sees = true;
+        bool is_behind = false;
+        int64_t token = query / tokens;
         int64_t index = head;
         for (int a = 0; a < p.rank; ++a) {
           const int64_t element = other[a] / p.dilation[a];
           sees = sees && other[a] % p.dilation[a] == at[a] % p.dilation[a] && element >= window[a].start &&
                  element < window[a].end;
           index = index * (2 * p.kernel_size[a] - 1) + element - at[a] / p.dilation[a] + p.kernel_size[a] - 1;
+          is_behind = is_behind || other[a] >= p.length[a];
+          token = token * p.length[a] + other[a];
         }
         if (!sees) continue;
-        const int64_t token = query / tokens * tokens + key;
         const double bias = p.rel_pos_bias == nullptr ? 0.0 : static_cast<const float*>(p.rel_pos_bias)[index];
+        if (is_behind) {
+          const float* padding = static_cast<const float*>(p.padding) + head * p.head_dim;
+          attend(padding + p.heads * p.head_dim, padding + 2 * p.heads * p.head_dim, bias);
+          continue;
+        }
         attend(row(1, token, key_head), row(2, token, key_head), bias);
       }
       for (int64_t key = 0; key < p.additional; ++key) {

@@ -1,5 +1,5 @@
 // A problem out of arbitrary bytes: sizes, attributes and tensors of exactly their size, so that sanitizers see every
-// step outside. Many of them are out of range, for na_cpu_check to refuse.
+// step outside. Many of them are out of range, for na_check to refuse.
 #pragma once
 
 #include <cstddef>

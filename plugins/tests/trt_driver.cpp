@@ -125,20 +125,46 @@ int main(int argc, char** argv) {
   tensors[0].desc.format = TensorFormat::kCHW32;
   expect(!build->supportsFormatCombination(0, tensors, 2, 2), "only linear tensors are taken");
 
-  // Tactics: tile kernels for half, the plain one for float32; nothing for a map smaller than the window.
+  // Tactics: tile kernels for half and for float32; nothing for a map smaller than the window.
   tensors[0] = tensor({2, 28, 14, 3, 4, 32}, half);
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "it is configured");
   std::vector<int32_t> tactics(static_cast<size_t>(build->getNbTactics()));
   expect(tactics.size() == 4, "three shapes of tiles and the plain kernel");
   expect(build->getValidTactics(tactics.data(), 4) == 0 && tactics[3] == 1 && tactics[0] > 1, "tiles come first");
   tensors[0] = tensor({2, 28, 14, 3, 4, 32}, DataType::kFLOAT);
-  expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0 && build->getNbTactics() == 1, "float32 is plain");
+  expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0 && build->getNbTactics() == 4, "float32 too");
   tensors[0] = tensor({2, 6, 14, 3, 4, 32}, half);
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) != 0, "a window larger than the map is refused");
   tensors[0] = tensor({-1, 28, 14, 3, 4, 32}, half);
   tensors[0].min.d[0] = 1;
   tensors[0].opt.d[0] = tensors[0].max.d[0] = 8;
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "a free batch is taken");
+
+  // Padding: a third input, with which a window may be larger than the map; the plain kernel alone takes that.
+  DynamicPluginTensorDesc padded[5] = {tensor({2, 6, 14, 3, 4, 32}, half), tensor({4, 13, 9}, half),
+                                       tensor({3, 4, 32}, half), tensor({2, 6, 14, 4, 32}, half),
+                                       tensor({2, 6, 14, 4}, DataType::kFLOAT)};
+  for (int32_t p = 0; p < 5; ++p) expect(build->supportsFormatCombination(p, padded, 3, 2), "padding is taken");
+  DimsExprs three[3]{};
+  three[0].nbDims = 6;
+  for (int i = 0; i < 6; ++i) three[0].d[i] = &dims[i];
+  expect(build->getOutputShapes(three, 3, nullptr, 0, out, 2, builder) == 0 && out[0].d[1] == three[0].d[1],
+         "the output is as large as the map");
+  expect(build->configurePlugin(padded, 3, padded + 3, 2) == 0, "windows may reach behind the map");
+  expect(build->getNbTactics() == 1, "only the plain kernel follows them");
+  padded[0] = tensor({2, 28, 14, 3, 4, 32}, half);
+  expect(build->configurePlugin(padded, 3, padded + 3, 2) == 0 && build->getNbTactics() == 4, "large maps take tiles");
+  PluginTensorDesc then[5];
+  for (int i = 0; i < 5; ++i) then[i] = padded[i].desc;
+  expect(runtime->onShapeChange(then, 3, then + 3, 2) == 0, "a large map is taken at run time");
+  then[0].dims.d[2] = 1;
+  expect(runtime->onShapeChange(then, 3, then + 3, 2) == 0, "and so is a small one");
+  expect(runtime->onShapeChange(then, 2, then + 3, 2) != 0, "which is refused without padding");
+  then[2].dims.d[1] = 2;
+  expect(runtime->onShapeChange(then, 3, then + 3, 2) != 0, "padding of other heads is refused");
+  auto* apart = capability<v_1_0::IPluginV3OneBuild>(*other, PluginCapabilityType::kBUILD);
+  expect(!apart->supportsFormatCombination(0, padded, 2, 2), "two inputs are too few for the other operator");
+  expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "it is configured as before");
 
   // Serialisation: what is written makes the same plugin, the tactic with it; a clone does too.
   expect(runtime->setTactic(tactics[1]) == 0, "a tactic is set");

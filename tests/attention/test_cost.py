@@ -38,6 +38,15 @@ def test_a_layer_of_nat_mini_costs_what_its_formula_says():
     assert (cost.tile, cost.span) == ((4, 4), (10, 10))
 
 
+def test_keys_behind_a_small_map_count_and_queries_there_do_not():
+    spec = NeighborhoodSpec.create(2, (3, 5), (4, 1), (2, 1), (True, False))
+    whole = attention_cost((12, 9), spec, 1, 8)
+    cost = attention_cost((5, 9), spec, 1, 8, padded=True)
+    of_rows = axis_mask(12, 3, 4, 2, True)[:5].sum()
+    assert cost.pairs == of_rows * axis_mask(9, 5).sum() < whole.pairs
+    assert (cost.tile, cost.span) == ((2, 5), (3, 9))
+
+
 def test_a_window_that_does_not_fit_is_refused():
     with pytest.raises(UsageError, match="exceeds the length"):
         attention_cost((6, 6), NeighborhoodSpec.create(2, 7), 2, 32)

@@ -90,6 +90,12 @@ EVERYTHING: dict[str, Shape] = {**SEPARATE, "bias": (4, 5), "extra_k": (1, 3, 2,
 def test_fitting_inputs_are_accepted():
     assert inferred(model(PACKED_OPERATOR, QKV, kernel_size=[3, 9], dilation=[3, 1], stride=[2, 9]))
     assert inferred(model(PACKED_OPERATOR, {"qkv": ("b", "h", "w", 3, 2, 8)}, kernel_size=[3, 99]))
+    padded = {"qkv": ("b", 2, "w", 3, 2, 8), "bias": (2, 5, 197), "padding": (3, 2, 8)}
+    expected = [(TensorProto.FLOAT, ["b", 2, "w", 2, 8]), (TensorProto.FLOAT, ["b", 2, "w", 2])]
+    assert inferred(model(PACKED_OPERATOR, padded, outputs=2, kernel_size=[3, 99], dilation=[7, 1])) == expected
+    proto = model(PACKED_OPERATOR, {**padded, "qkv": (1, 2, 9, 3, 2, 8)}, kernel_size=[3, 99])
+    proto.graph.input[2].type.tensor_type.ClearField("shape")
+    assert inferred(proto) == [(TensorProto.FLOAT, [1, 2, 9, 2, 8])]
     assert inferred(model(SEPARATE_OPERATOR, EVERYTHING, kernel_size=[3]))
     symbols = {name: tuple(f"{name}{axis}" for axis in range(len(shape))) for name, shape in EVERYTHING.items()}
     assert inferred(model(SEPARATE_OPERATOR, symbols, kernel_size=[3]))
@@ -102,6 +108,8 @@ def test_fitting_inputs_are_accepted():
         ({"qkv": (1, 9, 9, 9, 2, 8)}, {}, "qkv must be"),
         ({**QKV, "bias": (2, 7, 5)}, {}, r"rel_pos_bias must have shape \(2, 5, 5\) .* got \(2, 7, 5\)"),
         ({**QKV, "bias": (1, 5, 5)}, {}, r"rel_pos_bias must have shape \(2, 5, 5\)"),
+        ({**QKV, "bias": (2, 5, 5), "padding": (3, 1, 8)}, {}, r"padding must have shape \(3, 2, 8\) for this qkv"),
+        ({"qkv": (1, 9, 0, 3, 2, 8), "bias": (2, 5, 5), "padding": (3, 2, 8)}, {}, "axis 1 must have at least one"),
         (QKV, {"kernel_size": None}, "needs the attribute kernel_size"),
         (QKV, {"kernel_size": [3] * 4}, "1 to 3 spatial axes, got 4"),
         (QKV, {"kernel_size": [0, 3]}, "kernel_size must be at least 1"),

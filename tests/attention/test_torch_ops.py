@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv, torch_ops, torch_tiles
+from na_deploy.attention import (
+    NeighborhoodSpec,
+    attended_positions,
+    reference_attention,
+    reference_attention_qkv,
+    torch_ops,
+    torch_tiles,
+)
 from na_deploy.attention.torch_ops import neighborhood_attention, neighborhood_attention_qkv, use_implementation
 from na_deploy.errors import UsageError
 
@@ -138,6 +146,93 @@ def test_packed_tensors_of_any_batch(lengths: tuple[int, ...], attributes: dict[
         assert relative(output, reference_attention_qkv(qkv, spec).output) < 2e-6
 
 
+def small_map(seed: int) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Draw sizes of which some are too small for their window, down to one position and less than the dilation."""
+    lengths, attributes = random_problem(seed)
+    random = np.random.default_rng(2000 + seed)
+    reach = [kernel * step for kernel, step in zip(attributes["kernel_size"], attributes["dilation"], strict=True)]
+    short = [
+        int(random.integers(1, size + 1)) if random.random() < 0.7 else length
+        for length, size in zip(lengths, reach, strict=True)
+    ]
+    return tuple(short), attributes
+
+
+def by_definition(
+    qkv: np.ndarray, padding: np.ndarray, bias: np.ndarray, spec: NeighborhoodSpec
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attend query by query, looking keys up in the map or, behind it, in the padding."""
+    batch, *lengths = qkv.shape[: 1 + spec.rank]
+    heads, head_dim = qkv.shape[-2:]
+    output, lse = np.empty((batch, *lengths, heads, head_dim)), np.empty((batch, *lengths, heads))
+    axes = list(zip(lengths, spec.kernel_size, spec.dilation, spec.stride, spec.is_causal, strict=True))
+    for image, *at in np.ndindex(batch, *lengths):
+        seen = [
+            attended_positions(position, max(length, kernel * step), kernel, step, hop, causal)
+            for position, (length, kernel, step, hop, causal) in zip(at, axes, strict=True)
+        ]
+        rows, biases = [], []
+        for key in itertools.product(*seen):
+            outside = any(position >= length for position, length in zip(key, lengths, strict=True))
+            rows.append(padding if outside else qkv[(image, *key)])
+            distance = [
+                (there - here) // step + kernel - 1
+                for there, here, (_, kernel, step, *_) in zip(key, at, axes, strict=True)
+            ]
+            biases.append(bias[(slice(None), *distance)])
+        keys, values = np.stack(rows)[:, 1], np.stack(rows)[:, 2]  # (keys, H, D)
+        scores = np.einsum("hd,khd->hk", qkv[(image, *at)][0], keys) * head_dim**-0.5 + np.stack(biases, 1)
+        lse[(image, *at)] = np.log(np.exp(scores).sum(1))
+        weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        output[(image, *at)] = np.einsum("hk,khd->hd", weights, values)
+    return output, lse
+
+
+@pytest.mark.parametrize("seed", range(36))
+def test_windows_reach_behind_small_maps_onto_padding(seed: int):
+    lengths, attributes = small_map(seed)
+    spec = NeighborhoodSpec.create(len(lengths), **attributes)
+    random = np.random.default_rng(3000 + seed)
+    qkv, padding = random.standard_normal((2, *lengths, 3, 2, 4)), random.standard_normal((3, 2, 4))
+    bias = random.standard_normal((2, *(2 * kernel - 1 for kernel in spec.kernel_size)))
+    output, lse = by_definition(qkv, padding, bias, spec)
+    expected = reference_attention_qkv(qkv, spec, rel_pos_bias=bias, padding=padding)
+    np.testing.assert_allclose(expected.output, output, atol=1e-12)
+    np.testing.assert_allclose(expected.lse, lse, atol=1e-12)
+    arguments = [torch.from_numpy(array) for array in (qkv, bias, padding)]
+    for implementation in (torch_tiles.tiled, torch_tiles.dense):
+        with use_implementation(implementation):
+            found = neighborhood_attention_qkv(*arguments, **attributes)
+        assert found.is_contiguous()
+        np.testing.assert_allclose(found, output, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+def test_padding_agrees_with_padding_before_and_cropping_after(dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, projection = torch.randn(2, 5, 9, 16, generator=generator), torch.nn.Linear(16, 48)
+    bias = torch.randn(2, 13, 13, generator=generator)
+    x, projection, bias = x.to(dtype), projection.to(dtype), bias.to(dtype)
+    with torch.inference_mode():
+        padded = torch.nn.functional.pad(x, (0, 0, 0, 12, 0, 2))  # to 7 and 21
+        padded = projection(padded).unflatten(-1, (3, 2, 8))
+        expected = neighborhood_attention_qkv(padded, bias, kernel_size=7, dilation=(1, 3))[:, :5, :9]
+        qkv, row = projection(x).unflatten(-1, (3, 2, 8)), projection.bias.view(3, 2, 8)
+        found = neighborhood_attention_qkv(qkv, bias, row, kernel_size=7, dilation=(1, 3))
+    assert found.dtype == dtype
+    assert relative(found, expected.double().numpy()) < LIMIT[dtype]
+
+
+def test_padding_changes_nothing_on_maps_that_are_large_enough():
+    generator = torch.Generator().manual_seed(0)
+    qkv, padding = torch.randn(2, 9, 8, 3, 2, 8, generator=generator), torch.randn(3, 2, 8, generator=generator)
+    attributes = {"kernel_size": (3, 4), "dilation": (3, 2)}
+    assert torch.equal(
+        neighborhood_attention_qkv(qkv, None, padding, **attributes), neighborhood_attention_qkv(qkv, **attributes)
+    )
+    assert neighborhood_attention_qkv(qkv[:0, :2], None, padding, **attributes).shape == (0, 2, 8, 2, 8)
+
+
 def test_the_operators_keep_pytorchs_rules():
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(2, 9, 8, 3, 2, 8, generator=generator)
@@ -145,7 +240,12 @@ def test_the_operators_keep_pytorchs_rules():
     bias = torch.randn(2, 5, 5, generator=generator)
     attributes = ([3, 3], [2, 1], [1, 2], [0, 1], 0.0)
     utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    for arguments in ((qkv, bias, *attributes), (qkv, None, *attributes)):
+    padding = torch.randn(3, 2, 8, generator=generator)
+    for arguments in (
+        (qkv, bias, None, *attributes),
+        (qkv, None, None, *attributes),
+        (qkv[:, :2].clone(), bias, padding, *attributes),
+    ):
         torch.library.opcheck(torch.ops.na_deploy.neighborhood_attention_qkv, arguments, test_utils=utilities)
     extra = (torch.randn(2, 3, 2, 8, generator=generator), torch.randn(2, 3, 2, 5, generator=generator))
     narrow = torch.randn(2, 9, 8, 2, 5, generator=generator)
@@ -165,6 +265,10 @@ def test_misfits_of_packed_tensors_are_told_apart():
         neighborhood_attention_qkv(qkv, torch.randn(2, 7, 7), kernel_size=3)
     with pytest.raises(UsageError, match=r"qkv must be \(B, 2 spatial axes, 3, H, D\) .* got \(1, 8, 8, 4, 2, 8\)"):
         neighborhood_attention_qkv(torch.randn(1, 8, 8, 4, 2, 8), kernel_size=3)
+    with pytest.raises(UsageError, match=r"padding must have shape \(3, 2, 8\) for this qkv, got \(2, 8\)"):
+        neighborhood_attention_qkv(qkv, None, torch.randn(2, 8), kernel_size=9)
+    with pytest.raises(UsageError, match="spatial axis 1 must have at least one position, got 0"):
+        neighborhood_attention_qkv(qkv[:, :, :0], None, torch.randn(3, 2, 8), kernel_size=9)
     with pytest.raises(UsageError, match="1 to 3 spatial axes, got 0"):
         neighborhood_attention_qkv(torch.randn(1, 3, 2, 8), kernel_size=3)
 

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from na_deploy import export
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR
 from na_deploy.errors import UsageError, VerificationError
-from na_deploy.models import LoadedModel, ModelMetadata
+from na_deploy.models import LoadedModel, ModelConfig, ModelMetadata, load_model, random_checkpoint
 
 LoadSmall = Callable[[str], LoadedModel]
 FAMILIES = ["nat", "dinat", "dinat_base", "dinat_s", "isotropic", "backbone", "features"]
@@ -77,7 +77,7 @@ def test_a_free_batch_may_be_empty(load_small: LoadSmall, tmp_path: Path):
 
 def test_the_graph_has_one_node_for_each_thing_a_block_does(load_small: LoadSmall, tmp_path: Path):
     loaded = load_small("dinat_base")
-    # 80 pixels: no map is smaller than a dilated window, so none is padded.
+    # 80 pixels: no map is smaller than a dilated window, so nothing is said of padding.
     model = onnx.load(export(loaded, tmp_path / "model.onnx", input="1x3x80x80").path)
     blocks = sum(loaded.config.depths)
     assert Counter(node.op_type for node in model.graph.node) == {
@@ -93,6 +93,44 @@ def test_the_graph_has_one_node_for_each_thing_a_block_does(load_small: LoadSmal
         "ReduceMean": 1,
         "Gemm": 1,
     }
+    assert {len(node.input) for node in model.graph.node if node.op_type == PACKED_OPERATOR} == {2}
+
+
+@pytest.mark.parametrize("dynamic", ["", "batch,spatial"])
+def test_small_maps_are_told_to_the_node_and_not_padded(dynamic: str, load_small: LoadSmall, tmp_path: Path):
+    loaded = load_small("dinat")
+    model = onnx.load(export(loaded, tmp_path / "model.onnx", input=SIZE, dynamic=dynamic).path)
+    assert not {"Pad", "Slice"} & {node.op_type for node in model.graph.node}
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    state = loaded.module.state_dict()
+    for node in model.graph.node:
+        if node.op_type == PACKED_OPERATOR:
+            reaches_out = bool(dynamic) or node.name == "levels.1.blocks.1.attn"
+            assert node.input[2] == f"{node.name}.{'padding' if reaches_out else 'no_padding'}"
+            bias = state[f"{node.name}.qkv.bias"].numpy()
+            np.testing.assert_array_equal(weights[node.input[2]].ravel(), bias if reaches_out else 0 * bias)
+
+
+def test_a_projection_without_bias_leaves_zeros_behind_small_maps(tmp_path: Path):
+    config = ModelConfig(
+        family="nat",
+        embed_dim=32,
+        depths=(1,),
+        heads=(2,),
+        kernel_size=5,
+        dilations=((2,),),
+        mlp_ratio=2.0,
+        num_classes=10,
+        qkv_bias=False,
+    )
+    random_checkpoint(config, seed=0, path=tmp_path / "model.pth")
+    loaded = load_model(tmp_path / "model.pth", arch="dinat", dilations="2")
+    path = export(loaded, tmp_path / "model.onnx", input="1x3x20x32", dynamic="spatial").path
+    (node,) = (node for node in onnx.load(path).graph.node if node.op_type == PACKED_OPERATOR)
+    assert len(node.input) == 3
+    image = np.random.default_rng(6).standard_normal((1, 3, 28, 52)).astype(np.float32)
+    (expected,) = in_torch(loaded, image)
+    assert relative(session(path).run(None, {"image": image})[0], expected) < 1e-5
 
 
 @pytest.mark.parametrize("dynamic", ["", "batch", "batch,spatial"])
@@ -121,7 +159,7 @@ def test_attention_nodes_carry_what_plugins_need(load_small: LoadSmall, tmp_path
         assert list(value["is_causal"]) == [0, 0]
         assert value["plugin_version"] == b"1"
         assert value["plugin_namespace"] == b"na_deploy"
-        assert len(node.input) == 2
+        assert len(node.input) == 3  # 64 pixels: the last map has 8x8 positions, and its window reaches over 10
         assert len(node.output) == 1
     assert [(function.domain, function.name) for function in model.functions] == [(DOMAIN, PACKED_OPERATOR)]
     onnx.checker.check_model(model, full_check=True)

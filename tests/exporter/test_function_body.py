@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
-from na_deploy.attention.tiling import TILE_LIMIT, TILE_MINIMUM, plan_axis, plan_tiles, tile_size
+from na_deploy.attention.tiling import TILE_LIMIT, TILE_MINIMUM, plan_axis, plan_tiles, tile_size, tiled_pairs
 from na_deploy.exporter import function_parts
 from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
 from na_deploy.exporter.options import OPSETS
@@ -117,7 +118,7 @@ def build(problem: Problem, free: str = "fixed", kind: int = TensorProto.FLOAT, 
 
     def shape(name: str, array: np.ndarray) -> list[int | str]:
         sizes: list[int | str] = list(array.shape)
-        if name == "rel_pos_bias" or free == "fixed":
+        if name in ("rel_pos_bias", "padding") or free == "fixed":
             return sizes
         sizes[0] = "batch"
         if free == "everything":
@@ -166,6 +167,60 @@ def check(problem: Problem, free: str = "fixed", dtype: str = "float32") -> None
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "separate"])
 def test_random_problems(packed: bool, seed: int):
     check(random_problem(seed, packed), FREE[seed // 3 % 3])
+
+
+def small_map(seed: int, dtype: str = "float32", batch: int = 2) -> Problem:
+    """A packed problem with padding, most axes of which are too short for their window, down to one position."""
+    problem = random_problem(seed, True, dtype, batch)
+    random = np.random.default_rng(1000 + seed)
+    qkv, spec = problem.inputs["qkv"], problem.spec
+    reach = [kernel * step for kernel, step in zip(spec.kernel_size, spec.dilation, strict=True)]
+    lengths = [int(random.integers(1, size + 1)) if random.random() < 0.8 else size for size in reach]
+    qkv = np.ascontiguousarray(qkv[(slice(None), *map(slice, lengths))])
+    padding = random.standard_normal(qkv.shape[-3:]).astype(dtype)
+    bias = problem.inputs.get("rel_pos_bias")
+    features = replace(problem.features, padding=True)
+    if bias is None:  # padding stands behind rel_pos_bias, so a node with it has one, which a body need not read
+        bias = np.zeros((qkv.shape[-2], *(2 * kernel - 1 for kernel in spec.kernel_size)), dtype)
+    return replace(problem, inputs={"qkv": qkv, "rel_pos_bias": bias, "padding": padding}, features=features)
+
+
+@pytest.mark.parametrize("free", FREE)
+@pytest.mark.parametrize("seed", range(600, 636))
+def test_windows_reach_behind_small_maps_onto_padding(seed: int, free: str):
+    problem = small_map(seed)
+    if seed % 4 == 3:
+        problem = replace(problem, features=replace(problem.features, rank=3, mixed_ranks=True))
+    check(problem, free)
+
+
+@pytest.mark.parametrize("part_scores", [1, 200])
+@pytest.mark.parametrize("seed", range(700, 712))
+def test_small_maps_a_few_tiles_at_a_time_give_the_same(seed: int, part_scores: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(function_parts, "PART_SCORES", part_scores)
+    problem = small_map(seed)
+    check(replace(problem, features=replace(problem.features, in_parts=True)), FREE[seed % 3])
+
+
+@pytest.mark.parametrize("free", FREE)
+def test_padding_in_float16_and_of_no_image(free: str):
+    check(small_map(800, "float16"), free, "float16")
+    problem = small_map(801, batch=0)
+    (output, *_) = session(build(problem, free)).run(None, problem.inputs)
+    assert output.shape == (*problem.inputs["qkv"].shape[:-3], *problem.inputs["qkv"].shape[-2:])
+
+
+def test_one_session_takes_maps_smaller_and_larger_than_windows():
+    spec = NeighborhoodSpec.create(2, (5, 4), (2, 3), (2, 1), (False, True))
+    random = np.random.default_rng(0)
+    bias, padding = (random.standard_normal(shape).astype(np.float32) for shape in ((2, 9, 7), (3, 2, 8)))
+    features = BodyFeatures(rank=2, mixed_ranks=False, rel_pos_bias=True, padding=True)
+    runtime: ort.InferenceSession | None = None
+    for lengths in ((10, 12), (9, 13), (1, 1), (40, 2), (23, 57), (3, 11)):
+        qkv = random.standard_normal((1, *lengths, 3, 2, 8)).astype(np.float32)
+        problem = Problem(spec, {"qkv": qkv, "rel_pos_bias": bias, "padding": padding}, features=features)
+        runtime = runtime or session(build(problem, "everything"))
+        assert relative(runtime.run(None, problem.inputs)[0], problem.expected()[0]) < 2e-6, lengths
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -366,6 +421,36 @@ def test_planning_folds_for_every_rank_and_attribute(packed: bool, seed: int, fr
     assert found <= attention
 
 
+@pytest.mark.parametrize(("lengths", "dilation"), [((9, 30), 4), ((3, 2), 4), ((30, 29), 4), ((5, 40), 1)])
+def test_only_real_queries_are_attended_for(lengths: tuple[int, int], dilation: int, tmp_path: Path):
+    random = np.random.default_rng(0)
+    spec = NeighborhoodSpec.create(2, 7, dilation)
+    qkv = random.standard_normal((1, *lengths, 3, 2, 8)).astype(np.float32)
+    model = build(
+        Problem(
+            spec,
+            {"qkv": qkv, "rel_pos_bias": np.zeros((2, 13, 13)), "padding": np.zeros((3, 2, 8))},
+            features=BodyFeatures(rank=2, mixed_ranks=False, rel_pos_bias=True, padding=True),
+        )
+    )
+    for name, shape in (("rel_pos_bias", (2, 13, 13)), ("padding", (3, 2, 8))):
+        model.graph.initializer.append(numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name))
+    del model.graph.input[1:]
+    session(model, tmp_path / "optimized.onnx")
+    optimized = onnx.load(tmp_path / "optimized.onnx").graph
+    assert Counter(node.op_type for node in optimized.node) == {
+        "Concat": 1,  # the padding's rows behind the map's
+        "Reshape": 3,
+        "Gather": 4,
+        "FusedMatMul": 1,
+        "Add": 1,
+        "Softmax": 1,
+        "MatMul": 1,
+    }
+    (scores,) = (tensor.dims for tensor in optimized.initializer if len(tensor.dims) == 4)
+    assert math.prod(scores) == 2 * tiled_pairs(lengths, spec)
+
+
 def axes_to_tile(rank: int) -> list[tuple[int, int, int, int]]:
     """Length, kernel, dilation and stride: small kernels around the sizes that become one tile, and any others."""
     axes = []
@@ -410,18 +495,19 @@ def test_bodies_run_at_every_opset_of_an_export(packed: bool, opset: int):
 
 
 def test_every_node_of_a_body_is_needed():
-    choices = itertools.product((packed_function, separate_function), (1, 2, 3), *[(False, True)] * 4)
-    for function, rank, *flags in choices:
-        features = BodyFeatures(rank, *flags)
-        if function is packed_function and features.additional:
+    choices = itertools.product((packed_function, separate_function), (1, 2, 3), *[(False, True)] * 5)
+    for function, rank, *flags, padding in choices:
+        features = BodyFeatures(rank, *flags, padding=padding)
+        if features.additional if function is packed_function else features.padding:
             continue
         body = function(features, OPSET)
         used = set(body.output)
         for node in reversed(body.node):
             assert used & set(node.output), (body.name, features, node)
             used.update(node.input)
-        # Inputs are positional: without a bias, its place before additional keys is there and not read.
-        unread = {"rel_pos_bias"} if features.additional and not features.rel_pos_bias else set()
+        # Inputs are positional: without a bias, its place before what comes behind it is there and not read.
+        behind = features.additional or features.padding
+        unread = {"rel_pos_bias"} if behind and not features.rel_pos_bias else set()
         assert set(body.input) - used == unread
 
 

@@ -8,8 +8,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from na_deploy.attention import NeighborhoodSpec, reference_attention
-from na_deploy.attention.schema import DOMAIN, SEPARATE_OPERATOR
+from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv
+from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
 from na_deploy.exporter.passes import embed_function_bodies
 
 SHAPE = (1, 9, 10, 2, 8)
@@ -59,3 +59,42 @@ def test_nodes_with_and_without_bias_extra_keys_and_lse_share_one_body():
         expected = reference_attention(q, k, v, NeighborhoodSpec.create(2, (4, 5), stride=(2, 1)), **added)
         np.testing.assert_allclose(plain, expected.output, atol=2e-6)
         np.testing.assert_allclose(lse, expected.lse, atol=2e-6)
+
+
+def test_nodes_with_and_without_padding_share_one_body():
+    random = np.random.default_rng(0)
+    qkv = {
+        name: random.standard_normal((1, *lengths, 3, 2, 8)).astype(np.float32)
+        for name, lengths in {"small": (4, 11), "large": (9, 10)}.items()
+    }
+    padding = random.standard_normal((3, 2, 8)).astype(np.float32)
+    bias = random.standard_normal((2, 5, 5)).astype(np.float32)
+    for with_bias in (False, True):
+        nodes = [
+            helper.make_node(
+                PACKED_OPERATOR, ["small", "", "padding"], ["padded"], kernel_size=[3, 4], dilation=[2, 3]
+            ),
+            helper.make_node(PACKED_OPERATOR, ["large", "bias"][: 1 + with_bias], ["plain"], kernel_size=[3, 3]),
+        ]
+        for node in nodes:
+            node.name, node.domain = node.output[0], DOMAIN
+        outputs = {"padded": (1, 4, 11, 2, 8), "plain": (1, 9, 10, 2, 8)}
+        graph = helper.make_graph(
+            nodes,
+            "mixed",
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in qkv.items()],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+            [onnx.numpy_helper.from_array(bias, "bias"), onnx.numpy_helper.from_array(padding, "padding")],
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+        model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+        embed_function_bodies(model, OPSET)
+        proto = ir.to_proto(model)
+        assert all(len(n.input) == 3 and all(n.input) for n in proto.graph.node)  # TensorRT refuses empty names
+        runtime = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        padded, plain = runtime.run(None, qkv)
+        expected = reference_attention_qkv(qkv["small"], NeighborhoodSpec.create(2, (3, 4), (2, 3)), padding=padding)
+        np.testing.assert_allclose(padded, expected.output, atol=2e-6)
+        added = {"rel_pos_bias": bias} if with_bias else {}
+        expected = reference_attention_qkv(qkv["large"], NeighborhoodSpec.create(2, 3), **added)
+        np.testing.assert_allclose(plain, expected.output, atol=2e-6)

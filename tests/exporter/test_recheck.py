@@ -35,6 +35,27 @@ def test_a_faithful_file_passes_in_every_layer(exported: Path, checkpoints: dict
     assert not report.warnings
 
 
+def test_layers_that_attend_to_padding_pass_in_stock_onnx_runtime(checkpoints: dict[str, Path], tmp_path: Path):
+    given = {"arch": "dinat", "dilations": "1/1,2"}
+    path = export(checkpoints["dinat"], tmp_path / "model.onnx", input="1x3x64x64", dynamic="spatial", **given).path
+    for size in ("1x3x64x64", "1x3x8x8", "1x3x33x70", "1x3x120x24"):
+        report = recheck(checkpoints["dinat"], path, input=size)
+        assert report.passed
+        assert 0 < report.worst.relative < 1e-5
+
+
+def test_a_changed_padding_shows_in_the_layer_that_attends_to_it(checkpoints: dict[str, Path], tmp_path: Path):
+    given = {"arch": "dinat", "dilations": "1/1,2"}
+    path = export(checkpoints["dinat"], tmp_path / "model.onnx", input="1x3x64x64", **given).path
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("padding"):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.5), tensor.name))
+    onnx.save(model, path)
+    report = recheck(checkpoints["dinat"], path)
+    assert [layer.relative > 1e-3 for layer in report.layers] == [False, False, True]
+
+
 def test_a_changed_weight_shows_in_the_layer_where_it_acts(exported: Path, checkpoints: dict[str, Path]):
     model = onnx.load(exported)
     for tensor in model.graph.initializer:

@@ -31,7 +31,8 @@ class Params(ctypes.Structure):
         + [(name, Sizes) for name in ("kernel_size", "dilation", "stride", "is_causal")]
         + [("scale", ctypes.c_float)]
         + [(name, ctypes.c_void_p) for name in ("query", "key", "value", "rel_pos_bias")]
-        + [(name, ctypes.c_void_p) for name in ("additional_key", "additional_value", "output", "lse", "prepared_bias")]
+        + [(name, ctypes.c_void_p) for name in ("additional_key", "additional_value", "padding")]
+        + [(name, ctypes.c_void_p) for name in ("output", "lse", "prepared_bias")]
     )
 
 
@@ -82,6 +83,7 @@ class Problem:
         rel_pos_bias: np.ndarray | None = None,
         additional_key: np.ndarray | None = None,
         additional_value: np.ndarray | None = None,
+        padding: np.ndarray | None = None,
         scale: float = 0.0,
         lse: bool = True,
     ):
@@ -96,6 +98,7 @@ class Problem:
             "rel_pos_bias": rel_pos_bias,
             "additional_key": additional_key,
             "additional_value": additional_value,
+            "padding": padding,
         }
         self.output = aligned(batch * int(np.prod(lengths)) * heads * value_dim, query.dtype)
         self.output = self.output.reshape(batch, *lengths, heads, value_dim)

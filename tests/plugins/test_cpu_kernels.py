@@ -228,6 +228,23 @@ def test_what_cannot_be_computed_is_refused_in_a_sentence(cpu: CpuLibrary, chang
 
 
 @pytest.mark.parametrize(
+    ("packed", "dilation", "message"),
+    [
+        (1, 1, "the CPU kernels take no padding; give them a map that is filled up with it"),
+        (1, 9, "the CPU kernels take no padding"),  # what a kernel that takes it may get
+        (0, 1, "padding is for packed qkv alone"),
+        (1, 2**59, "more elements than can be addressed"),
+        (1, 2**62, "more elements than can be addressed"),
+    ],
+)
+def test_padding_is_refused_in_a_sentence(cpu: CpuLibrary, packed: int, dilation: int, message: str):
+    ones = np.ones((1, 9, 3, 2, 8), np.float32)
+    problem = Problem(NeighborhoodSpec.create(1, 3), ones, padding=np.ones((3, 2, 8), np.float32))
+    problem.params.packed, problem.params.dilation[0] = packed, dilation
+    assert message in cpu.check(problem)
+
+
+@pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
         ("length", 0, "spatial axis 0 must have at least one position, got 0"),

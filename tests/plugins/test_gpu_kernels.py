@@ -150,6 +150,61 @@ def test_the_plain_kernel_computes_any_problem(gpu: EmulatedGpu, seed: int, dtyp
     agree(problem, spec, scale, dtype)
 
 
+def small_map(seed: int, dtype: np.dtype, head_dims: Sequence[int]) -> tuple[Problem, NeighborhoodSpec, float]:
+    """A packed problem with padding; most axes are too short for their window, down to one position."""
+    random = np.random.default_rng(seed)
+    rank = seed % 3 + 1
+    kernel = random.integers(1, {1: 30, 2: 8, 3: 4}[rank], rank)
+    dilation = random.integers(1, 4, rank)
+    pairs = list(zip(kernel, dilation, strict=True))
+    lengths = [int(random.integers(1, k * d + (3 if random.random() < 0.3 else 1))) for k, d in pairs]
+    stride = [int(random.integers(1, k + 1)) if random.random() < 0.5 else 1 for k in kernel]
+    causal = tuple(bool(random.random() < 0.3) for _ in range(rank))
+    spec = NeighborhoodSpec.create(rank, tuple(kernel), tuple(dilation), tuple(stride), causal)
+
+    def normal(*shape: int) -> np.ndarray:
+        array = aligned(int(np.prod(shape)), dtype).reshape(shape)
+        array[...] = random.normal(size=shape)
+        return array
+
+    heads, head_dim = int(random.integers(1, 4)), int(random.choice(head_dims))
+    qkv, padding = normal(int(random.integers(1, 3)), *lengths, 3, heads, head_dim), normal(3, heads, head_dim)
+    bias = normal(heads, *(2 * k - 1 for k in kernel)) if random.random() < 0.6 else None
+    scale = 0.0 if random.random() < 0.5 else 0.4
+    return Problem(spec, qkv, rel_pos_bias=bias, padding=padding, scale=scale), spec, scale
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("seed", range(20, 32))
+def test_windows_reach_behind_small_maps_onto_padding(gpu: EmulatedGpu, seed: int, dtype: np.dtype):
+    problem, spec, scale = small_map(seed, dtype, [1, 8, 32, 33, 100])
+    assert gpu.check(problem) == ""
+    gpu.run(problem, PLAIN)
+    agree(problem, spec, scale, dtype)
+
+
+def test_only_the_plain_kernel_is_offered_where_windows_reach_behind_the_map(gpu: EmulatedGpu):
+    spec = NeighborhoodSpec.create(2, 7, 2)
+    random = np.random.default_rng(0)
+    all_tactics = [PLAIN, 4, 5, 6]
+    for lengths, tactics in (((20, 13), [PLAIN]), ((20, 14), all_tactics)):
+        qkv, padding = aligned(2 * 20 * lengths[1] * 3 * 32, HALF), aligned(3 * 32, HALF)
+        qkv[...], padding[...] = random.normal(size=qkv.shape), random.normal(size=padding.shape)
+        qkv, padding = qkv.reshape(2, *lengths, 3, 1, 32), padding.reshape(3, 1, 32)
+        problem = Problem(spec, qkv, padding=padding)
+        assert sorted(gpu.tactics(problem)) == tactics
+        for tactic in (0, *all_tactics):  # an engine keeps one tactic for all sizes
+            problem.output[...] = np.nan
+            gpu.run(problem, tactic)
+            agree(problem, spec, 0.0, HALF)
+
+
+def test_a_small_map_without_padding_is_refused(gpu: EmulatedGpu):
+    problem, *_ = small_map(21, HALF, [32])
+    problem.params.padding = None
+    assert "exceeds the length" in gpu.check(problem)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("seed", range(100, 112))
 def test_every_tile_shape_agrees_with_float64(gpu: EmulatedGpu, seed: int, dtype: np.dtype):

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 import na_deploy
@@ -24,6 +25,7 @@ from na_deploy.attention.reference import AttentionResult, reference_attention, 
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.errors import NaDeployError
+from na_deploy.models import ModelConfig, load_model, random_checkpoint
 from na_deploy.runtime.native import onnxruntime_library
 
 LIBRARY = onnxruntime_library()
@@ -35,7 +37,7 @@ ELEMENTS = {
     "float16": (np.dtype(np.float16), TensorProto.FLOAT16, 1e-3),
     "bfloat16": (np.dtype(ml_dtypes.bfloat16), TensorProto.BFLOAT16, 8e-3),
 }
-PACKED_INPUTS = ("qkv", "rel_pos_bias")
+PACKED_INPUTS = ("qkv", "rel_pos_bias", "padding")
 SEPARATE_INPUTS = ("query", "key", "value", "rel_pos_bias", "additional_key", "additional_value")
 
 
@@ -57,7 +59,7 @@ def node_model(
 
     def sizes(name: str, array: np.ndarray) -> list[int | str]:
         shape: list[int | str] = list(array.shape)
-        if dynamic and name != "rel_pos_bias":
+        if dynamic and name not in ("rel_pos_bias", "padding"):
             shape[0] = "batch"
             if not name.startswith("additional"):
                 shape[1 : 1 + spatial] = [f"length{axis}" for axis in range(spatial)]
@@ -186,6 +188,48 @@ def test_the_separate_operator_is_right(load_node, case: str, dynamic: bool, dty
         expect_reference(session.run(arrays), SEPARATE_OPERATOR, arrays, attributes, dtype)
 
 
+SMALL_MAPS = {
+    "shorter on both axes": ((2, (5, 9), 3, 32, (7, 5)), {"kernel_size": (7, 5), "dilation": (3, 2), "scale": 0.3}),
+    "shorter on one axis": ((1, (20, 4), 2, 20, (5, 5)), {"kernel_size": (5, 5), "stride": (1, 2)}),
+    "one position": ((2, (1,), 1, 16, ()), {"kernel_size": (9,), "stride": (4,), "dilation": (3,)}),
+    "three axes": (
+        (2, (2, 8, 3), 2, 24, ()),
+        {"kernel_size": (3, 4, 2), "dilation": (2, 1, 2), "is_causal": (1, 0, 0)},
+    ),
+    "large enough": ((2, (14, 15), 2, 32, (7, 7)), {"kernel_size": (7, 7), "dilation": (2, 1)}),
+    "many positions": ((3, (40, 13), 2, 32, (7, 7)), {"kernel_size": (7, 7), "dilation": (2, 7)}),
+}
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("lse", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("case", SMALL_MAPS)
+def test_windows_reach_behind_small_maps_onto_padding(load_node, case: str, dynamic: bool, lse: bool, dtype: str):
+    sizes, attributes = SMALL_MAPS[case]
+    arrays = packed(*sizes, dtype=dtype)
+    arrays["padding"] = normal(3, *sizes[2:4], dtype=dtype, seed=5)
+    with load_node(PACKED_OPERATOR, arrays, dynamic, lse, dtype=dtype, **attributes) as session:
+        expect_reference(session.run(arrays), PACKED_OPERATOR, arrays, attributes, dtype)
+
+
+def test_one_session_takes_maps_smaller_and_larger_than_windows_from_many_threads(load_node):
+    attributes = {"kernel_size": (7, 7), "dilation": (2, 2)}
+    feeds = [packed(index % 3, (5 + 4 * index, 20), 2, 32, (7, 7)) for index in range(6)]
+    for arrays in feeds:
+        arrays["padding"] = normal(3, 2, 32, seed=9)
+    with (
+        load_node(PACKED_OPERATOR, feeds[0], True, threads=3, **attributes) as session,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        results = list(pool.map(lambda index: [session.run(feeds[index]) for _ in range(5)], range(6)))
+    for arrays, outputs in zip(feeds, results, strict=True):
+        for found in outputs:
+            assert found["output"].shape == (*arrays["qkv"].shape[:3], 2, 32)
+            if len(arrays["qkv"]):
+                expect_reference(found, PACKED_OPERATOR, arrays, attributes, "float32")
+
+
 def test_a_session_with_free_sizes_runs_any_batch_and_map(load_node):
     attributes = {"kernel_size": (5, 5)}
     with load_node(PACKED_OPERATOR, packed(2, (9, 9), 2, 16, (5, 5)), True, **attributes) as session:
@@ -274,6 +318,13 @@ def test_any_number_of_threads_gives_the_same_numbers(load_node, threads: int):
             None,
             {"kernel_size": (3, 3)},
             r"qkv must be \(B, 2 spatial axes, 3, H, D\) for this kernel_size, got \(1, 9, 9, 2, 2, 8\)",
+        ),
+        (
+            PACKED_OPERATOR,
+            packed(1, (9, 4), 2, 8) | {"padding": normal(3, 2, 7)},
+            None,
+            {"kernel_size": (3, 5)},
+            r"padding must be \(3, 2, 8\) for this qkv, got \(3, 2, 7\)",
         ),
         (
             SEPARATE_OPERATOR,
@@ -378,6 +429,34 @@ def test_a_model_with_function_bodies_runs_on_the_library_where_it_is_installed(
         assert stock.library is None
         expected = stock.run(images)["logits"]
         np.testing.assert_allclose(ours.run(images)["logits"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_an_exported_model_computes_the_same_on_small_maps_with_and_without_the_library(tmp_path: Path, dtype: str):
+    config = ModelConfig(
+        family="nat",
+        embed_dim=32,
+        depths=(1, 2),
+        heads=(1, 2),
+        kernel_size=5,
+        dilations=((2,), (1, 3)),
+        mlp_ratio=2.0,
+        num_classes=10,
+    )
+    random_checkpoint(config, seed=0, path=tmp_path / "model.pth")
+    loaded = load_model(tmp_path / "model.pth", arch="dinat", dilations="2/1,3")
+    given = {"input": "1x3x64x64", "dynamic": "batch,spatial", "dtype": dtype}
+    path = na_deploy.export(loaded, tmp_path / "model.onnx", **given).path
+    random = np.random.default_rng(0)
+    with na_deploy.load(path) as ours, na_deploy.load(path, custom_operators=False) as stock:
+        assert ours.library == LIBRARY
+        for size in ((1, 8, 8), (2, 33, 70), (1, 130, 24), (3, 128, 128)):
+            image = random.standard_normal((size[0], 3, *size[1:])).astype(np.float32)
+            with torch.inference_mode():
+                expected = loaded.module(torch.from_numpy(image)).numpy()
+            for session in (ours, stock):
+                found = session.run(image)["logits"]
+                assert np.abs(found - expected).max() < (1e-5 if dtype == "fp32" else 1e-2) * np.abs(expected).max()
 
 
 def test_many_sessions_register_the_library(write_model):

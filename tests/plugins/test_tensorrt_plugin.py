@@ -16,7 +16,12 @@ import pytest
 pytestmark = pytest.mark.native
 PLUGINS = Path(__file__).parents[2] / "plugins"
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
-NO_GPU = 'extern "C" int na_forward(const void*, int, void*) { return 100; }  // cudaErrorNoDevice\n'
+NO_GPU = """
+extern "C" int na_forward(const void*, int, void*) { return 100; }  // cudaErrorNoDevice
+namespace na_deploy {
+bool device_is_hopper() { return false; }
+}
+"""
 REGISTRY = """
 import os, sys
 sys.path.insert(0, sys.argv[1])

@@ -53,6 +53,26 @@ def test_work_is_what_the_mask_and_the_shapes_say(write_model: WriteModel):
     )
 
 
+def test_keys_behind_a_small_map_are_counted_as_attended(write_model: WriteModel):
+    path = write_model(size=32, dilations=(1, 4), kernel_size=3)  # the second window reaches over 12 of 8 positions
+    with pytest.raises(NaDeployError, match=r"3\*4 = 12 exceeds the length 8"):
+        inspect_model(path)
+    model = onnx.load(path)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((3, 2, 8), np.float32), "padding"))
+    for node in model.graph.node:
+        if node.domain:
+            node.input.append("padding")
+    onnx.save(model, path)
+    summary = inspect_model(path)
+    first, second = summary.layers
+    assert first.is_padded
+    assert first.multiply_adds == int(axis_mask(8, 3).sum()) ** 2 * 2 * 16
+    assert second.multiply_adds == int(axis_mask(12, 3, 4)[:8].sum()) ** 2 * 2 * 16
+    assert second.memory_bytes == 4 * (4 * 64 * 16 + 2 * 5 * 5 + 3 * 16)
+    assert (first.reach, second.reach) == ((8, 8), (12, 12))
+    assert plot_model(summary, path.with_suffix(".svg"), "small maps") == 0
+
+
 def test_parameters_and_size_are_those_of_the_file(write_model: WriteModel, tmp_path: Path):
     path = write_model()
     summary = inspect_model(path)
@@ -145,7 +165,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes):
 def layer(name: str, dilation: int) -> NeighborhoodLayer:
     two = (7, 7), (dilation, dilation)
     return NeighborhoodLayer(
-        name, "NeighborhoodAttentionQKV", 1, (14, 14), 8, 32, *two, (1, 1), (False, False), True, 0,
+        name, "NeighborhoodAttentionQKV", 1, (14, 14), 8, 32, *two, (1, 1), (False, False), True, False, 0,
         "float32",
         (7, 7), (13, 13), 100, 200, 300, 0.1,
     )  # fmt: skip

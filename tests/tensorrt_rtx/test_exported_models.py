@@ -68,3 +68,9 @@ def test_free_sizes_of_a_backbone_are_taken(load: Load, tmp_path: Path):
     profiles = {"image": ((1, 3, 128, 128), (1, 3, 224, 224), (2, 3, 320, 352))}
     report, size = build(loaded, tmp_path, profiles, dynamic="batch,spatial")
     assert report.engine_bytes > 0.9 * size
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_maps_smaller_than_windows_are_taken(dtype: str, load: Load, tmp_path: Path):
+    report, size = build(load("dinat_mini"), tmp_path, dtype=dtype, input="1x3x128x160")
+    assert 0.9 * size < report.engine_bytes < 2 * size

@@ -72,15 +72,19 @@ def _packed(
     bias: bool = True,
     lse: bool = False,
     in_parts: bool = False,
+    padding: bool = False,
     **of: int,
 ) -> onnx.ModelProto:
     rank = len(lengths)
     attributes = {name: [value] * rank for name, value in {"kernel_size": kernel_size, **of}.items()}
+    constants = {"rel_pos_bias": _bias(rank, kernel_size)} if bias or padding else {}
+    if padding:
+        constants["padding"] = np.random.default_rng(8).standard_normal((3, HEADS, HEAD_DIM)).astype(np.float32)
     return _model(
-        packed_function(BodyFeatures(rel_pos_bias=bias, lse=lse, in_parts=in_parts), OPSET),
+        packed_function(BodyFeatures(rel_pos_bias=bias, lse=lse, in_parts=in_parts, padding=padding), OPSET),
         {"qkv": [batch, *lengths, 3, HEADS, HEAD_DIM]},
         [batch, *lengths, HEADS, HEAD_DIM],
-        {"rel_pos_bias": _bias(rank, kernel_size)} if bias else {},
+        constants,
         attributes,
     )
 
@@ -98,6 +102,9 @@ def _profile(*shapes: Shape) -> dict[str, tuple[Shape, Shape, Shape]]:
         pytest.param(_packed(1, (100,), 13, bias=False, stride=4, is_causal=1), id="1-D stride causal"),
         pytest.param(_packed(1, (8, 12, 12), 5, bias=False, stride=2), id="3-D stride"),
         pytest.param(_packed(1, (64, 64), 16, bias=False, lse=True, in_parts=True), id="2-D in parts"),
+        pytest.param(_packed(2, (10, 30), 7, dilation=2, lse=True, padding=True), id="2-D padding"),
+        pytest.param(_packed(1, (3, 9, 9), 5, dilation=2, bias=False, padding=True), id="3-D padding, no bias"),
+        pytest.param(_packed(1, (64, 12), 16, in_parts=True, padding=True), id="2-D padding in parts"),
         pytest.param(_packed(1, (16, 64, 64), 8, in_parts=True, stride=4), id="3-D in parts, bias, stride"),
     ],
 )
@@ -134,6 +141,11 @@ def test_the_separate_body_builds_with_grouped_queries(tmp_path: Path, full: boo
             id="3-D",
         ),
         pytest.param(
+            _packed("n", ("h", "w"), 7, dilation=4, padding=True),
+            ((1, 1, 5), (2, 14, 14), (4, 64, 64)),
+            id="batch, 2-D padding",
+        ),
+        pytest.param(
             _packed("n", ("h", "w"), 16, bias=False, in_parts=True),
             ((1, 16, 16), (1, 64, 64), (2, 96, 96)),
             id="batch, 2-D in parts",
@@ -148,10 +160,11 @@ def test_the_packed_body_builds_for_dynamic_sizes(
     assert build_engine(tmp_path / "model.onnx", profiles=_profile(*shapes)).engine_bytes > 100_000
 
 
-def test_dynamic_sizes_need_little_more_memory_than_the_largest_of_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("padding", [False, True], ids=["", "padding"])
+def test_dynamic_sizes_need_little_more_memory_than_the_largest_of_them(tmp_path: Path, padding: bool) -> None:
     # TensorRT allocates for the bounds it can prove: a tile count it cannot bound costs gigabytes.
-    onnx.save(_packed(1, (56, 56), 7), tmp_path / "static.onnx")
-    onnx.save(_packed(1, ("h", "w"), 7), tmp_path / "dynamic.onnx")
+    onnx.save(_packed(1, (56, 56), 7, padding=padding), tmp_path / "static.onnx")
+    onnx.save(_packed(1, ("h", "w"), 7, padding=padding), tmp_path / "dynamic.onnx")
     largest = build_engine(tmp_path / "static.onnx").activation_bytes
     shapes = ((1, 14, 14), (1, 28, 28), (1, 56, 56))
     dynamic = build_engine(tmp_path / "dynamic.onnx", profiles=_profile(*shapes)).activation_bytes
