@@ -107,7 +107,7 @@ NA_DEVICE RowWindow row_window(const CudaProblem& p, const Tile& tile, int row) 
   for (int a = S::kFirstAxis; a < kAxes; ++a) {
     const AxisSizes& axis = p.axis[a];
     const int32_t element = smaller(tile.first[a] + coordinate[a], tile.size[a] - 1);
-    const BasicWindow<int32_t> seen = axis_window(axis, tile.size[a], element);
+    const BasicWindow<int32_t> seen = axis_window(axis, tile.reached[a], element);
     r.start[a] = seen.start;
     r.end[a] = seen.end;
     r.bias += (axis.kernel_size - 1 - element) * p.bias_distance[a];

@@ -144,6 +144,8 @@ class TileKernel {
   NA_DEVICE void load_step(const KeyStep& step, dev::Shared stage) const {
     if (step.is_additional()) {
       load_additional(step.additional, stage);
+    } else if (p_.padding_key != nullptr) {
+      load_padded_box(step, stage);
     } else {
       load_box(step, stage);
     }
@@ -156,6 +158,35 @@ class TileKernel {
       dev::copy_ahead(place + row, keys_ + int64_t{at} * p_.key_position, inside && has_key_);
       dev::copy_ahead(values_of(place) + row, values_ + int64_t{at} * p_.value_position, inside && has_value_);
     });
+  }
+
+  // The same where windows may reach behind the map: keys there are all alike.
+  NA_DEVICE void load_padded_box(const KeyStep& step, dev::Shared stage) const {
+    const int piece = Loads::piece();
+    const int64_t channel = tile_.head * p_.head_dim + piece * kNumbers;
+    NA_NO_UNROLL
+    for (int row = Loads::row(); row < kBoxKeys; row += Loads::kAtOnce) {
+      int32_t at[kAxes];
+      split(row, S::box(), at);
+      int32_t position = -Loads::offset(S::box(), distance_);
+      bool seen = true;
+      bool behind = false;
+      NA_UNROLL
+      for (int a = S::kFirstAxis; a < kAxes; ++a) {
+        const int32_t element = step.first[a] + at[a];
+        seen = seen && element < end_[a];
+        behind = behind || element >= tile_.size[a];
+        position += element * distance_[a];
+      }
+      const T* key = keys_ + int64_t{position} * p_.key_position;
+      const T* value = values_ + int64_t{position} * p_.value_position;
+      if (behind) {
+        key = static_cast<const T*>(p_.padding_key) + channel;
+        value = static_cast<const T*>(p_.padding_value) + channel;
+      }
+      dev::copy_ahead(R::at(stage, row, piece), key, seen && has_key_);
+      dev::copy_ahead(R::at(values_of(stage), row, piece), value, seen && has_value_);
+    }
   }
 
   NA_DEVICE void load_additional(int32_t first, dev::Shared stage) const {

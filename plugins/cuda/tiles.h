@@ -54,7 +54,8 @@ struct Tile {
   int64_t image;
   int32_t head;
   int32_t group[kAxes];
-  int32_t size[kAxes];  // of the group
+  int32_t size[kAxes];     // of the group
+  int32_t reached[kAxes];  // that its windows are laid over; more than that where windows reach behind the map
   int32_t first[kAxes];
   AxisRange range[kAxes];
   bool is_empty;  // the group is shorter than others, and this tile past its end
@@ -69,8 +70,9 @@ NA_HOST_DEVICE Tile tile_at(const CudaProblem& p, const TileGrid& grid, Sizes ti
   for (int a = kAxes - 1; a >= 0; --a) {
     r.group[a] = divide(number, grid.dilation[a]);
     r.size[a] = group_size(p.axis[a], r.group[a]);
+    r.reached[a] = reached_size(p.axis[a], r.group[a]);
     r.is_empty = r.is_empty || r.first[a] >= r.size[a];
-    if (!r.is_empty) r.range[a] = axis_range(p.axis[a], r.size[a], r.first[a], tile[a]);
+    if (!r.is_empty) r.range[a] = axis_range(p.axis[a], r.reached[a], r.first[a], tile[a]);
   }
   r.image = number;
   return r;
