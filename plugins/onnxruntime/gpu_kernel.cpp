@@ -64,7 +64,10 @@ void GpuKernel::run(OrtKernelContext* context) const {
   const Problem problem = read_problem(node_.form, node_.attributes, context);
   na_params params = params_of(problem, node_);
   char message[256] = "";
-  if (na_cuda_check(&params, message, sizeof message) != 0) refuse(message);
+  if (na_check(&params, message, sizeof message) != 0) refuse(message);
+  if (na_cuda_check(&params, message, sizeof message) != 0) {
+    refuse(message, "; without this library the node runs on its function body (custom_operators=False)");
+  }
   make_outputs(context, problem, params);
   if (params.batch == 0) return;  // nothing to write, and tensors without elements may have no memory
   expect_aligned(params);
