@@ -7,12 +7,14 @@ and real models run on it.
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from node_models import (
     ELEMENTS,
@@ -29,10 +31,14 @@ from onnx import numpy_helper
 
 import na_deploy
 from na_deploy.attention.schema import PACKED_OPERATOR, SEPARATE_OPERATOR
+from na_deploy.cli.main import run
+from na_deploy.deployment import PackageOptions, package
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.native import ONNXRUNTIME_LIBRARY_VARIABLE
+from na_deploy.runtime.environment import GPU_KERNELS
+from na_deploy.runtime.native import ONNXRUNTIME_LIBRARY_VARIABLE, gpu_capabilities
 
 pytestmark = pytest.mark.native
+CPU = ["CPUExecutionProvider"]
 TOLERANCE = dict(zip(ELEMENTS, (2e-6, 3e-3, 2e-2), strict=True))
 """Tiles round weights to the storage's type before they sum values."""
 
@@ -68,7 +74,7 @@ class EmulatedGpu:
 
 @pytest.fixture
 def gpu(native_build: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedGpu]:
-    path = native_build / "plugins/tests/libna_deploy_ort_emulated.so"
+    path = native_build / "plugins/tests/libna_deploy_ort_gpu_on_cpu.so"
     monkeypatch.setenv(ONNXRUNTIME_LIBRARY_VARIABLE, str(path))
     emulated = EmulatedGpu(path)
     yield emulated
@@ -87,7 +93,7 @@ def load_node(gpu: EmulatedGpu, tmp_path: Path) -> Callable[..., Any]:
             model.graph.input.remove(given)
         path = tmp_path / "node.onnx"
         onnx.save(model, path)
-        session = na_deploy.load(path, providers=["CPUExecutionProvider"])
+        session = na_deploy.load(path, providers=CPU)
         assert session.library == gpu.path
         return session
 
@@ -95,12 +101,11 @@ def load_node(gpu: EmulatedGpu, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("case", PACKED_CASES)
-def test_the_packed_operator_is_right(load_node, gpu: EmulatedGpu, case: str, dynamic: bool, dtype: str):
+def test_the_packed_operator_is_right(load_node, gpu: EmulatedGpu, case: str, dtype: str):
     sizes, attributes = PACKED_CASES[case]
     arrays = packed(*sizes, dtype=dtype)
-    with load_node(PACKED_OPERATOR, arrays, dynamic, dtype=dtype, **attributes) as session:
+    with load_node(PACKED_OPERATOR, arrays, dtype=dtype, **attributes) as session:
         before = gpu.launches
         found = session.run(arrays)
     assert gpu.launches == before + 1
@@ -108,16 +113,14 @@ def test_the_packed_operator_is_right(load_node, gpu: EmulatedGpu, case: str, dy
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
-@pytest.mark.parametrize("lse", [False, True], ids=["output alone", "with lse"])
 @pytest.mark.parametrize("case", SEPARATE_CASES)
-def test_the_separate_operator_is_right(load_node, case: str, lse: bool, dtype: str):
+def test_the_separate_operator_is_right(load_node, case: str, dtype: str):
     sizes, attributes = SEPARATE_CASES[case]
     arrays = separate(*sizes, dtype=dtype)
     heads, kernel_size = sizes[2][0], attributes["kernel_size"]
     arrays["rel_pos_bias"] = normal(heads, *(2 * size - 1 for size in kernel_size), dtype=dtype)
-    with load_node(SEPARATE_OPERATOR, arrays, lse=lse, dtype=dtype, **attributes) as session:
+    with load_node(SEPARATE_OPERATOR, arrays, dtype=dtype, **attributes) as session:
         found = session.run(arrays)
-    assert ("lse" in found) == lse
     expect_reference(found, SEPARATE_OPERATOR, arrays, attributes, dtype, TOLERANCE[dtype])
 
 
@@ -130,6 +133,14 @@ def test_an_empty_batch_launches_nothing(load_node, gpu: EmulatedGpu, operator: 
     assert gpu.launches == before
     assert found["output"].shape == (0, 9, 8, 2, 16 if operator == PACKED_OPERATOR else 24)
     assert found["lse"].shape == (0, 9, 8, 2)
+
+
+def test_lse_is_left_out_where_the_node_has_none(load_node):
+    arrays = packed(1, (7, 8), 2, 16, dtype="float16")
+    with load_node(PACKED_OPERATOR, arrays, lse=False, dtype="float16", kernel_size=(3, 3)) as session:
+        found = session.run(arrays)
+    assert set(found) == {"output"}
+    expect_reference(found, PACKED_OPERATOR, arrays, {"kernel_size": (3, 3)}, "float16", TOLERANCE["float16"])
 
 
 def test_no_additional_keys_are_none(load_node):
@@ -247,8 +258,114 @@ def test_an_exported_model_runs_on_it(gpu: EmulatedGpu, write_model):
     path = write_model(batch="batch")
     images = np.random.default_rng(5).normal(size=(2, 3, 32, 32)).astype(np.float32)
     before = gpu.launches
-    with na_deploy.load(path, providers=["CPUExecutionProvider"]) as ours:
+    with na_deploy.load(path, providers=CPU) as ours:
         found = ours.run(images)["logits"]
     assert gpu.launches > before
     with na_deploy.load(path, custom_operators=False) as stock:
         np.testing.assert_allclose(found, stock.run(images)["logits"], rtol=1e-4, atol=1e-5)
+
+
+# --------------------------------------------------------------------------- the library with kernels for both
+
+
+@pytest.fixture
+def both(native_build: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedGpu:
+    """The library as -DNA_DEPLOY_CUDA=ON makes it, with the emulated GPU for the real kernels."""
+    path = native_build / "plugins/tests/libna_deploy_ort_with_gpu.so"
+    monkeypatch.setenv(ONNXRUNTIME_LIBRARY_VARIABLE, str(path))
+    return EmulatedGpu(path)
+
+
+def test_without_the_cuda_provider_models_run_on_the_cpu_kernels(both: EmulatedGpu, tmp_path: Path):
+    arrays, attributes = packed(2, (9, 8), 2, 16, (5, 5)), {"kernel_size": (5, 5)}
+    path = tmp_path / "node.onnx"
+    onnx.save(node_model(PACKED_OPERATOR, arrays, **attributes), path)
+    with na_deploy.load(path, providers=CPU) as session:
+        assert session.library == both.path
+        found = session.run(arrays)
+    assert both.launches == 0
+    expect_reference(found, PACKED_OPERATOR, arrays, attributes, "float32")
+
+
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Have onnxruntime offer the CUDA provider and open sessions without it; returns what sessions were asked for."""
+    asked: list[Any] = []
+    session = onnxruntime.InferenceSession
+
+    def opened(*given: Any, providers: list[Any]) -> Any:
+        asked.append(providers)
+        return session(*given, providers=CPU)
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    return asked
+
+
+def test_a_session_on_cuda_takes_a_library_with_gpu_kernels(
+    both: EmulatedGpu, write_model, monkeypatch: pytest.MonkeyPatch
+):
+    path = write_model()
+    asked = with_cuda(monkeypatch)
+    assert na_deploy.load(path, device=1).library == both.path
+    assert asked == [[("CUDAExecutionProvider", {"device_id": 1}), *CPU]]
+    assert na_deploy.load(path, custom_operators=False).library is None
+
+
+def test_on_cuda_a_library_that_does_not_load_gives_a_warning(
+    write_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = write_model()
+    with_cuda(monkeypatch)
+    library = tmp_path / "libbroken.so"
+    library.write_bytes(b"not a library")
+    monkeypatch.setenv(ONNXRUNTIME_LIBRARY_VARIABLE, str(library))
+    with pytest.warns(
+        RuntimeWarning, match=r"libbroken\.so does not load: .*; the model runs on its embedded function"
+    ):
+        assert na_deploy.load(path).library is None
+
+
+def gpu_finding(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    assert run(["doctor", "--json"]) == 0
+    (found,) = (f for f in json.loads(capsys.readouterr().out)["findings"] if f["name"] == GPU_KERNELS)
+    return found
+
+
+def test_doctor_tells_whether_the_library_holds_gpu_kernels(
+    both: EmulatedGpu, native_build: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: CPU)
+    assert gpu_capabilities(both.path) == "8.0, 9.0"
+    found = gpu_finding(capsys)
+    assert found["status"] == "missing"
+    assert found["detail"] == f"{both.path}, for compute capability 8.0, 9.0, but onnxruntime has no CUDA provider"
+    assert found["remedy"] == "pip install onnxruntime-gpu"
+
+    with monkeypatch.context() as context:
+        with_cuda(context)
+        assert gpu_finding(capsys)["status"] == "works"
+
+    without = native_build / "plugins/onnxruntime/libna_deploy_ort.so"
+    monkeypatch.setenv(ONNXRUNTIME_LIBRARY_VARIABLE, str(without))
+    assert gpu_capabilities(without) == ""
+    found = gpu_finding(capsys)
+    assert (found["status"], found["detail"]) == ("missing", f"{without} is compiled without them")
+    assert "docs/build.md" in found["remedy"]
+
+    monkeypatch.setenv(ONNXRUNTIME_LIBRARY_VARIABLE, "")
+    assert gpu_finding(capsys)["detail"] == "there is no operator library to hold them"
+
+
+def test_packages_for_a_gpu_take_the_library_if_it_has_gpu_kernels(
+    both: EmulatedGpu, native_build: Path, write_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = write_model()
+    package([path], tmp_path / "repository", PackageOptions(name="with", device="gpu"))
+    copied = tmp_path / "repository/with/libna_deploy_ort.so"
+    assert copied.read_bytes() == both.path.read_bytes()
+    without = native_build / "plugins/onnxruntime/libna_deploy_ort.so"
+    monkeypatch.setenv(ONNXRUNTIME_LIBRARY_VARIABLE, str(without))
+    package([path], tmp_path / "repository", PackageOptions(name="without", device="gpu"))
+    assert not (tmp_path / "repository/without/libna_deploy_ort.so").exists()

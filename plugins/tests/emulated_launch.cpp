@@ -1,12 +1,9 @@
-// ONNX Runtime's GPU node on an emulated GPU: the node that the library registers for the CUDA provider, registered for
-// the CPU's, where tensors lie in the memory that the emulated GPU reads. Tests decide what stream and what launches
-// do.
+// The GPU kernels' interface as ONNX Runtime's node for GPUs calls it, over the emulated GPU. Tests decide what stream
+// there is and what launches answer.
 #include <cstdint>
-#include <string>
 
-#include "gpu_kernel.h"
+#include "api.h"
 #include "na_cuda.h"
-#include "operators.h"
 
 extern "C" int32_t na_forward_emulated(const na_params* params, int32_t tactic);
 
@@ -28,10 +25,6 @@ OrtStatusPtr ORT_API_CALL emulated_stream(const OrtKernelContext* /*context*/, v
 }
 
 }  // namespace
-
-void na_deploy::add_all_operators(Ort::CustomOpDomain& domain) {
-  add_operators<GpuKernel>(domain, "CPUExecutionProvider");
-}
 
 extern "C" int32_t na_forward(const na_params* params, int32_t tactic, na_cuda_stream stream) {
   ++launches;
