@@ -7,7 +7,9 @@ and real models run on it.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -263,6 +265,40 @@ def test_an_exported_model_runs_on_it(gpu: EmulatedGpu, write_model):
     assert gpu.launches > before
     with na_deploy.load(path, custom_operators=False) as stock:
         np.testing.assert_allclose(found, stock.run(images)["logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The part of scripts/gpu_check.sh that runs a model through ONNX Runtime."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module("gpu_check_onnxruntime")
+
+
+def test_the_check_for_gpus_runs_both_operators_in_a_model(gpu: EmulatedGpu, gpu_check: Any):
+    told, wrong = gpu_check.check(gpu.path, *CPU)
+    assert wrong == []
+    assert all(f"{kind}, batch {batch} (" in told for kind in ELEMENTS for batch in (1, 3))
+
+
+def test_the_check_for_gpus_tells_what_fails(gpu: EmulatedGpu, gpu_check: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu_check, "TOLERANCE", {"FLOAT": 0.0})
+    told, wrong = gpu_check.check(gpu.path, *CPU)
+    assert told.endswith("agrees with float64: never.")
+    assert len(wrong) == 2
+    assert all("float32, batch" in text and "from float64, 0e+00 is allowed" in text for text in wrong)
+    gpu.fail(700)
+    told, wrong = gpu_check.check(gpu.path, *CPU)
+    assert len(wrong) == 2
+    assert all("error 700, an emulated error" in text for text in wrong)
+
+
+def test_the_check_for_gpus_says_that_there_is_no_cuda_provider(
+    gpu_check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: CPU)
+    told, wrong = gpu_check.build_and_check(tmp_path, "80-real")
+    assert re.fullmatch(r"ONNX Runtime's CUDA provider was not checked: onnxruntime .* has no CUDA.*-gpu\.", told)
+    assert wrong == []
 
 
 # --------------------------------------------------------------------------- the library with kernels for both
