@@ -22,7 +22,7 @@ CUDA = "CUDAExecutionProvider"
 TOLERANCE = {"FLOAT": 2e-6, "FLOAT16": 3e-3, "BFLOAT16": 2e-2}
 """Largest difference relative to the largest output; tiles round weights to the type before they sum values."""
 NAMES = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
-LENGTHS, KERNEL, HEADS, KEY_HEADS, DIM, MORE = (13, 10), (5, 3), 4, 2, 16, 6
+LENGTHS, KERNEL, HEADS, KEY_HEADS, DIM, MORE = (11, 7), (5, 3), 4, 2, 16, 6
 NODES = {
     "packed": {"kernel_size": KERNEL, "dilation": (2, 1)},
     "separate": {"kernel_size": KERNEL, "stride": (2, 1), "is_causal": (0, 1)},
@@ -199,7 +199,7 @@ def check(library: Path, provider: str = CUDA) -> tuple[str, list[str]]:
 
     agrees, wrong = [], []
     for kind, tolerance in TOLERANCE.items():
-        for batch in (1, 3):
+        for batch in (1, 2):
             case = f"{NAMES[kind]}, batch {batch}"
             with tempfile.TemporaryDirectory() as folder:
                 try:

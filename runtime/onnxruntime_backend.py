@@ -40,6 +40,11 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
             "install onnxruntime, or onnxruntime-gpu on a CUDA machine"
         ) from None
     providers = _choose_providers(onnxruntime.get_available_providers(), options.providers)
+    if options.device is not None and CUDA_PROVIDER not in providers:
+        raise UsageError(
+            f"device {options.device} is a GPU, and onnxruntime is to run on {', '.join(providers)} here; "
+            "leave device out, or install onnxruntime-gpu"
+        )
     library = (options.library or onnxruntime_library()) if options.custom_operators else None
     settings = _settings(onnxruntime, options)
     if library is not None:
@@ -56,7 +61,7 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
     except Exception as error:
         raise NaDeployError(_loading_failure(path, error)) from error
     active = session.get_providers()
-    if options.providers and providers[0] not in active:
+    if (options.providers or options.device is not None) and providers[0] not in active:
         raise NaDeployError(
             f"onnxruntime could not start {providers[0]} on this machine; it offers {', '.join(active)}"
         )
