@@ -153,7 +153,8 @@ def _gpu_kernels() -> Finding:
         has_cuda = False
     if not has_cuda:
         detail += ", but onnxruntime has no CUDA provider"
-        return Finding(name, needed_for, "missing", detail, "pip install onnxruntime-gpu")
+        remedy = "pip uninstall onnxruntime, then pip install onnxruntime-gpu, which takes its place"
+        return Finding(name, needed_for, "missing", detail, remedy)
     return Finding(name, needed_for, "works", detail)
 
 
