@@ -7,6 +7,9 @@
 
 extern "C" int32_t na_forward_emulated(const na_params* params, int32_t tactic);
 
+// Opens and closes the memory of the pretended CUDA runtime to the emulated GPU, in processes that have one.
+extern "C" __attribute__((weak)) void na_test_device_memory(int32_t open);
+
 namespace {
 
 // What the next calls meet, and what the last launch was given.
@@ -31,7 +34,11 @@ extern "C" int32_t na_forward(const na_params* params, int32_t tactic, na_cuda_s
   last_stream = stream;
   last_tactic = tactic;
   last_bias = params->rel_pos_bias;
-  return next_error != 0 ? next_error : na_forward_emulated(params, tactic);
+  if (next_error != 0) return next_error;
+  if (na_test_device_memory != nullptr) na_test_device_memory(1);
+  const int32_t result = na_forward_emulated(params, tactic);
+  if (na_test_device_memory != nullptr) na_test_device_memory(0);
+  return result;
 }
 
 extern "C" const char* na_cuda_error(int32_t error) { return error == 209 ? "no kernel image" : "an emulated error"; }
