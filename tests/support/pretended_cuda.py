@@ -7,15 +7,14 @@ be had, the tests that need them are skipped, saying so.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from wheels import install
 
 WHEEL = "onnxruntime-gpu==1.31.1"
 SOURCE = Path(__file__).parents[2] / "plugins" / "tests" / "pretended_cudart.cpp"
@@ -33,7 +32,7 @@ def environment(folder: Path) -> dict[str, str]:
     """Make the libraries in a folder; return the environment in which Python finds them and that ONNX Runtime."""
     if shutil.which("nvcc") is None:
         pytest.skip("there is no nvcc, which knows where CUDA's headers are")
-    wheel = _installed()
+    wheel = install(WHEEL.replace("==", "_"), [WHEEL])
     provider = wheel / "onnxruntime/capi/libonnxruntime_providers_cuda.so"
     _make_libraries(provider, folder)
     paths = [str(wheel), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
@@ -42,22 +41,6 @@ def environment(folder: Path) -> dict[str, str]:
         "LD_LIBRARY_PATH": str(folder),
         "LD_PRELOAD": str(folder / LIBRARIES["cudart"]),
     }
-
-
-def _installed() -> Path:
-    default = Path(sys.prefix) / "share" / "na-deploy-test-wheels"
-    folder = Path(os.environ.get("NA_DEPLOY_TEST_WHEELS", default)) / WHEEL.replace("==", "_")
-    if (folder / "complete").is_file():
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    if importlib.util.find_spec("pip") is None:
-        pytest.skip(f"{WHEEL} is not in {folder}, and this environment has no pip to install it")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"{WHEEL} cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
-    (folder / "complete").touch()
-    return folder
 
 
 def _make_libraries(provider: Path, folder: Path) -> None:
