@@ -274,8 +274,9 @@ def test_many_sessions_register_the_library(write_model):
     assert all(np.array_equal(logits[0], other) for other in logits[1:])
 
 
-def test_on_another_device_the_library_stays_out_of_the_way(write_model, monkeypatch: pytest.MonkeyPatch):
+def test_on_a_gpu_a_library_without_gpu_kernels_stays_out_of_the_way(write_model, monkeypatch: pytest.MonkeyPatch):
     path = write_model()
+    monkeypatch.setattr("na_deploy.runtime.onnxruntime_backend.gpu_capabilities", lambda library: "")
     available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     session = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
