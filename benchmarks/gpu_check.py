@@ -3,9 +3,10 @@
     bash scripts/gpu_check.sh [folder for results]
 
 Needs a CUDA toolkit (nvcc), PyTorch for the same CUDA, NumPy, ml_dtypes and pytest; nothing of na-deploy has to be
-installed. Correctness is held to float64 on random problems, and to the plain kernel on large ones. Times are medians
-of CUDA graph replays, candidates in turn. ``--emulate LIBRARY`` runs the correctness part alone on the emulated GPU of
-the tests, without PyTorch.
+installed. Where onnxruntime-gpu and onnx are there too, and CMake finds what docs/build.md lists, a model runs through
+ONNX Runtime's CUDA provider; where not, the report says so. Correctness is held to float64 on random problems, and to
+the plain kernel on large ones. Times are medians of CUDA graph replays, candidates in turn. ``--emulate LIBRARY`` runs
+the correctness part alone on the emulated GPU of the tests, without PyTorch.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from gpu_check_onnxruntime import build_and_check
 
 ROOT = Path(__file__).parents[1]
 PLAIN = 1
@@ -393,11 +396,17 @@ def main() -> int:
         wrong = check_random(
             on_device(kernels), lambda problem: kernels.tactics(problem.params), range(arguments.problems)
         )
+        print("compiling for and checking ONNX Runtime's CUDA provider", flush=True)
+        onnxruntime, disagrees = build_and_check(
+            Path(folder) / "onnxruntime", architecture.removeprefix("sm_") + "-real"
+        )
         report = [
             f"# GPU check\n\n{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, PyTorch {torch.__version__}\n",
             "\n".join(wrong) or f"{arguments.problems} random problems agree with float64 in every tactic.",
             f"CUDA graphs: {graph_replays(kernels)}.",
+            "\n".join([onnxruntime, *disagrees]),
         ]
+        wrong += disagrees
         copy_rate = copy_gigabytes()
         report.append(f"Device copy: {copy_rate:.0f} GB/s.")
         numbers: dict[str, Any] = {"copy GB/s": copy_rate, "wrong": wrong}

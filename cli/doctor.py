@@ -10,6 +10,8 @@ import click
 from na_deploy.cli.output import console, print_json, table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from na_deploy.runtime.environment import Finding
 
 MARKS = {"works": "[green]✓[/]", "missing": "[yellow]–[/]", "broken": "[red]✗[/]"}
@@ -32,10 +34,15 @@ def command(context: click.Context, gpu: bool, device: int, as_json: bool) -> No
 
     findings = examine()
     if core_works(findings):
-        from na_deploy.cli.self_check import check_attention, check_native_kernels
-        from na_deploy.runtime.environment import NATIVE_KERNELS
+        from na_deploy.cli.self_check import check_attention, check_gpu_kernels, check_native_kernels
+        from na_deploy.runtime.environment import GPU, GPU_KERNELS, NATIVE_KERNELS
 
-        findings = [check_native_kernels(found) if found.name == NATIVE_KERNELS else found for found in findings]
+        (device_found,) = (found for found in findings if found.name == GPU)
+        checks: dict[str, Callable[[Finding], Finding]] = {
+            NATIVE_KERNELS: check_native_kernels,
+            GPU_KERNELS: lambda found: check_gpu_kernels(found, device_found),
+        }
+        findings = [checks[found.name](found) if found.name in checks else found for found in findings]
         findings.insert(3, check_attention())
     good = core_works(findings)
     if as_json:

@@ -15,6 +15,7 @@ from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, VERSION
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.exporter.function_body import BodyFeatures, packed_function
 from na_deploy.runtime.environment import Finding
+from na_deploy.runtime.native import CPU_PROVIDER, CUDA_PROVIDER
 from na_deploy.runtime.session import load
 
 OPSET = 20
@@ -40,8 +41,21 @@ def check_native_kernels(finding: Finding) -> Finding:
     """Return what was found about the native kernels, with whether they are right where they are installed."""
     if finding.status != "works":
         return finding
+    return _tried(finding, CPU_PROVIDER)
+
+
+def check_gpu_kernels(finding: Finding, gpu: Finding) -> Finding:
+    """Return what was found about the GPU kernels, with whether they are right where there is a GPU to run them on."""
+    if finding.status != "works":
+        return finding
+    if gpu.status != "works":
+        return replace(finding, status="missing", detail=f"{finding.detail}, but {gpu.detail}", remedy=gpu.remedy)
+    return _tried(finding, CUDA_PROVIDER)
+
+
+def _tried(finding: Finding, provider: str) -> Finding:
     try:
-        difference = attention_difference(custom_operators=True)
+        difference = attention_difference(True, provider)
     except Exception as error:
         return replace(finding, status="broken", detail=str(error).splitlines()[0], remedy=NATIVE_REMEDY)
     detail = f"{finding.detail}; largest relative difference to float64: {difference:.1e}"
@@ -50,11 +64,12 @@ def check_native_kernels(finding: Finding) -> Finding:
     return replace(finding, detail=detail)
 
 
-def attention_difference(custom_operators: bool = False) -> float:
+def attention_difference(custom_operators: bool = False, provider: str = CPU_PROVIDER) -> float:
     """Run a small neighborhood attention in ONNX Runtime; return its largest relative difference to float64.
 
     Args:
         custom_operators: run our native kernels instead of the embedded function body.
+        provider: ONNX Runtime's execution provider that runs it.
 
     Raises:
         NaDeployError: the model cannot be loaded or run.
@@ -92,8 +107,7 @@ def attention_difference(custom_operators: bool = False) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "check.onnx"
         onnx.save(model, path)
-        providers = ["CPUExecutionProvider"]
-        with load(path, custom_operators=custom_operators, threads=1, providers=providers) as session:
+        with load(path, custom_operators=custom_operators, threads=1, providers=[provider]) as session:
             found = session.run({"qkv": qkv, "rel_pos_bias": bias})["output"]
     spec = NeighborhoodSpec.create(2, (3, 3), (1, 2))
     expected = reference_attention_qkv(qkv, spec, scale=scale, rel_pos_bias=bias).output

@@ -14,7 +14,7 @@ from na_deploy.deployment.source import ModelSource
 from na_deploy.errors import UsageError
 from na_deploy.runtime.bundle.manifest import NAME as MANIFEST
 from na_deploy.runtime.classify import read_labels
-from na_deploy.runtime.native import ONNXRUNTIME_LIBRARY, onnxruntime_library
+from na_deploy.runtime.native import ONNXRUNTIME_LIBRARY, gpu_capabilities, onnxruntime_library
 from na_deploy.runtime.session import BACKENDS as SESSION_BACKENDS
 
 
@@ -78,13 +78,15 @@ def write_library(source: ModelSource, folder: Path, options: PackageOptions) ->
         if options.operators not in ("auto", "none") and options.backend != "tensorrt":
             raise UsageError(f"the {options.backend} backend takes no operator library; leave --operators out")
         return None, ()
-    if options.operators == "none" or (options.operators == "auto" and options.device == "gpu"):
+    if options.operators == "none":
         return None, ("attention runs on the model's function bodies",)
     if options.operators == "auto":
         embedded = None if source.bundle is None else source.bundle.manifest.member("library")
         library = source.bundle.file("library") if source.bundle is not None and embedded else onnxruntime_library()
         if library is None:
             return None, ("the operator library is not installed: attention runs on the model's function bodies",)
+        if options.device == "gpu" and not gpu_capabilities(library):
+            return None, ("the operator library has no GPU kernels: attention runs on the model's function bodies",)
     else:
         library = Path(options.operators)
         if not library.is_file():

@@ -15,9 +15,18 @@ from importlib import metadata
 
 from na_deploy import __version__
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.native import onnxruntime_library, register, tensorrt_library, why_missing
+from na_deploy.runtime.native import (
+    CUDA_PROVIDER,
+    gpu_capabilities,
+    onnxruntime_library,
+    register,
+    tensorrt_library,
+    why_missing,
+)
 
 NATIVE_KERNELS = "native CPU kernels"
+GPU = "NVIDIA GPU"
+GPU_KERNELS = "native GPU kernels"
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ def examine() -> list[Finding]:
         _package("tritonclient", "serve over gRPC", "pip install 'na-deploy[serve]'"),
         _package("natten", "comparison with NATTEN in tests and benchmarks", "pip install natten==0.21.7"),
         _gpu(),
+        _gpu_kernels(),
         _package("tensorrt", "TensorRT engines", "pip install tensorrt-cu13 (Linux with an NVIDIA GPU)"),
         _tensorrt_plugin(),
         _package("polygraphy", "building engines", "pip install 'na-deploy[tensorrt]'"),
@@ -123,8 +133,33 @@ def _native_library() -> Finding:
     return Finding(name, needed_for, "works", str(library))
 
 
+def _gpu_kernels() -> Finding:
+    name, needed_for = GPU_KERNELS, "faster neighborhood attention in ONNX Runtime's CUDA provider"
+    remedy = "not needed, models run on their embedded function body"
+    compile_ = f"{remedy}; docs/build.md says how to have them"
+    try:
+        library = onnxruntime_library()
+        capabilities = "" if library is None else gpu_capabilities(library)
+    except NaDeployError as error:
+        return Finding(name, needed_for, "broken", str(error), remedy)
+    if library is None:
+        return Finding(name, needed_for, "missing", "there is no operator library to hold them", compile_)
+    if not capabilities:
+        return Finding(name, needed_for, "missing", f"{library} is compiled without them", compile_)
+    detail = f"{library}, for compute capability {capabilities}"
+    try:
+        has_cuda = CUDA_PROVIDER in importlib.import_module("onnxruntime").get_available_providers()
+    except Exception:  # what is wrong with onnxruntime is a finding of its own
+        has_cuda = False
+    if not has_cuda:
+        detail += ", but onnxruntime has no CUDA provider"
+        remedy = "pip uninstall onnxruntime, then pip install onnxruntime-gpu, which takes its place"
+        return Finding(name, needed_for, "missing", detail, remedy)
+    return Finding(name, needed_for, "works", detail)
+
+
 def _gpu() -> Finding:
-    name, needed_for = "NVIDIA GPU", "CUDA and TensorRT"
+    name, needed_for = GPU, "CUDA and TensorRT"
     tool = shutil.which("nvidia-smi")
     remedy = "needs a machine with an NVIDIA GPU and its driver; models run on the CPU without"
     if tool is None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Any
 
 import na_deploy
 from na_deploy.errors import NaDeployError, UsageError
+
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+"""The execution providers of ONNX Runtime that the operator library can have kernels for."""
 
 ONNXRUNTIME_LIBRARY = "libna_deploy_ort.so"
 ONNXRUNTIME_LIBRARY_VARIABLE = "NA_DEPLOY_ORT_LIBRARY"
@@ -47,6 +51,27 @@ def why_missing() -> str:
     if note is not None:
         return f"not compiled: {note.read_text(encoding='utf-8').strip()}"
     return "not compiled when na-deploy was installed; `pip install -v` of it shows why"
+
+
+def gpu_capabilities(library: Path) -> str:
+    """Return the compute capabilities whose GPU kernels the operator library holds, such as ``"8.0, 9.0"``.
+
+    Empty where it was compiled without them. Needs no GPU.
+
+    Raises:
+        NaDeployError: the library does not load.
+    """
+    try:
+        loaded = ctypes.CDLL(str(library))
+    except OSError as error:
+        raise NaDeployError(f"the operator library {library} does not load: {error}") from error
+    try:
+        capabilities = loaded.na_cuda_capabilities
+    except AttributeError:
+        return ""
+    capabilities.restype = ctypes.c_char_p
+    text: bytes = capabilities()
+    return text.decode()
 
 
 def register(settings: Any, library: Path) -> None:

@@ -14,14 +14,11 @@ import numpy as np
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.models.metadata import ModelMetadata
-from na_deploy.runtime.native import onnxruntime_library, register
+from na_deploy.runtime.native import CPU_PROVIDER, CUDA_PROVIDER, gpu_capabilities, onnxruntime_library, register
 from na_deploy.runtime.session import Session, SessionOptions
 from na_deploy.runtime.tensors import Array, TensorSpec
 
-PREFERRED_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-LIBRARY_PROVIDERS = ("CPUExecutionProvider",)
-"""What our operator library has kernels for. Elsewhere it would move every attention layer to the CPU."""
-
+PREFERRED_PROVIDERS = (CUDA_PROVIDER, CPU_PROVIDER)
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -43,12 +40,19 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
             "install onnxruntime, or onnxruntime-gpu on a CUDA machine"
         ) from None
     providers = _choose_providers(onnxruntime.get_available_providers(), options.providers)
-    wanted = options.custom_operators and providers[0] in LIBRARY_PROVIDERS
-    library = (options.library or onnxruntime_library()) if wanted else None
+    if options.device is not None and CUDA_PROVIDER not in providers:
+        raise UsageError(
+            f"device {options.device} is a GPU, and onnxruntime is to run on {', '.join(providers)} here; "
+            "leave device out, or install onnxruntime-gpu"
+        )
+    library = (options.library or onnxruntime_library()) if options.custom_operators else None
     settings = _settings(onnxruntime, options)
     if library is not None:
         try:
-            register(settings, library)
+            if _has_kernels(library, providers[0]):
+                register(settings, library)
+            else:
+                library = None
         except NaDeployError as error:
             warnings.warn(f"{error}; the model runs on its embedded function bodies", RuntimeWarning, stacklevel=3)
             library, settings = None, _settings(onnxruntime, options)
@@ -57,18 +61,23 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
     except Exception as error:
         raise NaDeployError(_loading_failure(path, error)) from error
     active = session.get_providers()
-    if options.providers and providers[0] not in active:
+    if (options.providers or options.device is not None) and providers[0] not in active:
         raise NaDeployError(
             f"onnxruntime could not start {providers[0]} on this machine; it offers {', '.join(active)}"
         )
     return OnnxRuntimeSession(path, session, library)
 
 
+def _has_kernels(library: Path, provider: str) -> bool:
+    """Return whether the library computes for a provider; elsewhere it would move every attention layer to the CPU."""
+    return provider == CPU_PROVIDER or (provider == CUDA_PROVIDER and gpu_capabilities(library) != "")
+
+
 def _on_device(providers: list[str], device: int | None) -> list[Any]:
     """Return the providers with the GPU's number for the one that runs on it."""
     if device is None:
         return list(providers)
-    return [(name, {"device_id": device}) if name == "CUDAExecutionProvider" else name for name in providers]
+    return [(name, {"device_id": device}) if name == CUDA_PROVIDER else name for name in providers]
 
 
 def _settings(onnxruntime: Any, options: SessionOptions) -> Any:
@@ -127,9 +136,10 @@ def _choose_providers(available: list[str], wanted: tuple[str, ...] | None) -> l
         return [name for name in PREFERRED_PROVIDERS if name in available] or available
     unknown = [name for name in wanted if name not in available]
     if unknown or not wanted:
+        remedy = ", or install onnxruntime-gpu" if CUDA_PROVIDER in unknown else ""
         raise UsageError(
             f"onnxruntime has no provider {', '.join(unknown) or '(an empty list was given)'} here; "
-            f"choose from {', '.join(available)}"
+            f"choose from {', '.join(available)}{remedy}"
         )
     return list(wanted)
 

@@ -225,9 +225,9 @@ def load(
         threads: threads inside one operator; by default the runtime decides.
         providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
             Runtime has it, then the CPU.
-        custom_operators: register our operator library when it is installed and the model runs on the CPU;
-            without it, or when false, the function bodies embedded in the model run. A library that does not load
-            gives a warning.
+        custom_operators: register our operator library when it is installed and has kernels for the first provider:
+            always for the CPU, for CUDA where it was compiled with them. Without it, or when false, the function
+            bodies embedded in the model run. A library that does not load gives a warning.
         device: number of the GPU that an engine, or ONNX Runtime with CUDA, runs on, 0 by default; ``torch`` runs on
             the CPU without it.
         contexts: calls of an engine that run at the same time, 2 by default; more of them wait.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the GPU kernels for the present device, checks them against float64 and times them beside what else there is.
-# Needs nvcc and PyTorch with CUDA; nothing of na-deploy. The table and the numbers go to the given folder.
+# Needs nvcc and PyTorch with CUDA; nothing of na-deploy. With onnxruntime-gpu, onnx and what scripts/native_dependencies.sh
+# fetches, a model runs through ONNX Runtime's CUDA provider too. The table and the numbers go to the given folder.
 #
 #   bash scripts/gpu_check.sh [folder] [options of benchmarks/gpu_check.py]
 set -euo pipefail

@@ -1,4 +1,6 @@
 // The C interface's launch, and the plain kernel for every type.
+#include <string>
+
 #include "launch.cuh"
 
 namespace na_deploy {
@@ -56,4 +58,17 @@ bool device_is_hopper() {
 
 extern "C" int32_t na_forward(const na_params* params, int32_t tactic, na_cuda_stream stream) {
   return na_deploy::choose(na_deploy::Launcher{stream}, *params, tactic);
+}
+
+extern "C" const char* na_cuda_error(int32_t error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+extern "C" const char* na_cuda_capabilities() {
+  static const std::string text = [] {
+    std::string made;
+    for (const int number : {__CUDA_ARCH_LIST__}) {  // 800, 860 …
+      made += (made.empty() ? "" : ", ") + std::to_string(number / 100) + "." + std::to_string(number / 10 % 10);
+    }
+    return made;
+  }();
+  return text.c_str();
 }

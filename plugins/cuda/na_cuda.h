@@ -27,6 +27,13 @@ NA_CUDA_API int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, i
  * device memory, aligned to 16 bytes. Returns a cudaError_t, 0 for success. */
 NA_CUDA_API int32_t na_forward(const na_params* params, int32_t tactic, na_cuda_stream stream);
 
+/* Returns what the CUDA runtime calls the error that na_forward returned, in a few words. */
+NA_CUDA_API const char* na_cuda_error(int32_t error);
+
+/* Returns the compute capabilities that the kernels are compiled for, such as "8.0, 9.0". Needs no GPU. A library that
+ * holds GPU kernels exports this function, so it also tells whether one does. */
+NA_CUDA_API const char* na_cuda_capabilities(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -12,6 +12,7 @@
 #include "na_cpu.h"
 #include "padded_copy.h"
 #include "padding.h"
+#include "params.h"
 #include "problem.h"
 
 namespace na_deploy {
@@ -42,17 +43,6 @@ class Scratch {
 
 thread_local Scratch scratch_of_thread;
 
-na_dtype dtype_of(ONNXTensorElementDataType type) {
-  switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
-      return NA_FLOAT16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
-      return NA_BFLOAT16;
-    default:
-      return NA_FLOAT32;
-  }
-}
-
 // One call, as ONNX Runtime's threads see it: piece i is the tasks [i * per_piece, (i + 1) * per_piece).
 struct Work {
   na_params params;
@@ -74,35 +64,6 @@ struct Work {
   }
 };
 
-na_params params_of(const Problem& problem, const Attributes& attributes, Form form, ONNXTensorElementDataType type) {
-  na_params params{};
-  params.rank = attributes.rank();
-  params.packed = form == Form::kPacked;
-  params.dtype = dtype_of(type);
-  params.batch = problem.batch;
-  params.heads = problem.heads;
-  params.key_heads = problem.key_heads;
-  params.head_dim = problem.head_dim;
-  params.value_dim = problem.value_dim;
-  params.additional = problem.additional;
-  for (size_t axis = 0; axis < problem.length.size(); ++axis) {
-    params.length[axis] = problem.length[axis];
-    params.kernel_size[axis] = attributes.kernel_size[axis];
-    params.dilation[axis] = attributes.dilation[axis];
-    params.stride[axis] = attributes.stride[axis];
-    params.is_causal[axis] = attributes.is_causal[axis] != 0;
-  }
-  params.scale = attributes.scale;
-  params.query = problem.query;
-  params.key = problem.key;
-  params.value = problem.value;
-  params.rel_pos_bias = problem.rel_pos_bias;
-  params.additional_key = problem.additional_key;
-  params.additional_value = problem.additional_value;
-  params.padding = problem.padding;
-  return params;
-}
-
 // Multiply-adds of one call, both products.
 double multiply_adds(const Problem& problem, const Attributes& attributes) {
   double queries = static_cast<double>(problem.batch * problem.heads);
@@ -111,18 +72,6 @@ double multiply_adds(const Problem& problem, const Attributes& attributes) {
   for (const int64_t size : attributes.kernel_size) keys *= static_cast<double>(size);
   return queries * (keys + static_cast<double>(problem.additional)) *
          static_cast<double>(problem.head_dim + problem.value_dim);
-}
-
-void* make_output(OrtKernelContext* context, size_t index, const std::vector<int64_t>& shape) {
-  OrtValue* value = nullptr;
-  Ort::ThrowOnError(Ort::GetApi().KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
-  return value == nullptr ? nullptr : Ort::UnownedValue(value).GetTensorMutableRawData();
-}
-
-bool has_output(const OrtKernelContext* context, size_t index) {
-  size_t count = 0;
-  Ort::ThrowOnError(Ort::GetApi().KernelContext_GetOutputCount(context, &count));
-  return index < count;
 }
 
 // What a bias that the model fixes allows: one of zeros, which the exporter gives nodes with additional keys, is none.
@@ -142,39 +91,21 @@ BiasKind kind_of_bias(Form form, ONNXTensorElementDataType type, const OrtKernel
 
 }  // namespace
 
-AttentionKernel::AttentionKernel(Form form, ONNXTensorElementDataType type, Attributes attributes, std::string subject,
-                                 BiasKind bias)
-    : form_(form), type_(type), attributes_(std::move(attributes)), subject_(std::move(subject)), bias_(bias) {}
-
-OrtStatusPtr AttentionKernel::create(Form form, ONNXTensorElementDataType type, const OrtKernelInfo* info,
-                                     void** kernel) noexcept {
-  std::string subject = name_of(form);
-  *kernel = nullptr;
-  OrtStatusPtr failure = as_status(name_of(form), [&] {
-    const std::string name = Ort::ConstKernelInfo(info).GetNodeName();
-    if (!name.empty()) subject += " node '" + name + "'";
-  });
-  if (failure != nullptr) return failure;
-  return as_status(subject.c_str(), [&] {
-    *kernel = new AttentionKernel(form, type, read_attributes(info), subject, kind_of_bias(form, type, info));
-  });
-}
+AttentionKernel::AttentionKernel(Node node, const OrtKernelInfo* info)
+    : node_(std::move(node)), bias_(kind_of_bias(node_.form, node_.type, info)) {}
 
 OrtStatusPtr AttentionKernel::ComputeV2(OrtKernelContext* context) const noexcept {
-  return as_status(subject_.c_str(), [&] { run(context); });
+  return as_status(node_.subject.c_str(), [&] { run(context); });
 }
 
 void AttentionKernel::run(OrtKernelContext* context) const {
-  const Problem problem = read_problem(form_, attributes_, context);
+  const Problem problem = read_problem(node_.form, node_.attributes, context);
   Work work;
-  work.params = params_of(problem, attributes_, form_, type_);
+  work.params = params_of(problem, node_);
   char message[256] = "";
   if (na_check(&work.params, message, sizeof message) != 0) refuse(message);
   if (bias_ == BiasKind::kZero) work.params.rel_pos_bias = nullptr;
-  work.params.output = make_output(context, 0, problem.output_shape(true));
-  if (has_output(context, 1)) {
-    work.params.lse = static_cast<float*>(make_output(context, 1, problem.output_shape(false)));
-  }
+  make_outputs(context, problem, work.params);
   std::optional<PaddedCopy> copy;
   if (reaches_behind(work.params)) work.params = copy.emplace(work.params).params();
   work.params.padding = nullptr;  // needed by nobody any more
@@ -186,7 +117,7 @@ void AttentionKernel::run(OrtKernelContext* context) const {
 
   static const int64_t most_pieces = kPiecesPerThread * std::max(1U, std::thread::hardware_concurrency());
   work.per_piece = (tasks + most_pieces - 1) / most_pieces;
-  if (work.pieces() == 1 || multiply_adds(problem, attributes_) < kWorthSharing) {
+  if (work.pieces() == 1 || multiply_adds(problem, node_.attributes) < kWorthSharing) {
     work.per_piece = tasks;
     Work::run_piece(&work, 0);
   } else {

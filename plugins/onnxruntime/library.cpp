@@ -9,12 +9,7 @@ namespace {
 OrtCustomOpDomain* operator_domain() {
   static OrtCustomOpDomain* const domain = [] {
     auto* made = new Ort::CustomOpDomain("na_deploy");
-    for (const auto form : {na_deploy::Form::kSeparate, na_deploy::Form::kPacked}) {
-      for (const auto type : {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
-                              ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
-        made->Add(new na_deploy::AttentionOperator(form, type));
-      }
-    }
+    na_deploy::add_all_operators(*made);
     return static_cast<OrtCustomOpDomain*>(*made);
   }();
   return domain;

@@ -1,4 +1,5 @@
-"""The GPU kernels compile with nvcc, and nothing of a tensor-core kernel spills out of its registers."""
+"""The GPU kernels compile with nvcc, nothing of a tensor-core kernel spills out of its registers, and ONNX Runtime's
+library with them inside is of use without a GPU."""
 
 from __future__ import annotations
 
@@ -7,16 +8,27 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cpu_library import build
+
+import na_deploy
+from na_deploy.runtime.native import ONNXRUNTIME_LIBRARY_VARIABLE, gpu_capabilities
 
 pytestmark = pytest.mark.native
 PLUGINS = Path(__file__).parents[2] / "plugins"
 
 
-def compiled(unit: Path, architecture: str, folder: Path) -> str:
+def require_nvcc() -> str:
+    """Return nvcc, or skip."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("there is no nvcc")
+    return nvcc
+
+
+def compiled(unit: Path, architecture: str, folder: Path) -> str:
+    nvcc = require_nvcc()
     include = [f"-I{PLUGINS / part}" for part in ("cuda", "core")]
     options = ["-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas=-v", "-Werror=all-warnings"]
     command = [nvcc, *options, *include, "-c", str(unit), "-o", str(folder / "unit.o")]
@@ -43,3 +55,26 @@ def test_tiles_of_a_type_and_width_stay_in_registers(kind: str, dim: int, archit
 def test_the_plain_kernel_compiles(tmp_path: Path):
     told = compiled(PLUGINS / "cuda/na_cuda.cu", "sm_80", tmp_path)
     assert told.count("plain_entry") >= 3  # one for each type
+
+
+@pytest.mark.slow
+def test_onnxruntimes_library_with_gpu_kernels_is_one_file_that_runs_without_a_gpu(
+    write_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    require_nvcc()
+    options = ("-DNA_DEPLOY_CUDA=ON", "-DNA_DEPLOY_TESTS=OFF", "-DCMAKE_CUDA_ARCHITECTURES=80-real")
+    built = build(PLUGINS.parent / "build" / "native-gpu", *options, target="na_deploy_ort")
+    library = tmp_path / "libna_deploy_ort.so"
+    shutil.copy(built / "plugins/onnxruntime" / library.name, library)  # alone in its folder
+    needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert "libstdc++" in needed
+    assert not re.search(r"NEEDED.*(cuda|cudart|onnxruntime)", needed)
+    assert gpu_capabilities(library) == "8.0"
+    monkeypatch.setenv(ONNXRUNTIME_LIBRARY_VARIABLE, str(library))
+    images = np.random.default_rng(5).normal(size=(1, 3, 32, 32)).astype(np.float32)
+    path, providers = write_model(), ["CPUExecutionProvider"]
+    with na_deploy.load(path, providers=providers) as ours:
+        assert ours.library == library
+        found = ours.run(images)["logits"]
+    with na_deploy.load(path, providers=providers, custom_operators=False) as stock:
+        np.testing.assert_allclose(found, stock.run(images)["logits"], rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import wheels
 
 pytestmark = pytest.mark.native
 PLUGINS = Path(__file__).parents[2] / "plugins"
@@ -84,9 +85,8 @@ def test_the_real_registry_takes_it(plugin: Path, major: int, how: str):
     version = (Path(os.environ["TENSORRT_ROOT"]) / "include" / "NvInferVersion.h").read_text()
     if how == "dlopen" and not re.search(rf"MAJOR(_ENTERPRISE)? {major}\b", version):
         pytest.skip(f"the headers are not those of TensorRT {major}: only load_library serves another major version")
-    default = Path(sys.prefix) / "share" / "na-deploy-test-wheels"
-    wheel = Path(os.environ.get("NA_DEPLOY_TEST_WHEELS", default)) / f"lean_{major}"
-    if not (wheel / "complete").exists():
+    wheel = wheels.FOLDER / f"lean_{major}"
+    if not wheels.is_complete(wheel.name):
         pytest.skip(f"the lean runtime of TensorRT {major} is not installed in {wheel}")
     command = [sys.executable, "-c", REGISTRY, str(wheel), str(plugin), how]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -181,6 +182,16 @@ def test_wrong_requests_are_refused(write_model: WriteModel, tmp_path: Path):
         na_deploy.load(path, providers=["AbacusExecutionProvider"])
     with pytest.raises(UsageError, match="a list of names"):
         na_deploy.load(path, providers="CPUExecutionProvider")  # type: ignore[arg-type]
+
+
+def test_a_gpu_that_onnxruntime_cannot_use_is_refused(write_model, monkeypatch: pytest.MonkeyPatch):
+    path = write_model()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    with pytest.raises(UsageError, match=r"no provider CUDAExecutionProvider here; .* or install onnxruntime-gpu$"):
+        na_deploy.load(path, providers=wanted)
+    with pytest.raises(UsageError, match=r"device 0 is a GPU, .* on CPUExecutionProvider here; leave device out, or"):
+        na_deploy.load(path, device=0)
 
 
 def test_without_onnxruntime_the_message_says_what_to_install(write_model: WriteModel, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,6 @@ come with their libraries and work. Where a wheel cannot be had, the tests that 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-FOLDER = Path(os.environ.get("NA_DEPLOY_TEST_WHEELS", Path(sys.prefix) / "share" / "na-deploy-test-wheels"))
-"""Where the wheels' contents are kept between runs."""
+from wheels import install
 
 _STAND_IN = """
 void *createInferBuilder_INTERNAL(void *a, int b) { return 0; }
@@ -72,29 +69,15 @@ RTX = Wheels(
 
 def installed(wheels: Wheels) -> tuple[Path, dict[str, str]]:
     """Return the folder with a module, and the environment to import it in; skip the test where it cannot be had."""
-    folder = FOLDER / wheels.api
-    if not (folder / "complete").is_file():
-        _install(wheels, folder)
+    if sys.platform != "linux":
+        pytest.skip("the wheels of TensorRT's bindings are for Linux here")
+    folder = install(wheels.api, wheels.requirements)
+    if wheels.stand_in is not None and not (folder / "stand-ins").is_dir():
+        _make_stand_ins(folder / "stand-ins", wheels.stand_in)
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     if wheels.stand_in is not None:
         environment["LD_LIBRARY_PATH"] = str(folder / "stand-ins")
     return folder, environment
-
-
-def _install(wheels: Wheels, folder: Path) -> None:
-    if sys.platform != "linux":
-        pytest.skip("the wheels of TensorRT's bindings are for Linux here")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    if importlib.util.find_spec("pip") is None:
-        pytest.skip(f"{wheels.requirements[0]} is not in {folder}, and this environment has no pip to install it")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-    done = subprocess.run([*command, *wheels.requirements], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"{wheels.requirements[0]} cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
-    if wheels.stand_in is not None:
-        _make_stand_ins(folder / "stand-ins", wheels.stand_in)
-    (folder / "complete").touch()
 
 
 def _make_stand_ins(folder: Path, major: int) -> None:
