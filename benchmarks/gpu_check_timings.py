@@ -1,0 +1,237 @@
+"""How long the GPU kernels take at NAT's, DiNAT's and NATTEN's published problems, beside what else computes them."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from gpu_check_build import NAMES, Kernels
+
+PLAIN = 1
+FULL = "full attention, SDPA"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem to time: (B, *X, H, D) in float16."""
+
+    name: str
+    batch: int
+    lengths: tuple[int, ...]
+    heads: int
+    head_dim: int
+    kernel_size: tuple[int, ...]
+    dilation: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    bias: bool = False
+    published_ms: str = ""
+
+
+def family_a(batches: Sequence[int]) -> list[Case]:
+    """NAT-Tiny's and DiNAT-Tiny's stages."""
+    stages = ((56, 2, 8), (28, 4, 4), (14, 8, 2), (7, 16, 1))
+    return [
+        Case(f"stage {n + 1}, dilation {d}", b, (side, side), heads, 32, (7, 7), (d, d), bias=True)
+        for b in batches
+        for n, (side, heads, dilated) in enumerate(stages)
+        for d in sorted({1, dilated})
+    ]
+
+
+FAMILY_B = [
+    Case("2-D, window 80", 1, (256, 256), 24, 128, (80, 80), published_ms="16.2 + 2.4"),
+    Case("2-D, window 80, stride 16", 1, (256, 256), 24, 128, (80, 80), stride=(16, 16), published_ms="7.9 + 2.7"),
+    Case("3-D, window 18×24×24", 1, (30, 48, 80), 24, 128, (18, 24, 24), published_ms="79.0 + 5.4"),
+    Case("3-D, stride 16×8×8", 1, (30, 48, 80), 24, 128, (18, 24, 24), stride=(16, 8, 8), published_ms="23.4 + 5.8"),
+    *(
+        Case(f"1-D, window 2048, stride {s}", 1, (32768,), 1, 128, (2048,), stride=(s,), published_ms=ms)
+        for s, ms in ((1, "0.0948"), (256, "0.0627"), (2048, "0.0593"))
+    ),
+]
+
+
+def milliseconds(candidates: dict[str, Callable[[], Any]], rounds: int = 15) -> dict[str, float]:
+    """Return medians of CUDA graph replays, candidates in turn; a candidate that cannot be captured runs as it is."""
+    import torch
+
+    replays: dict[str, Callable[[], Any]] = {}
+    for name, run in candidates.items():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                run()
+            replays[name] = graph.replay
+        except RuntimeError:
+            torch.cuda.synchronize()
+            replays[name] = run
+    times: dict[str, list[float]] = {name: [] for name in replays}
+    for _ in range(rounds):
+        for name, run in replays.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            times[name].append(start.elapsed_time(end))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def pairs_of(case: Case) -> int:
+    """Count query-key pairs of a head and image."""
+    from na_deploy.attention.windows import NeighborhoodSpec, attended_pairs
+
+    spec = NeighborhoodSpec.create(len(case.lengths), case.kernel_size, case.dilation or 1, case.stride or 1)
+    return attended_pairs(case.lengths, spec)
+
+
+def of_full_rate(case: Case, rate: float, times: dict[str, float]) -> float | str:
+    """Return useful operations a millisecond as a share of what full attention reaches on the same tokens."""
+    if FULL not in times:
+        return ""
+    tokens = prod(case.lengths)
+    return rate / (4.0 * case.head_dim * tokens * tokens * case.heads * case.batch / times[FULL])
+
+
+def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> dict[str, Any]:
+    """Time every tile tactic and what else computes the same; the plain kernel checks them."""
+    import torch
+    import torch.nn.functional as F
+    from cpu_library import Params, _sizes
+
+    rank, tokens = len(case.lengths), prod(case.lengths)
+    qkv = torch.randn(case.batch, *case.lengths, 3, case.heads, case.head_dim, device="cuda").half()
+    bias = torch.randn(case.heads, *(2 * k - 1 for k in case.kernel_size), device="cuda").half() if case.bias else None
+    output = torch.empty(case.batch, *case.lengths, case.heads, case.head_dim, device="cuda", dtype=torch.half)
+    params = Params(
+        rank=rank,
+        packed=1,
+        dtype=1,
+        batch=case.batch,
+        length=_sizes(case.lengths),
+        heads=case.heads,
+        key_heads=case.heads,
+        head_dim=case.head_dim,
+        value_dim=case.head_dim,
+        kernel_size=_sizes(case.kernel_size),
+        dilation=_sizes(case.dilation or (1,) * rank),
+        stride=_sizes(case.stride or (1,) * rank),
+        is_causal=_sizes((0,) * rank),
+        query=qkv.data_ptr(),
+        rel_pos_bias=None if bias is None else bias.data_ptr(),
+        output=output.data_ptr(),
+    )
+    tactics = kernels.tactics(params)
+    kernels.launch(params, PLAIN)
+    expected = output.float().clone()
+    worst = 0.0
+    for tactic in tactics[:-1]:
+        output.fill_(float("nan"))
+        kernels.launch(params, tactic)
+        difference = ((output.float() - expected).abs().max() / expected.abs().max()).item()
+        worst = max(worst, difference if difference == difference else float("inf"))
+    candidates: dict[str, Callable[[], Any]] = {
+        NAMES[tactic]: (lambda t=tactic: kernels.launch(params, t)) for tactic in tactics[:-1]
+    }
+    query, key, value = (part.flatten(1, rank).transpose(1, 2).contiguous() for part in qkv.unbind(-3))
+    if peers:
+        candidates[FULL] = lambda: F.scaled_dot_product_attention(query, key, value)
+        if case.batch * case.heads * tokens**2 * 2 < 8e9:
+            mask = torch.zeros(case.batch, case.heads, tokens, tokens, device="cuda", dtype=torch.half)
+            candidates["dense mask, SDPA"] = lambda: F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        if rank == 2 and case.batch * case.heads * tokens * prod(case.kernel_size) * case.head_dim < 8e9:
+            candidates["unfold, borders of zeros"] = unfolded(case, query, key, value)
+        flex = compiled_flex(case, query, key, value)
+        if flex is not None:
+            candidates["compiled flex"] = flex
+    times = milliseconds(candidates)
+    ours = {name: ms for name, ms in times.items() if name in NAMES.values()}
+    best = min(ours, key=lambda name: ours[name])
+    operations = 4.0 * case.head_dim * pairs_of(case) * case.heads * case.batch
+    moved = 4.0 * case.batch * tokens * case.heads * case.head_dim * 2
+    return {
+        "case": case.name,
+        "batch": case.batch,
+        "default": f"{NAMES[tactics[0]]} {ours[NAMES[tactics[0]]]:.4f} ms",
+        "best": f"{best} {ours[best]:.4f} ms",
+        "TFLOP/s": operations / ours[best] / 1e9,
+        "GB/s": moved / ours[best] / 1e6,
+        "of copy": moved / ours[best] / 1e6 / copy_rate,
+        "difference": worst,
+        "of full attention's rate": of_full_rate(case, operations / ours[best], times),
+        "published, H100": case.published_ms,
+        **{name: ms / ours[best] for name, ms in times.items() if name not in ours},
+        "all": times,
+    }
+
+
+def unfolded(case: Case, query: Any, key: Any, value: Any) -> Callable[[], Any]:
+    """Return attention as it is copied from issue threads: every key gathered for every query. Borders differ."""
+    import torch
+    import torch.nn.functional as F
+
+    (batch, heads, tokens, dim), keys = query.shape, prod(case.kernel_size)
+    steps = case.dilation or (1, 1)
+    padding = [step * (kernel // 2) for step, kernel in zip(steps, case.kernel_size, strict=True)]
+
+    def gathered(tensor: Any) -> Any:
+        image = tensor.transpose(2, 3).reshape(batch * heads, dim, *case.lengths)
+        columns = F.unfold(image, case.kernel_size, dilation=steps, padding=padding)
+        return columns[:, :, :tokens].view(batch, heads, dim, keys, tokens)
+
+    def run() -> Any:
+        scores = torch.einsum("bhnd,bhdkn->bhnk", query, gathered(key)) * dim**-0.5
+        return torch.einsum("bhnk,bhdkn->bhnd", scores.softmax(-1), gathered(value))
+
+    return run
+
+
+def compiled_flex(case: Case, query: Any, key: Any, value: Any) -> Callable[[], Any] | None:
+    """Return compiled flex attention with the window as block mask, without bias; None where it does not compile."""
+    import numpy as np
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    from na_deploy.attention.windows import window_bounds
+
+    rank, tokens = len(case.lengths), prod(case.lengths)
+    places = torch.from_numpy(np.indices(case.lengths).reshape(rank, -1)).cuda()
+    steps, strides = case.dilation or (1,) * rank, case.stride or (1,) * rank
+    axes = zip(case.lengths, case.kernel_size, steps, strides, strict=True)
+    bounds = [tuple(torch.from_numpy(b).cuda() for b in window_bounds(*sizes)) for sizes in axes]
+
+    def mask(batch: object, head: object, q: Any, k: Any) -> Any:
+        sees = q >= 0
+        for place, step, (start, end) in zip(places, steps, bounds, strict=True):
+            element = place[k] // step
+            same = place[q] % step == place[k] % step
+            sees = sees & same & (element >= start[place[q]]) & (element < end[place[q]])
+        return sees
+
+    try:
+        blocks = create_block_mask(mask, None, None, tokens, tokens, device="cuda", _compile=True)
+        torch._dynamo.reset()
+        compiled = torch.compile(flex_attention, dynamic=False)
+        compiled(query, key, value, block_mask=blocks)
+    except Exception as error:  # a peer that fails is told, not fatal
+        print(f"compiled flex: {case.name}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
+        return None
+    return lambda: compiled(query, key, value, block_mask=blocks)
+
+
+def copy_gigabytes() -> float:
+    """Return GB/s of a device copy, read and write counted."""
+    import torch
+
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    ms = milliseconds({"copy": lambda: target.copy_(source)})["copy"]
+    return 2 * source.numel() / ms / 1e6
