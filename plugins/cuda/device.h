@@ -42,6 +42,7 @@ NA_DEVICE float exp2(float x) {
   return y;
 }
 NA_DEVICE float log(float x) { return logf(x); }
+NA_DEVICE float max(float a, float b) { return fmaxf(a, b); }
 
 NA_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
 NA_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }

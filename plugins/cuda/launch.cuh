@@ -27,8 +27,8 @@ template <typename T, int kDim, typename S>
 __global__ void __launch_bounds__((Layout<T, kDim, S>::kThreads),
                                   kResidentThreads<T, kDim> / (Layout<T, kDim, S>::kThreads))
     tile_entry(const __grid_constant__ CudaProblem problem, const __grid_constant__ TileGrid grid,
-               int32_t bias_numbers) {
-  TileKernel<T, kDim, S>(problem, grid, bias_numbers).run();
+               int32_t shared_bias) {
+  TileKernel<T, kDim, S>(problem, grid, shared_bias).run();
 }
 
 template <typename T>
@@ -46,8 +46,8 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
   const TileGrid grid = make_tile_grid(problem, S::tile());
   if (grid.blocks == 0) return cudaSuccess;
   if (grid.blocks > kMostBlocks) return launch_plain<T>(problem, stream);
-  const int32_t bias_numbers = Layout<T, kDim, S>::bias_numbers(problem);
-  const int bytes = Layout<T, kDim, S>::bytes(bias_numbers);
+  const int32_t shared_bias = Layout<T, kDim, S>::shared_bias(problem);
+  const int bytes = Layout<T, kDim, S>::bytes(shared_bias);
   if (bytes > 48 * 1024) {  // more than kernels get unasked
     const cudaError_t allowed =
         cudaFuncSetAttribute(tile_entry<T, kDim, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -55,7 +55,7 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
   }
   tile_entry<T, kDim, S>
       <<<static_cast<unsigned>(grid.blocks), (Layout<T, kDim, S>::kThreads), static_cast<size_t>(bytes), stream>>>(
-          problem, grid, bias_numbers);
+          problem, grid, shared_bias);
   return cudaGetLastError();
 }
 

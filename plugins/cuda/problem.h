@@ -68,6 +68,7 @@ struct CudaProblem {
   int32_t query_position = 0;
   int32_t key_position = 0;
   int32_t value_position = 0;
+  int32_t distance[kAxes] = {1, 1, 1};       // positions between neighbours on an axis
   int32_t bias_distance[kAxes] = {1, 1, 1};  // elements of a head's bias between neighbouring offsets on an axis
 
   const void* query = nullptr;
@@ -99,6 +100,7 @@ inline CudaProblem make_cuda_problem(const na_params& p, int width) {
     positions *= p.length[a];
   }
   r.positions = static_cast<int32_t>(positions);
+  for (int a = kAxes - 1; a > 0; --a) r.distance[a - 1] = r.distance[a] * r.axis[a].length;
   r.batch = p.batch;
   r.heads = static_cast<int32_t>(p.heads);
   r.key_heads = static_cast<int32_t>(p.key_heads);

@@ -15,6 +15,41 @@ namespace na_deploy {
 constexpr float kLog2E = 1.44269504F;
 constexpr float kLn2 = 0.693147181F;
 
+// How far indices of biases go below and above the head's own, for keys of a tile's boxes that a query does not see.
+struct BiasReach {
+  int32_t below;
+  int32_t above;
+};
+
+template <typename S>
+NA_HOST_DEVICE BiasReach bias_reach(const CudaProblem& p) {
+  BiasReach r{0, 0};
+  for (int a = S::kFirstAxis; a < kAxes; ++a) {
+    r.below += (S::tile()[a] - 1) * p.bias_distance[a];
+    r.above += (S::tile()[a] + S::box()[a] - 2) * p.bias_distance[a];
+  }
+  return r;
+}
+
+// Biases of a head.
+NA_HOST_DEVICE int64_t bias_numbers(const CudaProblem& p) {
+  return int64_t{p.bias_distance[0]} * (2 * p.axis[0].kernel_size - 1);
+}
+
+// The head's bias `index`, in units of log2, from memory; one within the table for indices outside.
+template <typename T>
+struct StoredBias {
+  const T* table;
+  uint32_t last;
+
+  NA_DEVICE StoredBias(const CudaProblem& p, int32_t head)
+      : table(static_cast<const T*>(p.rel_pos_bias) + head * bias_numbers(p)),
+        last(static_cast<uint32_t>(bias_numbers(p) - 1)) {}
+  NA_DEVICE float operator()(int32_t index) const {
+    return dev::to_float(table[smaller(static_cast<uint32_t>(index), last)]) * kLog2E;
+  }
+};
+
 // What a lane's two rows see of a box of the map. Bit 0 is the key of its first score.
 template <typename S>
 struct Seen {
@@ -54,19 +89,18 @@ NA_DEVICE int32_t bias_from_first(const CudaProblem& p, int key) {
 }
 
 // Turns products with eight keys of a box into scores in units of log2, with bias; -inf for keys that are not seen.
-// `bias_of(index)`: the head's bias in that unit; called where `has_bias`.
-template <typename S, typename BiasOf>
-NA_DEVICE void place(const CudaProblem& p, float (&score)[4], int key, const Seen<S>& seen, bool has_bias,
-                     const BiasOf& bias_of) {
+// `bias_of(index)`: the head's bias in that unit. It is asked for keys that are not seen too, so that nothing branches:
+// indices then lie outside the table by as much as bias_reach says, and what it answers does not count.
+template <typename S, bool kHasBias, typename BiasOf>
+NA_DEVICE void place(const CudaProblem& p, float (&score)[4], int key, const Seen<S>& seen, const BiasOf& bias_of) {
   const float unit = p.scale * kLog2E;
-  const int32_t distance = bias_from_first<S>(p, key);
   NA_UNROLL
   for (int i = 0; i < 4; ++i) {
     const int half = i / 2;
     const bool sees = (seen.row[half].word[key / 32] >> (key % 32 + i % 2) & 1) != 0;
-    float added = sees ? 0.0F : -INFINITY;
-    if (has_bias && sees) added = bias_of(seen.bias[half] + distance + i % 2);
-    score[i] = score[i] * unit + added;
+    float placed = score[i] * unit;
+    if constexpr (kHasBias) placed += bias_of(seen.bias[half] + bias_from_first<S>(p, key) + i % 2);
+    score[i] = sees ? placed : -INFINITY;
   }
 }
 
@@ -90,9 +124,9 @@ struct RunningSoftmax {
       highest[half] *= unit;
       NA_UNROLL
       for (int mask = 1; mask < 4; mask *= 2) {
-        highest[half] = larger(highest[half], dev::shuffle_xor(highest[half], mask));
+        highest[half] = dev::max(highest[half], dev::shuffle_xor(highest[half], mask));
       }
-      highest[half] = larger(highest[half], peak[half]);
+      highest[half] = dev::max(highest[half], peak[half]);
       base[half] = highest[half] == -INFINITY ? 0.0F : highest[half];  // nothing seen yet
       factor[half] = dev::exp2(peak[half] - base[half]);
       changes = changes || highest[half] != peak[half];

@@ -19,12 +19,14 @@ struct Shape {
   static constexpr int kKeys = kB0 * kB1 * kB2;
 };
 
-// Coordinates of query or key `number` of a tile or box.
+// Coordinates of query or key `number`, at least 0, of a tile or box.
 NA_DEVICE void split(int number, Sizes sizes, int32_t (&coordinate)[kAxes]) {
+  auto rest = static_cast<uint32_t>(number);
   NA_UNROLL
   for (int a = kAxes - 1; a >= 0; --a) {
-    coordinate[a] = number % sizes[a];
-    number /= sizes[a];
+    const auto size = static_cast<uint32_t>(sizes[a]);
+    coordinate[a] = static_cast<int32_t>(rest % size);
+    rest /= size;
   }
 }
 
@@ -36,7 +38,55 @@ struct Rows {
   static constexpr int kMask = kPieces >= 8 ? 7 : kPieces - 1;
 
   NA_DEVICE static dev::Shared at(dev::Shared base, int row, int piece) {
-    return base + static_cast<dev::Shared>(row * kBytes + ((piece ^ ((row >> kShift) & kMask)) * 16));
+    const auto r = static_cast<uint32_t>(row);
+    return base + r * kBytes + ((static_cast<uint32_t>(piece) ^ (r >> kShift & kMask)) * 16);
+  }
+};
+
+// How kThreads threads bring the rows of a tile or box, 16 bytes at a time: the same piece of every kAtOnce-th row. Row
+// numbers of a thread differ in high bits alone, so that coordinates and places add up and little is worked out twice.
+template <typename S, int kBytes, int kThreads>
+struct RowLoads {
+  using R = Rows<kBytes>;
+  static constexpr int kAtOnce = kThreads / R::kPieces;
+  static_assert((kAtOnce & (kAtOnce - 1)) == 0 && (kAtOnce >> R::kShift & R::kMask) == 0, "rows are swizzled alike");
+
+  NA_DEVICE static int row() { return static_cast<int>(static_cast<uint32_t>(dev::thread()) / R::kPieces); }
+  NA_DEVICE static int piece() { return static_cast<int>(static_cast<uint32_t>(dev::thread()) % R::kPieces); }
+
+  // Calls copy(to, at, inside) for each of the thread's rows of a tile or box of `sizes`. `to`: bytes from its first
+  // row; `at`: positions from that row with the corner at element 0 to this one, the corner being `first`; `inside`:
+  // whether its elements are below `end`. `distance`: positions between elements.
+  template <typename Copy>
+  NA_DEVICE static void each(Sizes sizes, const int32_t (&first)[kAxes], const int32_t (&end)[kAxes],
+                             const int32_t (&distance)[kAxes], const Copy& copy) {
+    const int rows = sizes[0] * sizes[1] * sizes[2];
+    int32_t own[kAxes];
+    split(row(), sizes, own);
+    NA_UNROLL
+    for (int n = 0; n * kAtOnce < rows; ++n) {
+      if (kAtOnce > rows && row() >= rows) return;
+      int32_t more[kAxes];
+      split(n * kAtOnce, sizes, more);
+      int32_t at = 0;
+      int outside = 0;
+      NA_UNROLL
+      for (int a = S::kFirstAxis; a < kAxes; ++a) {
+        outside |= own[a] < end[a] - first[a] - more[a] ? 0 : 1;
+        at += (first[a] + more[a]) * distance[a];
+      }
+      copy(static_cast<dev::Shared>(n * kAtOnce * kBytes), at, outside == 0);
+    }
+  }
+
+  // Positions from the corner to the thread's first row.
+  NA_DEVICE static int32_t offset(Sizes sizes, const int32_t (&distance)[kAxes]) {
+    int32_t own[kAxes];
+    split(row(), sizes, own);
+    int32_t at = 0;
+    NA_UNROLL
+    for (int a = S::kFirstAxis; a < kAxes; ++a) at += own[a] * distance[a];
+    return at;
   }
 };
 
@@ -52,13 +102,12 @@ template <typename S>
 NA_DEVICE RowWindow row_window(const CudaProblem& p, const Tile& tile, int row) {
   int32_t coordinate[kAxes];
   split(row, S::tile(), coordinate);
-  RowWindow r;
-  r.bias = 0;
+  RowWindow r{};
   NA_UNROLL
-  for (int a = 0; a < kAxes; ++a) {
+  for (int a = S::kFirstAxis; a < kAxes; ++a) {
     const AxisSizes& axis = p.axis[a];
     const int32_t element = smaller(tile.first[a] + coordinate[a], tile.size[a] - 1);
-    const BasicWindow<int32_t> seen = axis_window(axis, tile.size[a], element);
+    const BasicWindow<int32_t> seen = axis_window(axis, tile.reached[a], element);
     r.start[a] = seen.start;
     r.end[a] = seen.end;
     r.bias += (axis.kernel_size - 1 - element) * p.bias_distance[a];

@@ -90,9 +90,8 @@ extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, in
   int32_t found[kMostTactics];
   double costs[kMostTactics];
   int32_t count = 0;
-  const bool is_small = reaches_behind(p);
-  const bool takes_tiles = !is_small && tile_dim(p.head_dim, p.value_dim, p.dtype == NA_FLOAT32 ? 4 : 2) != 0;
-  const bool takes_hopper = !is_small && hopper_takes(p);
+  const bool takes_tiles = tile_dim(p.head_dim, p.value_dim, p.dtype == NA_FLOAT32 ? 4 : 2) != 0;
+  const bool takes_hopper = !reaches_behind(p) && hopper_takes(p);
   for (const TileShape& shape : kShapes) {
     if (shape.rank != p.rank || !(is_hopper(shape.tactic) ? takes_hopper : takes_tiles)) continue;
     const double own = cost(p, shape);

@@ -36,20 +36,22 @@ struct Layout {
   static constexpr int kBias = kWindows + static_cast<int>(sizeof(RowWindow)) * S::kQueries;
   static constexpr int kMostBias = 4096;  // numbers; more stay in global memory
 
-  static int32_t bias_numbers(const CudaProblem& p) {
+  // The table, and the room that is read and does not count.
+  static int32_t shared_bias(const CudaProblem& p) {
     if (p.rel_pos_bias == nullptr) return 0;
-    const int64_t numbers = int64_t{p.bias_distance[0]} * (2 * p.axis[0].kernel_size - 1);
+    const BiasReach reach = bias_reach<S>(p);
+    const int64_t numbers = reach.below + bias_numbers(p) + reach.above;
     return numbers <= kMostBias ? static_cast<int32_t>(numbers) : 0;
   }
-  static int bytes(int32_t bias_numbers) { return kBias + 4 * bias_numbers; }
+  static int bytes(int32_t shared_bias) { return kBias + 4 * shared_bias; }
 };
 
 template <typename T, int kDim, typename S>
 class TileKernel {
  public:
-  // `bias_numbers`: of a head, if they lie in shared memory; else 0.
-  NA_DEVICE TileKernel(const CudaProblem& problem, const TileGrid& grid, int32_t bias_numbers)
-      : p_(problem), grid_(grid), bias_numbers_(bias_numbers), tile_(dev::shared_object<Tile>(L::kTile)) {}
+  // `shared_bias`: what Layout said.
+  NA_DEVICE TileKernel(const CudaProblem& problem, const TileGrid& grid, int32_t shared_bias)
+      : p_(problem), grid_(grid), shared_bias_(shared_bias), tile_(dev::shared_object<Tile>(L::kTile)) {}
 
   NA_DEVICE void run() {
     if (dev::thread() == 0) tile_ = tile_at(p_, grid_, S::tile(), static_cast<int32_t>(dev::block()));
@@ -69,7 +71,7 @@ class TileKernel {
     dev::sync();
     for (int turn = 0; !is_past(step, p_.additional); ++turn) {
       KeyStep following = step;
-      advance(tile_, S::box(), following);
+      advance(tile_, S::box(), S::kFirstAxis, following);
       if (!is_past(following, p_.additional)) load_step(following, stage((turn + 1) % 2));
       dev::commit_copies();
       dev::wait_copies<1>();
@@ -87,7 +89,7 @@ class TileKernel {
   using R = Rows<L::kRowBytes>;
   using F = Fragments<T, L::kRowBytes>;
   static constexpr int kNumbers = 16 / static_cast<int>(sizeof(T));  // in a piece of 16 bytes
-  static constexpr int kRowsAtOnce = L::kThreads / R::kPieces;
+  using Loads = RowLoads<S, L::kRowBytes, L::kThreads>;
 
   NA_DEVICE static dev::Shared stage(int number) {
     return dev::shared_base() + static_cast<dev::Shared>(number * 2 * L::kPart);
@@ -96,23 +98,23 @@ class TileKernel {
   NA_DEVICE static RowWindow& window(int row) {
     return dev::shared_object<RowWindow>(L::kWindows + row * static_cast<int>(sizeof(RowWindow)));
   }
-  NA_DEVICE static float& shared_bias(int index) { return dev::shared_object<float>(L::kBias + 4 * index); }
-  NA_DEVICE const T* head_bias() const {
-    return static_cast<const T*>(p_.rel_pos_bias) +
-           int64_t{tile_.head} * p_.bias_distance[0] * (2 * p_.axis[0].kernel_size - 1);
-  }
+  // The head's bias `index` in shared memory.
+  struct SharedBias {
+    int32_t below;
+    NA_DEVICE float& operator()(int32_t index) const {
+      return dev::shared_object<float>(L::kBias + 4 * (below + index));
+    }
+  };
 
   NA_DEVICE void load_queries(dev::Shared to) const {
-    const T* image = static_cast<const T*>(p_.query) + tile_.image * p_.positions * p_.query_position +
-                     int64_t{tile_.head} * p_.head_dim;
-    const int piece = dev::thread() % R::kPieces;
-    NA_NO_UNROLL
-    for (int row = dev::thread() / R::kPieces; row < S::kQueries; row += kRowsAtOnce) {
-      const int32_t at = query_position<S>(p_, tile_, row);
-      const bool inside = at >= 0 && piece * kNumbers < p_.head_dim;
-      const T* from = image + int64_t{at} * p_.query_position + piece * kNumbers;
-      dev::copy_ahead(R::at(to, row, piece), inside ? from : p_.query, inside);
-    }
+    const int32_t at = origin_ + Loads::offset(S::tile(), distance_);
+    const T* from = static_cast<const T*>(p_.query) + (tile_.image * p_.positions + at) * p_.query_position +
+                    int64_t{tile_.head} * p_.head_dim + Loads::piece() * kNumbers;
+    const dev::Shared place = R::at(to, Loads::row(), Loads::piece());
+    const bool has_piece = Loads::piece() * kNumbers < p_.head_dim;
+    Loads::each(S::tile(), tile_.first, tile_.size, distance_, [&](dev::Shared row, int32_t more, bool inside) {
+      dev::copy_ahead(place + row, from + int64_t{more} * p_.query_position, inside && has_piece);
+    });
   }
 
   NA_DEVICE void read_queries(dev::Shared from) {
@@ -122,54 +124,82 @@ class TileKernel {
     for (int k = 0; k < F::kSteps; ++k) F::read_queries(query_[k], R::at(from, row, 2 * k + lane / 16));
   }
 
+  // Where the tile's dilation group begins, and the first key that this thread loads would be with its box there.
   NA_DEVICE void find_keys() {
+    NA_UNROLL
+    for (int a = S::kFirstAxis; a < kAxes; ++a) {
+      distance_[a] = p_.distance[a] * p_.axis[a].dilation;
+      origin_ += p_.distance[a] * tile_.group[a];
+      end_[a] = tile_.range[a].highest_end;
+    }
     const int32_t key_head = quotient(tile_.head, p_.by_heads_per_key);
-    const int64_t image = tile_.image * p_.positions;
-    keys_ = static_cast<const T*>(p_.key) + image * p_.key_position + int64_t{key_head} * p_.head_dim;
-    values_ = static_cast<const T*>(p_.value) + image * p_.value_position + int64_t{key_head} * p_.value_dim;
+    const int64_t at = tile_.image * p_.positions + origin_ + Loads::offset(S::box(), distance_);
+    const int piece = Loads::piece() * kNumbers;
+    keys_ = static_cast<const T*>(p_.key) + at * p_.key_position + int64_t{key_head} * p_.head_dim + piece;
+    values_ = static_cast<const T*>(p_.value) + at * p_.value_position + int64_t{key_head} * p_.value_dim + piece;
+    has_key_ = piece < p_.head_dim;
+    has_value_ = piece < p_.value_dim;
   }
 
   NA_DEVICE void load_step(const KeyStep& step, dev::Shared stage) const {
     if (step.is_additional()) {
       load_additional(step.additional, stage);
+    } else if (p_.padding_key != nullptr) {
+      load_padded_box(step, stage);
     } else {
       load_box(step, stage);
     }
   }
 
-  NA_DEVICE void load_row(int row, int piece, const T* key, const T* value, bool inside, dev::Shared stage) const {
-    const bool has_key = inside && piece * kNumbers < p_.head_dim;
-    const bool has_value = inside && piece * kNumbers < p_.value_dim;
-    dev::copy_ahead(R::at(stage, row, piece), has_key ? key + piece * kNumbers : keys_, has_key);
-    dev::copy_ahead(R::at(values_of(stage), row, piece), has_value ? value + piece * kNumbers : values_, has_value);
-  }
-
   // Keys past the last one that any query sees are not loaded; zeros stand for them.
   NA_DEVICE void load_box(const KeyStep& step, dev::Shared stage) const {
-    NA_UNROLL
-    for (int row = dev::thread() / R::kPieces; row < kBoxKeys; row += kRowsAtOnce) {
-      int32_t coordinate[kAxes];
-      split(row, S::box(), coordinate);
-      int32_t at = 0;
-      bool inside = true;
+    const dev::Shared place = R::at(stage, Loads::row(), Loads::piece());
+    Loads::each(S::box(), step.first, end_, distance_, [&](dev::Shared row, int32_t at, bool inside) {
+      dev::copy_ahead(place + row, keys_ + int64_t{at} * p_.key_position, inside && has_key_);
+      dev::copy_ahead(values_of(place) + row, values_ + int64_t{at} * p_.value_position, inside && has_value_);
+    });
+  }
+
+  // The same where windows may reach behind the map: keys there are all alike.
+  NA_DEVICE void load_padded_box(const KeyStep& step, dev::Shared stage) const {
+    const int piece = Loads::piece();
+    const int64_t channel = tile_.head * p_.head_dim + piece * kNumbers;
+    NA_NO_UNROLL
+    for (int row = Loads::row(); row < kBoxKeys; row += Loads::kAtOnce) {
+      int32_t at[kAxes];
+      split(row, S::box(), at);
+      int32_t position = -Loads::offset(S::box(), distance_);
+      bool seen = true;
+      bool behind = false;
       NA_UNROLL
       for (int a = S::kFirstAxis; a < kAxes; ++a) {
-        const int32_t element = step.first[a] + coordinate[a];
-        inside = inside && element < tile_.range[a].highest_end;
-        at = at * p_.axis[a].length + element * p_.axis[a].dilation + tile_.group[a];
+        const int32_t element = step.first[a] + at[a];
+        seen = seen && element < end_[a];
+        behind = behind || element >= tile_.size[a];
+        position += element * distance_[a];
       }
-      load_row(row, dev::thread() % R::kPieces, keys_ + int64_t{at} * p_.key_position,
-               values_ + int64_t{at} * p_.value_position, inside, stage);
+      const T* key = keys_ + int64_t{position} * p_.key_position;
+      const T* value = values_ + int64_t{position} * p_.value_position;
+      if (behind) {
+        key = static_cast<const T*>(p_.padding_key) + channel;
+        value = static_cast<const T*>(p_.padding_value) + channel;
+      }
+      dev::copy_ahead(R::at(stage, row, piece), key, seen && has_key_);
+      dev::copy_ahead(R::at(values_of(stage), row, piece), value, seen && has_value_);
     }
   }
 
   NA_DEVICE void load_additional(int32_t first, dev::Shared stage) const {
     const int32_t key_head = quotient(tile_.head, p_.by_heads_per_key);
+    const int piece = Loads::piece();
     NA_NO_UNROLL
-    for (int row = dev::thread() / R::kPieces; row < kBoxKeys; row += kRowsAtOnce) {
+    for (int row = Loads::row(); row < kBoxKeys; row += Loads::kAtOnce) {
       const int64_t at = (tile_.image * p_.additional + first + row) * p_.key_heads + key_head;
-      load_row(row, dev::thread() % R::kPieces, static_cast<const T*>(p_.additional_key) + at * p_.head_dim,
-               static_cast<const T*>(p_.additional_value) + at * p_.value_dim, first + row < p_.additional, stage);
+      const T* key = static_cast<const T*>(p_.additional_key) + at * p_.head_dim + piece * kNumbers;
+      const T* value = static_cast<const T*>(p_.additional_value) + at * p_.value_dim + piece * kNumbers;
+      const bool inside = first + row < p_.additional;
+      dev::copy_ahead(R::at(stage, row, piece), key, inside && has_key_);
+      dev::copy_ahead(R::at(values_of(stage), row, piece), value, inside && has_value_);
     }
   }
 
@@ -177,38 +207,22 @@ class TileKernel {
     if (dev::thread() < S::kQueries) window(dev::thread()) = row_window<S>(p_, tile_, dev::thread());
   }
 
-  // In units of log2, as scores are.
   NA_DEVICE void read_bias() const {
-    for (int n = dev::thread(); n < bias_numbers_; n += L::kThreads) {
-      shared_bias(n) = dev::to_float(head_bias()[n]) * kLog2E;
-    }
+    if (shared_bias_ == 0) return;
+    const StoredBias<T> stored(p_, tile_.head);
+    const SharedBias shared{bias_reach<S>(p_).below};
+    for (int n = dev::thread(); n <= static_cast<int>(stored.last); n += L::kThreads) shared(n) = stored(n);
   }
 
   NA_DEVICE static bool needs(const uint32_t (&words)[2], int pair) {
     return (words[pair / 2] >> (pair % 2 * 16) & kPairBits) != 0;
   }
 
-  NA_DEVICE void attend(const KeyStep& step, dev::Shared stage) {
+  // The products with a box's keys that the warp needs, as `place(score, key)` turns them into scores.
+  template <typename Place>
+  NA_DEVICE void score_box(dev::Shared stage, const uint32_t (&needed)[2], float (&score)[2 * kPairs][4],
+                           float (&highest)[2], const Place& place) const {
     const int lane = dev::thread() % 32;
-    const bool is_map = !step.is_additional();
-    // Where all is seen and nothing added, the factor is left to the exponential. A negative one turns maxima round.
-    const bool is_plain =
-        is_inside(tile_, S::box(), step, p_.additional) && (!is_map || p_.rel_pos_bias == nullptr) && p_.scale > 0.0F;
-    const auto bias_of = [&](int32_t index) {
-      return bias_numbers_ > 0 ? shared_bias(index) : dev::to_float(head_bias()[index]) * kLog2E;
-    };
-    Seen<S> seen;
-    uint32_t needed[2] = {0xFFFFFFFFU, 0xFFFFFFFFU};  // by any row of the warp
-    if (!is_plain && is_map) {
-      const int row = dev::thread() / 32 * 16 + lane / 4;
-      look<S>(p_, window(row), window(row + 8), step, seen);
-      NA_UNROLL
-      for (int w = 0; w < 2; ++w) needed[w] = dev::any_bits(seen_by_quad(seen, w));
-    }
-    const int32_t left = p_.additional - step.additional - lane % 4 * 2;
-
-    float score[2 * kPairs][4];
-    float highest[2] = {-INFINITY, -INFINITY};
     NA_UNROLL
     for (int pair = 0; pair < kPairs; ++pair) {
       if (!needs(needed, pair)) continue;
@@ -221,16 +235,53 @@ class TileKernel {
       }
       NA_UNROLL
       for (int n = 2 * pair; n < 2 * pair + 2; ++n) {
-        if (!is_plain) {
-          if (is_map) {
-            place<S>(p_, score[n], n * 8, seen, p_.rel_pos_bias != nullptr, bias_of);
-          } else {
-            place_additional(p_, score[n], n * 8, left);
-          }
-        }
+        place(score[n], n * 8);
         NA_UNROLL
-        for (int i = 0; i < 4; ++i) highest[i / 2] = larger(highest[i / 2], score[n][i]);
+        for (int i = 0; i < 4; ++i) highest[i / 2] = dev::max(highest[i / 2], score[n][i]);
       }
+    }
+  }
+
+  // The same where some keys are not seen or there is a bias.
+  NA_DEVICE void score_masked(const KeyStep& step, dev::Shared stage, uint32_t (&needed)[2],
+                              float (&score)[2 * kPairs][4], float (&highest)[2]) const {
+    if (step.is_additional()) {
+      const int32_t left = p_.additional - step.additional - dev::thread() % 4 * 2;
+      score_box(stage, needed, score, highest, [&](float(&own)[4], int key) { place_additional(p_, own, key, left); });
+      return;
+    }
+    Seen<S> seen;
+    const int row = dev::thread() / 32 * 16 + dev::thread() % 32 / 4;
+    look<S>(p_, window(row), window(row + 8), step, seen);
+    NA_UNROLL
+    for (int w = 0; w < 2; ++w) needed[w] = dev::any_bits(seen_by_quad(seen, w));
+    if (p_.rel_pos_bias == nullptr) {
+      score_box(stage, needed, score, highest,
+                [&](float(&own)[4], int key) { place<S, false>(p_, own, key, seen, [](int32_t) { return 0.0F; }); });
+    } else if (shared_bias_ > 0) {
+      const SharedBias bias{bias_reach<S>(p_).below};
+      score_box(stage, needed, score, highest,
+                [&](float(&own)[4], int key) { place<S, true>(p_, own, key, seen, bias); });
+    } else {
+      const StoredBias<T> bias(p_, tile_.head);
+      score_box(stage, needed, score, highest,
+                [&](float(&own)[4], int key) { place<S, true>(p_, own, key, seen, bias); });
+    }
+  }
+
+  NA_DEVICE void attend(const KeyStep& step, dev::Shared stage) {
+    const int lane = dev::thread() % 32;
+    // Where all is seen and nothing added, the factor is left to the exponential. A negative one turns maxima round.
+    const bool is_plain = is_inside(tile_, S::box(), S::kFirstAxis, step, p_.additional) &&
+                          (step.is_additional() || p_.rel_pos_bias == nullptr) && p_.scale > 0.0F;
+    uint32_t needed[2] = {0xFFFFFFFFU, 0xFFFFFFFFU};  // by any row of the warp
+    float score[2 * kPairs][4];
+    float highest[2] = {-INFINITY, -INFINITY};
+    if (is_plain) {
+      score_box(stage, needed, score, highest, [](float(&)[4], int) {});
+    } else {
+      score_masked(step, stage, needed, score, highest);
+      if ((needed[0] | needed[1]) == 0) return;
     }
     const float unit = is_plain ? p_.scale * kLog2E : 1.0F;
     float base[2];
@@ -256,10 +307,15 @@ class TileKernel {
 
   const CudaProblem& p_;
   const TileGrid& grid_;
-  const int32_t bias_numbers_;
+  const int32_t shared_bias_;
   Tile& tile_;
-  const T* keys_ = nullptr;  // of the tile's image and head
+  int32_t origin_ = 0;       // position of the dilation group's first element
+  int32_t distance_[kAxes];  // positions between neighbours of the group
+  int32_t end_[kAxes];       // behind the last key that a query sees
+  const T* keys_ = nullptr;  // what this thread loads of a box, were it at the group's beginning
   const T* values_ = nullptr;
+  bool has_key_ = false;  // or zeros, behind a head's last channel
+  bool has_value_ = false;
   typename F::Queries query_[F::kSteps];
   float output_[kDim / 8][4] = {};
   RunningSoftmax softmax_;

@@ -25,7 +25,7 @@ NA_HOST_DEVICE AxisRange axis_range(const AxisSizes& axis, int32_t size, int32_t
 
 // Whether every query of the tile sees every key of [first, first + box).
 NA_HOST_DEVICE bool box_is_inside(const AxisRange& range, int32_t first, int32_t box) {
-  return first >= range.highest_start && first + box <= range.lowest_end;
+  return (first >= range.highest_start) & (first + box <= range.lowest_end);
 }
 
 // How a shape of tiles covers a problem: what a block needs to find its tile without dividing.
@@ -54,7 +54,8 @@ struct Tile {
   int64_t image;
   int32_t head;
   int32_t group[kAxes];
-  int32_t size[kAxes];  // of the group
+  int32_t size[kAxes];     // of the group
+  int32_t reached[kAxes];  // that its windows are laid over; more than that where windows reach behind the map
   int32_t first[kAxes];
   AxisRange range[kAxes];
   bool is_empty;  // the group is shorter than others, and this tile past its end
@@ -69,8 +70,9 @@ NA_HOST_DEVICE Tile tile_at(const CudaProblem& p, const TileGrid& grid, Sizes ti
   for (int a = kAxes - 1; a >= 0; --a) {
     r.group[a] = divide(number, grid.dilation[a]);
     r.size[a] = group_size(p.axis[a], r.group[a]);
+    r.reached[a] = reached_size(p.axis[a], r.group[a]);
     r.is_empty = r.is_empty || r.first[a] >= r.size[a];
-    if (!r.is_empty) r.range[a] = axis_range(p.axis[a], r.size[a], r.first[a], tile[a]);
+    if (!r.is_empty) r.range[a] = axis_range(p.axis[a], r.reached[a], r.first[a], tile[a]);
   }
   r.image = number;
   return r;
@@ -90,13 +92,14 @@ NA_HOST_DEVICE KeyStep first_step(const Tile& tile) {
   return r;
 }
 
-// Moves to the next step: boxes cover what the tile's queries see, then come the additional keys.
-NA_HOST_DEVICE void advance(const Tile& tile, Sizes box, KeyStep& step) {
+// Moves to the next step: boxes cover what the tile's queries see, then come the additional keys. Axes before
+// `first_axis` have one position.
+NA_HOST_DEVICE void advance(const Tile& tile, Sizes box, int first_axis, KeyStep& step) {
   if (step.is_additional()) {
     step.additional += box[0] * box[1] * box[2];
     return;
   }
-  for (int a = kAxes - 1; a >= 0; --a) {
+  for (int a = kAxes - 1; a >= first_axis; --a) {
     step.first[a] += box[a];
     if (step.first[a] < tile.range[a].highest_end) return;
     step.first[a] = tile.range[a].lowest_start;
@@ -107,11 +110,11 @@ NA_HOST_DEVICE void advance(const Tile& tile, Sizes box, KeyStep& step) {
 NA_HOST_DEVICE bool is_past(const KeyStep& step, int32_t additional) { return step.additional >= additional; }
 
 // Whether all queries of the tile see all keys of the step, so that no mask is needed.
-NA_HOST_DEVICE bool is_inside(const Tile& tile, Sizes box, const KeyStep& step, int32_t additional) {
+NA_HOST_DEVICE bool is_inside(const Tile& tile, Sizes box, int first_axis, const KeyStep& step, int32_t additional) {
   if (step.is_additional()) return step.additional + box[0] * box[1] * box[2] <= additional;
-  bool inside = true;
-  for (int a = 0; a < kAxes; ++a) inside = inside && box_is_inside(tile.range[a], step.first[a], box[a]);
-  return inside;
+  int outside = 0;
+  for (int a = first_axis; a < kAxes; ++a) outside |= box_is_inside(tile.range[a], step.first[a], box[a]) ? 0 : 1;
+  return outside == 0;
 }
 
 }  // namespace na_deploy

@@ -374,6 +374,7 @@ inline bool any(bool yes) { return any_bits(yes ? 1 : 0) != 0; }
 
 inline float exp2(float x) { return x < -126.0F ? 0.0F : std::exp2(x); }
 inline float log(float x) { return std::log(x); }
+inline float max(float a, float b) { return std::fmax(a, b); }
 
 inline uint32_t float_bits(float x) {
   uint32_t bits = 0;

@@ -51,9 +51,9 @@ struct Emulator {
   int32_t shape(const CudaProblem& problem) const {
     using L = Layout<T, kDim, S>;
     const TileGrid tiles = make_tile_grid(problem, S::tile());
-    const int32_t bias_numbers = L::bias_numbers(problem);
-    grid(tiles.blocks, L::kThreads, static_cast<size_t>(L::bytes(bias_numbers)), sizeof(T),
-         [&] { TileKernel<T, kDim, S>(problem, tiles, bias_numbers).run(); });
+    const int32_t shared_bias = L::shared_bias(problem);
+    grid(tiles.blocks, L::kThreads, static_cast<size_t>(L::bytes(shared_bias)), sizeof(T),
+         [&] { TileKernel<T, kDim, S>(problem, tiles, shared_bias).run(); });
     return 0;
   }
   template <typename T, int kDim>
@@ -117,9 +117,9 @@ extern "C" NA_CUDA_API int32_t na_tile_boxes(const na_params* params, const int3
     groups[a] = at.group[a];
   }
   int32_t count = 0;
-  for (KeyStep step = first_step(at); !step.is_additional() && count < capacity; advance(at, b, step)) {
+  for (KeyStep step = first_step(at); !step.is_additional() && count < capacity; advance(at, b, 0, step)) {
     for (int a = 0; a < kAxes; ++a) firsts[3 * count + a] = step.first[a];
-    inside[count++] = is_inside(at, b, step, p.additional) ? 1 : 0;
+    inside[count++] = is_inside(at, b, 0, step, p.additional) ? 1 : 0;
   }
   return count;
 }

@@ -177,7 +177,7 @@ inline void multiply_of_warp(const emulated::Product* const (&lane)[32], int thr
   }
 }
 
-template <int kPending>
+template <int kPending, int kPlace = 0>
 inline void wait_products() {
   emulated::Fiber& own = emulated::block().own();
   std::vector<emulated::Product> due;

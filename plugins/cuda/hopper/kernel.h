@@ -116,7 +116,8 @@ class HopperKernel {
     const int32_t key_head = quotient(tile_.head, p_.by_heads_per_key);
     fetch_part(queries(), tensors_.query, queries_full(), tile_.head, tile_.first[2], tile_.first[1], tile_.first[0]);
     Stage stage;
-    for (KeyStep step = first_step(tile_); !is_past(step, p_.additional); advance(tile_, S::box(), step)) {
+    for (KeyStep step = first_step(tile_); !is_past(step, p_.additional);
+         advance(tile_, S::box(), S::kFirstAxis, step)) {
       await(keys_free(stage.index), stage.phase ^ 1);
       fetch_step(keys(stage.index), tensors_.key, tensors_.additional_key, keys_full(stage.index), key_head, step);
       await(values_free(stage.index), stage.phase ^ 1);
@@ -161,17 +162,20 @@ class HopperKernel {
   NA_DEVICE bool weigh(const KeyStep& step, float (&score)[16][4], float (&factor)[2]) {
     const int lane = dev::thread() % 32;
     const bool is_map = !step.is_additional();
-    const bool is_plain =
-        is_inside(tile_, S::box(), step, p_.additional) && (!is_map || p_.rel_pos_bias == nullptr) && p_.scale > 0.0F;
+    const bool is_plain = is_inside(tile_, S::box(), S::kFirstAxis, step, p_.additional) &&
+                          (!is_map || p_.rel_pos_bias == nullptr) && p_.scale > 0.0F;
     if (!is_plain && is_map) {
       const int row = first_row() + lane / 4;
       Seen<S> seen;
       look<S>(p_, window(row), window(row + 8), step, seen);
-      const T* bias = static_cast<const T*>(p_.rel_pos_bias) +
-                      int64_t{tile_.head} * p_.bias_distance[0] * (2 * p_.axis[0].kernel_size - 1);
-      const auto bias_of = [bias](int32_t index) { return dev::to_float(bias[index]) * kLog2E; };
-      NA_UNROLL
-      for (int n = 0; n < 16; ++n) place<S>(p_, score[n], n * 8, seen, p_.rel_pos_bias != nullptr, bias_of);
+      if (p_.rel_pos_bias == nullptr) {
+        NA_UNROLL
+        for (int n = 0; n < 16; ++n) place<S, false>(p_, score[n], n * 8, seen, [](int32_t) { return 0.0F; });
+      } else {
+        const StoredBias<T> bias(p_, tile_.head);
+        NA_UNROLL
+        for (int n = 0; n < 16; ++n) place<S, true>(p_, score[n], n * 8, seen, bias);
+      }
     } else if (!is_plain) {
       const int32_t left = p_.additional - step.additional - lane % 4 * 2;
       NA_UNROLL
@@ -181,7 +185,7 @@ class HopperKernel {
     NA_UNROLL
     for (int n = 0; n < 16; ++n) {
       NA_UNROLL
-      for (int i = 0; i < 4; ++i) highest[i / 2] = larger(highest[i / 2], score[n][i]);
+      for (int i = 0; i < 4; ++i) highest[i / 2] = dev::max(highest[i / 2], score[n][i]);
     }
     const float unit = is_plain ? p_.scale * kLog2E : 1.0F;
     float base[2];
@@ -219,7 +223,8 @@ class HopperKernel {
     release(keys_free(stage.index));
     weigh(step, score, factor);
     pack(score, weight);
-    for (advance(tile_, S::box(), step); !is_past(step, p_.additional); advance(tile_, S::box(), step)) {
+    for (advance(tile_, S::box(), S::kFirstAxis, step); !is_past(step, p_.additional);
+         advance(tile_, S::box(), S::kFirstAxis, step)) {
       const Stage before = stage;
       stage.advance();
       start_scores(group, stage, score);
@@ -228,10 +233,18 @@ class HopperKernel {
       arrived(score);
       release(keys_free(stage.index));
       const bool changes = weigh(step, score, factor);
-      wait_products<0>();
-      arrived(output_);
+      arrived(score);
+      // Two waits that differ, so that the compiler leaves them behind the branch, and what comes before the branch,
+      // the softmax, beside the sums that are under way; one alone it would move ahead.
+      if (changes) {
+        wait_products<0, 1>();
+        arrived(output_);
+        fade(output_, factor);
+      } else {
+        wait_products<0, 0>();
+        arrived(output_);
+      }
       release(values_free(before.index));
-      if (changes) fade(output_, factor);
       pack(score, weight);
     }
     start_sums(weight, stage);

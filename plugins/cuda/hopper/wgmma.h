@@ -22,10 +22,10 @@ NA_DEVICE uint64_t describe(dev::Shared rows, uint32_t leading) {
 // Registers of what was written before may now be read, or overwritten, by products.
 NA_DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 NA_DEVICE void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
-// Waits until at most kPending groups of products are under way.
-template <int kPending>
+// Waits until at most kPending groups of products are under way. Waits of different kPlace are not merged.
+template <int kPending, int kPlace = 0>
 NA_DEVICE void wait_products() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;  // %1\n" ::"n"(kPending), "n"(kPlace) : "memory");
 }
 // Says that products may just have written these, so that nothing that reads them is moved ahead of the wait.
 template <int kTiles>
