@@ -47,8 +47,8 @@ class BodyFeatures:
 class Axis:
     """Names of one axis's tables. c = dilation groups x tiles, t = queries per tile, w = keys per tile, n = length.
 
-    With padding, a key behind the axis has the number of positions of the whole map for its own: whatever the other
-    axes add, it stays behind the map.
+    With padding, a key behind the axis stands at the number of positions of the whole map: whatever the other axes
+    add, it stays behind the map.
     """
 
     query: str  # (c, t) positions
