@@ -46,7 +46,7 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
   const TileGrid grid = make_tile_grid(problem, S::tile());
   if (grid.blocks == 0) return cudaSuccess;
   if (grid.blocks > kMostBlocks) return launch_plain<T>(problem, stream);
-  const int32_t shared_bias = Layout<T, kDim, S>::shared_bias(problem);
+  const int32_t shared_bias = shared_bias_numbers(problem, S::tile(), S::box());
   const int bytes = Layout<T, kDim, S>::bytes(shared_bias);
   if (bytes > 48 * 1024) {  // more than kernels get unasked
     const cudaError_t allowed =

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "bias.h"
 #include "device.h"
 #include "problem.h"
 #include "shape.h"
@@ -12,69 +13,28 @@
 
 namespace na_deploy {
 
-constexpr float kLog2E = 1.44269504F;
 constexpr float kLn2 = 0.693147181F;
 
-// How far indices of biases go below and above the head's own, for keys of a tile's boxes that a query does not see.
-struct BiasReach {
-  int32_t below;
-  int32_t above;
-};
-
-template <typename S>
-NA_HOST_DEVICE BiasReach bias_reach(const CudaProblem& p) {
-  BiasReach r{0, 0};
-  for (int a = S::kFirstAxis; a < kAxes; ++a) {
-    r.below += (S::tile()[a] - 1) * p.bias_distance[a];
-    r.above += (S::tile()[a] + S::box()[a] - 2) * p.bias_distance[a];
-  }
-  return r;
-}
-
-// Biases of a head.
-NA_HOST_DEVICE int64_t bias_numbers(const CudaProblem& p) {
-  return int64_t{p.bias_distance[0]} * (2 * p.axis[0].kernel_size - 1);
-}
-
-// The head's bias `index`, in units of log2, from memory; one within the table for indices outside.
-template <typename T>
-struct StoredBias {
-  const T* table;
-  uint32_t last;
-
-  NA_DEVICE StoredBias(const CudaProblem& p, int32_t head)
-      : table(static_cast<const T*>(p.rel_pos_bias) + head * bias_numbers(p)),
-        last(static_cast<uint32_t>(bias_numbers(p) - 1)) {}
-  NA_DEVICE float operator()(int32_t index) const {
-    return dev::to_float(table[smaller(static_cast<uint32_t>(index), last)]) * kLog2E;
-  }
-};
-
-// What a lane's two rows see of a box of the map. Bit 0 is the key of its first score.
+// What a lane's row sees of a box of the map. Bit 0 is the key of the lane's first score.
 template <typename S>
 struct Seen {
-  KeyBits<S::kKeys / 32> row[2];
-  int32_t bias[2];  // index of that key's bias
+  KeyBits<S::kKeys / 32> keys;
+  int32_t bias;  // index of that key's bias
 };
 
-// `first`, `second`: the windows of the lane's rows.
 template <typename S>
-NA_DEVICE void look(const CudaProblem& p, const RowWindow& first, const RowWindow& second, const KeyStep& step,
-                    Seen<S>& seen) {
+NA_DEVICE Seen<S> look(const CudaProblem& p, const RowWindow& row, const KeyStep& step) {
   const int place = dev::thread() % 4 * 2;
   int32_t at[kAxes];
   split(place, S::box(), at);
-  int32_t bias = 0;
+  Seen<S> seen;
+  seen.keys = seen_keys<S>(row, step.first);
   NA_UNROLL
-  for (int a = S::kFirstAxis; a < kAxes; ++a) bias += (step.first[a] + at[a]) * p.bias_distance[a];
+  for (uint32_t& word : seen.keys.word) word >>= place;
+  seen.bias = row.bias;
   NA_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    const RowWindow& row = half == 0 ? first : second;
-    seen.row[half] = seen_keys<S>(row, step.first);
-    seen.bias[half] = row.bias + bias;
-    NA_UNROLL
-    for (uint32_t& word : seen.row[half].word) word >>= place;
-  }
+  for (int a = S::kFirstAxis; a < kAxes; ++a) seen.bias += (step.first[a] + at[a]) * p.bias_distance[a];
+  return seen;
 }
 
 // Where the bias of key `key` of a box, a multiple of eight, lies from that of key 0.
@@ -88,19 +48,19 @@ NA_DEVICE int32_t bias_from_first(const CudaProblem& p, int key) {
   return distance;
 }
 
-// Turns products with eight keys of a box into scores in units of log2, with bias; -inf for keys that are not seen.
-// `bias_of(index)`: the head's bias in that unit. It is asked for keys that are not seen too, so that nothing branches:
-// indices then lie outside the table by as much as bias_reach says, and what it answers does not count.
+// Turns a row's products with eight keys of a box, those of the lane's first row or, with `half` 1, of its second, into
+// scores in units of log2, with bias; -inf for keys that are not seen. `bias_of(index)`: the head's bias in that unit.
+// It is asked for keys that are not seen too, so that nothing branches: indices then lie outside the table by as much
+// as bias_reach says, and what it answers does not count.
 template <typename S, bool kHasBias, typename BiasOf>
-NA_DEVICE void place(const CudaProblem& p, float (&score)[4], int key, const Seen<S>& seen, const BiasOf& bias_of) {
-  const float unit = p.scale * kLog2E;
+NA_DEVICE void place(const CudaProblem& p, float (&score)[4], int half, int key, const Seen<S>& seen,
+                     const BiasOf& bias_of) {
   NA_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const int half = i / 2;
-    const bool sees = (seen.row[half].word[key / 32] >> (key % 32 + i % 2) & 1) != 0;
-    float placed = score[i] * unit;
-    if constexpr (kHasBias) placed += bias_of(seen.bias[half] + bias_from_first<S>(p, key) + i % 2);
-    score[i] = sees ? placed : -INFINITY;
+  for (int i = 0; i < 2; ++i) {
+    const bool sees = (seen.keys.word[key / 32] >> (key % 32 + i) & 1) != 0;
+    float placed = score[2 * half + i] * (p.scale * kLog2E);
+    if constexpr (kHasBias) placed += bias_of(seen.bias + bias_from_first<S>(p, key) + i);
+    score[2 * half + i] = sees ? placed : -INFINITY;
   }
 }
 

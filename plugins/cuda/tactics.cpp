@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <limits>
 
+#include "bias_table.h"
 #include "na_cuda.h"
 
 namespace na_deploy {
@@ -50,11 +51,19 @@ double cost(const na_params& p, const TileShape& shape) {
 }
 
 bool hopper_takes(const na_params& p) {
+  if (reaches_behind(p)) return false;
   if (p.dtype == NA_FLOAT32 || p.head_dim != p.value_dim || (p.head_dim != 64 && p.head_dim != 128)) return false;
   for (int a = 0; a < p.rank; ++a) {
     if (p.dilation[a] != 1) return false;
   }
   return device_is_hopper();
+}
+
+// Hopper's kernels read biases from shared memory alone.
+bool has_room_for_bias(const na_params& p, const TileShape& shape) {
+  const Sizes tile{{shape.tile[0], shape.tile[1], shape.tile[2]}};
+  const Sizes box{{shape.box[0], shape.box[1], shape.box[2]}};
+  return p.rel_pos_bias == nullptr || shared_bias_numbers(make_cuda_problem(p, 2), tile, box) > 0;
 }
 
 }  // namespace
@@ -91,9 +100,10 @@ extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, in
   double costs[kMostTactics];
   int32_t count = 0;
   const bool takes_tiles = tile_dim(p.head_dim, p.value_dim, p.dtype == NA_FLOAT32 ? 4 : 2) != 0;
-  const bool takes_hopper = !reaches_behind(p) && hopper_takes(p);
+  const bool takes_hopper = hopper_takes(p);
   for (const TileShape& shape : kShapes) {
     if (shape.rank != p.rank || !(is_hopper(shape.tactic) ? takes_hopper : takes_tiles)) continue;
+    if (is_hopper(shape.tactic) && !has_room_for_bias(p, shape)) continue;
     const double own = cost(p, shape);
     int32_t at = count++;
     for (; at > 0 && own < costs[at - 1]; --at) {  // among equals the table's order stays

@@ -34,22 +34,13 @@ struct Layout {
   static constexpr int kTile = 4 * kPart;
   static constexpr int kWindows = kTile + static_cast<int>(sizeof(Tile));
   static constexpr int kBias = kWindows + static_cast<int>(sizeof(RowWindow)) * S::kQueries;
-  static constexpr int kMostBias = 4096;  // numbers; more stay in global memory
-
-  // The table, and the room that is read and does not count.
-  static int32_t shared_bias(const CudaProblem& p) {
-    if (p.rel_pos_bias == nullptr) return 0;
-    const BiasReach reach = bias_reach<S>(p);
-    const int64_t numbers = reach.below + bias_numbers(p) + reach.above;
-    return numbers <= kMostBias ? static_cast<int32_t>(numbers) : 0;
-  }
   static int bytes(int32_t shared_bias) { return kBias + 4 * shared_bias; }
 };
 
 template <typename T, int kDim, typename S>
 class TileKernel {
  public:
-  // `shared_bias`: what Layout said.
+  // `shared_bias`: what shared_bias_numbers() said.
   NA_DEVICE TileKernel(const CudaProblem& problem, const TileGrid& grid, int32_t shared_bias)
       : p_(problem), grid_(grid), shared_bias_(shared_bias), tile_(dev::shared_object<Tile>(L::kTile)) {}
 
@@ -64,7 +55,7 @@ class TileKernel {
     load_step(step, stage(0));
     dev::commit_copies();
     find_windows();
-    read_bias();
+    if (shared_bias_ > 0) SharedBias::at<S>(p_, L::kBias).template read<T>(p_, tile_.head);
     dev::wait_copies<1>();
     dev::sync();
     read_queries(stage(1));
@@ -98,14 +89,6 @@ class TileKernel {
   NA_DEVICE static RowWindow& window(int row) {
     return dev::shared_object<RowWindow>(L::kWindows + row * static_cast<int>(sizeof(RowWindow)));
   }
-  // The head's bias `index` in shared memory.
-  struct SharedBias {
-    int32_t below;
-    NA_DEVICE float& operator()(int32_t index) const {
-      return dev::shared_object<float>(L::kBias + 4 * (below + index));
-    }
-  };
-
   NA_DEVICE void load_queries(dev::Shared to) const {
     const int32_t at = origin_ + Loads::offset(S::tile(), distance_);
     const T* from = static_cast<const T*>(p_.query) + (tile_.image * p_.positions + at) * p_.query_position +
@@ -207,13 +190,6 @@ class TileKernel {
     if (dev::thread() < S::kQueries) window(dev::thread()) = row_window<S>(p_, tile_, dev::thread());
   }
 
-  NA_DEVICE void read_bias() const {
-    if (shared_bias_ == 0) return;
-    const StoredBias<T> stored(p_, tile_.head);
-    const SharedBias shared{bias_reach<S>(p_).below};
-    for (int n = dev::thread(); n <= static_cast<int>(stored.last); n += L::kThreads) shared(n) = stored(n);
-  }
-
   NA_DEVICE static bool needs(const uint32_t (&words)[2], int pair) {
     return (words[pair / 2] >> (pair % 2 * 16) & kPairBits) != 0;
   }
@@ -250,23 +226,28 @@ class TileKernel {
       score_box(stage, needed, score, highest, [&](float(&own)[4], int key) { place_additional(p_, own, key, left); });
       return;
     }
-    Seen<S> seen;
     const int row = dev::thread() / 32 * 16 + dev::thread() % 32 / 4;
-    look<S>(p_, window(row), window(row + 8), step, seen);
+    const Seen<S> seen[2] = {look<S>(p_, window(row), step), look<S>(p_, window(row + 8), step)};
     NA_UNROLL
-    for (int w = 0; w < 2; ++w) needed[w] = dev::any_bits(seen_by_quad(seen, w));
-    if (p_.rel_pos_bias == nullptr) {
-      score_box(stage, needed, score, highest,
-                [&](float(&own)[4], int key) { place<S, false>(p_, own, key, seen, [](int32_t) { return 0.0F; }); });
-    } else if (shared_bias_ > 0) {
-      const SharedBias bias{bias_reach<S>(p_).below};
-      score_box(stage, needed, score, highest,
-                [&](float(&own)[4], int key) { place<S, true>(p_, own, key, seen, bias); });
-    } else {
-      const StoredBias<T> bias(p_, tile_.head);
-      score_box(stage, needed, score, highest,
-                [&](float(&own)[4], int key) { place<S, true>(p_, own, key, seen, bias); });
+    for (int w = 0; w < 2; ++w) {
+      // A lane's bits are moved by its first key; the first of four lanes has them all.
+      needed[w] = dev::any_bits((seen[0].keys.word[w] | seen[1].keys.word[w]) << (dev::thread() % 4 * 2));
     }
+    if (p_.rel_pos_bias == nullptr) {
+      score_box(stage, needed, score, highest, placing<false>(seen, NoBias{}));
+    } else if (shared_bias_ > 0) {
+      score_box(stage, needed, score, highest, placing<true>(seen, SharedBias::at<S>(p_, L::kBias)));
+    } else {
+      score_box(stage, needed, score, highest, placing<true>(seen, StoredBias<T>(p_, tile_.head)));
+    }
+  }
+
+  template <bool kHasBias, typename BiasOf>
+  NA_DEVICE auto placing(const Seen<S> (&seen)[2], const BiasOf& bias_of) const {
+    return [&p = p_, &seen, bias_of](float(&score)[4], int key) {
+      place<S, kHasBias>(p, score, 0, key, seen[0], bias_of);
+      place<S, kHasBias>(p, score, 1, key, seen[1], bias_of);
+    };
   }
 
   NA_DEVICE void attend(const KeyStep& step, dev::Shared stage) {
@@ -298,11 +279,6 @@ class TileKernel {
         F::sum(output_[2 * c], output_[2 * c + 1], weights, values_of(stage), pair * 16, c, lane);
       }
     }
-  }
-
-  // A word of what the lane's rows see, in the places of the box: a lane's own bits are moved by its first key.
-  NA_DEVICE static uint32_t seen_by_quad(const Seen<S>& seen, int word) {
-    return (seen.row[0].word[word] | seen.row[1].word[word]) << (dev::thread() % 4 * 2);
   }
 
   const CudaProblem& p_;

@@ -51,7 +51,7 @@ struct Emulator {
   int32_t shape(const CudaProblem& problem) const {
     using L = Layout<T, kDim, S>;
     const TileGrid tiles = make_tile_grid(problem, S::tile());
-    const int32_t shared_bias = L::shared_bias(problem);
+    const int32_t shared_bias = shared_bias_numbers(problem, S::tile(), S::box());
     grid(tiles.blocks, L::kThreads, static_cast<size_t>(L::bytes(shared_bias)), sizeof(T),
          [&] { TileKernel<T, kDim, S>(problem, tiles, shared_bias).run(); });
     return 0;
@@ -73,7 +73,7 @@ struct Emulator {
   int32_t hopper_shape(const CudaProblem& problem) const {
     const TileGrid tiles = make_tile_grid(problem, S::tile());
     const auto tensors = hopper::make_tensors<S>(problem, [](const hopper::TensorBox& tensor) { return tensor; });
-    grid(tiles.blocks, hopper::kThreads, (hopper::HopperLayout<kDim, S>::kBytes), sizeof(T),
+    grid(tiles.blocks, hopper::kThreads, static_cast<size_t>(hopper::HopperLayout<kDim, S>::bytes(problem)), sizeof(T),
          [&] { hopper::HopperKernel<T, kDim, S>(problem, tiles, tensors).run(); });
     return 0;
   }

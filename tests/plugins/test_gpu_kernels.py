@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import sys
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -226,11 +227,26 @@ def test_every_tile_shape_agrees_with_float64(gpu: EmulatedGpu, seed: int, dtype
 def test_hopper_s_kernels_agree_with_float64(gpu: EmulatedGpu, seed: int, dtype: np.dtype):
     problem, spec, scale = random_problem(seed, dtype, [64, 128], large_windows=True)
     tactics = [tactic for tactic in gpu.tactics(problem) if tactic in HOPPER[spec.rank]]
-    assert set(tactics) == HOPPER[spec.rank]
+    if problem.arrays["rel_pos_bias"] is None:  # else those whose shared memory has room for it
+        assert set(tactics) == HOPPER[spec.rank]
     for tactic in tactics:
         problem.output[...] = np.nan
         gpu.run(problem, tactic)
         agree(problem, spec, scale, dtype)
+
+
+@pytest.mark.parametrize(("kernel_size", "offered"), [((7, 7), {21, 22}), ((25, 27), {21}), ((60, 40), set())])
+def test_hopper_s_kernels_take_biases_that_fit_shared_memory(gpu: EmulatedGpu, kernel_size, offered: set[int]):
+    spec, random = NeighborhoodSpec.create(2, kernel_size), np.random.default_rng(1)
+    qkv = aligned(64 * 44 * 3 * 64, HALF).reshape(1, 64, 44, 3, 1, 64)
+    bias = aligned(prod(2 * k - 1 for k in kernel_size), HALF).reshape(1, *(2 * k - 1 for k in kernel_size))
+    for array in (qkv, bias):
+        array[...] = random.normal(size=array.shape)
+    problem = Problem(spec, qkv, rel_pos_bias=bias)
+    assert set(gpu.tactics(problem)) & HOPPER[2] == offered
+    for tactic in sorted(offered):
+        gpu.run(problem, tactic)
+        agree(problem, spec, 0.0, HALF)
 
 
 def test_hopper_s_kernels_are_not_offered_for_what_they_do_not_take(gpu: EmulatedGpu):

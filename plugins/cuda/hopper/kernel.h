@@ -1,4 +1,5 @@
-// Fused neighborhood attention for Hopper: large windows, heads of 64 or 128 channels of 16 bits, no dilation.
+// Fused neighborhood attention for Hopper: large windows, heads of 64 or 128 channels of 16 bits, no dilation, biases
+// that fit shared memory.
 //
 // A block takes a tile of 128 queries. One warp fetches: the tensor memory accelerator brings boxes of 128 keys, of as
 // many axes as the map has, straight from the tensors as they are, heads last. Two warp groups attend, 64 queries each:
@@ -38,9 +39,11 @@ struct HopperLayout {
   static constexpr int kBarriers = kValuesAt + kStages * kPart;
   static constexpr int kTile = kBarriers + 8 * (4 * kStages + 2);
   static constexpr int kWindows = kTile + static_cast<int>(sizeof(Tile));
-  static constexpr int kBytes = kWindows + static_cast<int>(sizeof(RowWindow)) * kQueries;
+  static constexpr int kBias = kWindows + static_cast<int>(sizeof(RowWindow)) * kQueries;
   static_assert(kTile % alignof(Tile) == 0 && kWindows % alignof(RowWindow) == 0, "objects are aligned");
-  static_assert(kBytes <= 227 * 1024, "a block has 227 KB");
+  static_assert(kBias + 4 * kMostSharedBias <= 227 * 1024, "a block has 227 KB");
+
+  static int bytes(const CudaProblem& p) { return kBias + 4 * shared_bias_numbers(p, S::tile(), S::box()); }
 };
 
 template <typename T, int kDim, typename S>
@@ -63,6 +66,10 @@ class HopperKernel {
     }
     dev::sync();
     if (tile_.is_empty) return;
+    if (p_.rel_pos_bias != nullptr) {
+      SharedBias::at<S>(p_, L::kBias).template read<T>(p_, tile_.head);
+      dev::sync();
+    }
     if (dev::thread() / 128 == 0) {
       give_registers<24>();
       if (dev::thread() == 0) fetch();
@@ -165,16 +172,17 @@ class HopperKernel {
     const bool is_plain = is_inside(tile_, S::box(), S::kFirstAxis, step, p_.additional) &&
                           (!is_map || p_.rel_pos_bias == nullptr) && p_.scale > 0.0F;
     if (!is_plain && is_map) {
-      const int row = first_row() + lane / 4;
-      Seen<S> seen;
-      look<S>(p_, window(row), window(row + 8), step, seen);
-      if (p_.rel_pos_bias == nullptr) {
-        NA_UNROLL
-        for (int n = 0; n < 16; ++n) place<S, false>(p_, score[n], n * 8, seen, [](int32_t) { return 0.0F; });
-      } else {
-        const StoredBias<T> bias(p_, tile_.head);
-        NA_UNROLL
-        for (int n = 0; n < 16; ++n) place<S, true>(p_, score[n], n * 8, seen, bias);
+      NA_UNROLL
+      for (int half = 0; half < 2; ++half) {  // one after the other: there are no registers for both
+        const Seen<S> seen = look<S>(p_, window(first_row() + half * 8 + lane / 4), step);
+        if (p_.rel_pos_bias == nullptr) {
+          NA_UNROLL
+          for (int n = 0; n < 16; ++n) place<S, false>(p_, score[n], half, n * 8, seen, NoBias{});
+        } else {
+          const SharedBias bias = SharedBias::at<S>(p_, L::kBias);
+          NA_UNROLL
+          for (int n = 0; n < 16; ++n) place<S, true>(p_, score[n], half, n * 8, seen, bias);
+        }
       }
     } else if (!is_plain) {
       const int32_t left = p_.additional - step.additional - lane % 4 * 2;

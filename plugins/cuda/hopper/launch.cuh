@@ -66,11 +66,12 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
     return map;
   });
   if (!taken) return cudaErrorInvalidValue;
-  constexpr int kBytes = HopperLayout<kDim, S>::kBytes;
+  const int bytes = HopperLayout<kDim, S>::bytes(problem);
   const cudaError_t allowed =
-      cudaFuncSetAttribute(entry<T, kDim, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+      cudaFuncSetAttribute(entry<T, kDim, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (allowed != cudaSuccess) return allowed;
-  entry<T, kDim, S><<<static_cast<unsigned>(grid.blocks), kThreads, kBytes, stream>>>(problem, grid, tensors);
+  entry<T, kDim, S>
+      <<<static_cast<unsigned>(grid.blocks), kThreads, static_cast<size_t>(bytes), stream>>>(problem, grid, tensors);
   return cudaGetLastError();
 }
 
