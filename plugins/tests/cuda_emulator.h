@@ -162,8 +162,16 @@ class Block {
     ++progress_;
   }
 
-  // Has something happen some time later, in any order.
-  void later(std::function<void()> what) { in_flight_.push_back(std::move(what)); }
+  // Has `what` write so many bytes of shared memory some time later, in any order.
+  void later(uint32_t to, size_t bytes, std::function<void()> what) {
+    in_flight_.push_back({to, bytes, std::move(what), -1});
+  }
+  // Shared memory must not be on its way where it is read.
+  void check_arrived(uint32_t at) const {
+    for (const Flight& flight : in_flight_) {
+      if (at >= flight.to && at < flight.to + flight.bytes) fail("shared memory is read before it was waited for");
+    }
+  }
 
   Fiber& own() { return fibers_[current_]; }
   Barrier& barrier_at(uint32_t at) {
@@ -242,13 +250,24 @@ class Block {
     int64_t generation = 0;
   };
 
+  struct Flight {
+    uint32_t to;
+    size_t bytes;
+    std::function<void()> arrive;
+    int rounds = -1;  // to go; not drawn yet
+  };
+
+  // What is in flight takes a few rounds, now and then many.
   void deliver(uint64_t order) {
-    for (size_t i = in_flight_.size(); i-- > 0; order = order * 6364136223846793005ULL + 1) {
-      if ((order >> 40 & 3) == 0 && i + 1 < in_flight_.size()) continue;  // some take longer
-      const auto what = std::move(in_flight_[i]);
-      in_flight_.erase(in_flight_.begin() + static_cast<std::ptrdiff_t>(i));
-      what();
+    for (size_t i = in_flight_.size(); i-- > 0;) {
       ++progress_;
+      order = order * 6364136223846793005ULL + 1442695040888963407ULL;
+      Flight& flight = in_flight_[i];
+      if (flight.rounds < 0) flight.rounds = static_cast<int>((order >> 33) % ((order >> 60) < 4 ? 128 : 4));
+      if (flight.rounds-- > 0) continue;
+      const std::function<void()> arrive = std::move(flight.arrive);
+      in_flight_.erase(in_flight_.begin() + static_cast<std::ptrdiff_t>(i));
+      arrive();
     }
   }
 
@@ -269,7 +288,7 @@ class Block {
   std::vector<Range> memory_;
   std::map<int, Meeting> meetings_;
   std::map<uint32_t, Barrier> barriers_;
-  std::vector<std::function<void()>> in_flight_;
+  std::vector<Flight> in_flight_;
   const std::function<void()>* body_ = nullptr;
   ucontext_t scheduler_{};
   size_t current_ = 0;

@@ -43,7 +43,7 @@ inline void copy_box(dev::Shared to, const TensorMap& from, dev::Shared barrier,
     if (from.box[a] > 256) emulated::fail("a box has more than 256 places on an axis");
   }
   for (uint32_t n = 0; n < rows * 8; ++n) std::memset(block.shared(to + n * 16, 16), 0xFF, 16);
-  block.later([=, &block] {
+  block.later(to, size_t{rows} * 128, [=, &block] {
     const TensorMap map = from;
     for (uint32_t row = 0; row < rows; ++row) {
       uint32_t rest = row;
@@ -93,15 +93,6 @@ inline float element_of(uint16_t bits) {
   return dev::to_float(T{bits});
 }
 
-template <typename T>
-inline void multiply_rows(float (&d)[16][4], uint64_t a, uint64_t b, bool accumulate) {
-  emulated::block().own().open_products.push_back({&d[0][0], 128, nullptr, a, b, false, accumulate, &element_of<T>});
-}
-template <typename T, int kTiles>
-inline void multiply_values(float (&d)[kTiles][4], const uint32_t (&a)[4], uint64_t b) {
-  emulated::block().own().open_products.push_back({&d[0][0], kTiles * 8, a, 0, b, true, true, &element_of<T>});
-}
-
 // A matrix of 16-bit numbers in shared memory, as a descriptor tells.
 struct Described {
   explicit Described(uint64_t text)
@@ -119,6 +110,12 @@ struct Described {
   uint16_t by_sum(uint32_t row, uint32_t channel) const {
     return read(start + channel / 64 * leading + row / 8 * stride + row % 8 * 128 + channel % 64 * 2);
   }
+  // Copies bring blocks of 64 channels.
+  void check_arrived(int channels) const {
+    for (uint32_t c = 0; c < static_cast<uint32_t>(channels); c += 64) {
+      emulated::block().check_arrived(start + c / 64 * leading);
+    }
+  }
 
  private:
   static uint16_t read(uint32_t at) {
@@ -130,6 +127,21 @@ struct Described {
   uint32_t leading;
   uint32_t stride;
 };
+
+// Begins a product; its operands must be there by now, though it happens later.
+inline void begin_product(const emulated::Product& product) {
+  if (product.left == nullptr) Described(product.left_rows).check_arrived(64);
+  Described(product.right).check_arrived(product.right_is_rows ? product.columns : 64);
+  emulated::block().own().open_products.push_back(product);
+}
+template <typename T>
+inline void multiply_rows(float (&d)[16][4], uint64_t a, uint64_t b, bool accumulate) {
+  begin_product({&d[0][0], 128, nullptr, a, b, false, accumulate, &element_of<T>});
+}
+template <typename T, int kTiles>
+inline void multiply_values(float (&d)[kTiles][4], const uint32_t (&a)[4], uint64_t b) {
+  begin_product({&d[0][0], kTiles * 8, a, 0, b, true, true, &element_of<T>});
+}
 
 struct WaitArguments {
   const std::vector<emulated::Product>* products;
