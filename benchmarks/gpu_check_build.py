@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 CUDA = ROOT / "plugins" / "cuda"
 NAMES = {
     1: "plain", 2: "64", 3: "128", 4: "8×8", 5: "16×8", 6: "4×16", 7: "4×4×4", 8: "2×4×8", 9: "4×4×8",
+    10: "8×8, keys 16×8", 11: "16×8, keys 16×8", 12: "4×4×4, keys 8×4×4",
     20: "Hopper 128", 21: "Hopper 8×16", 22: "Hopper 16×8", 23: "Hopper 2×8×8", 24: "Hopper 4×4×8",
 }  # fmt: skip
 """What tactics are called in tables: the shape of their tiles (plugins/cuda/tactics.h)."""

@@ -15,17 +15,18 @@ __global__ void __launch_bounds__(kPlainThreads) plain_entry(const __grid_consta
 }
 
 // Threads of a multiprocessor that registers must leave room for: as many as fit without spilling.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kNarrowThreads = 384;
-#else
-constexpr int kNarrowThreads = 512;
+template <typename T, int kDim, typename S>
+constexpr int resident_threads() {
+  if (S::kKeys > 64 || kDim * sizeof(T) > kNarrowBytes) return 256;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (sizeof(T) == 2) return 512;
 #endif
-template <typename T, int kDim>
-constexpr int kResidentThreads = kDim * sizeof(T) <= 64 ? kNarrowThreads : 256;
+  return 384;
+}
 
 template <typename T, int kDim, typename S>
 __global__ void __launch_bounds__((Layout<T, kDim, S>::kThreads),
-                                  kResidentThreads<T, kDim> / (Layout<T, kDim, S>::kThreads))
+                                  resident_threads<T, kDim, S>() / (Layout<T, kDim, S>::kThreads))
     tile_entry(const __grid_constant__ CudaProblem problem, const __grid_constant__ TileGrid grid,
                int32_t shared_bias) {
   TileKernel<T, kDim, S>(problem, grid, shared_bias).run();
@@ -64,6 +65,9 @@ int32_t launch_tile(const CudaProblem& problem, int32_t tactic, na_cuda_stream s
 #define NA_CASE(id, rank, t0, t1, t2, b0, b1, b2) \
   case id:                                        \
     return launch_shape<T, kDim, Shape<rank, t0, t1, t2, b0, b1, b2>>(problem, stream);
+  if constexpr (has_wide(kDim, sizeof(T))) {
+    switch (tactic) { NA_WIDE_SHAPES(NA_CASE) }
+  }
   switch (tactic) {
     NA_TILE_SHAPES(NA_CASE)
     default:

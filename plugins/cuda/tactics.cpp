@@ -24,7 +24,8 @@ struct TileShape {
 
 #define NA_TILE_ROW(id, rank, t0, t1, t2, b0, b1, b2) {id, rank, {t0, t1, t2}, {b0, b1, b2}},
 #define NA_HOPPER_ROW(id, rank, t0, t1, t2) {id, rank, {t0, t1, t2}, {t0, t1, t2}},
-constexpr TileShape kShapes[] = {NA_TILE_SHAPES(NA_TILE_ROW) NA_HOPPER_SHAPES(NA_HOPPER_ROW)};
+constexpr TileShape kShapes[] = {NA_TILE_SHAPES(NA_TILE_ROW) NA_WIDE_SHAPES(NA_TILE_ROW)
+                                     NA_HOPPER_SHAPES(NA_HOPPER_ROW)};
 #undef NA_TILE_ROW
 #undef NA_HOPPER_ROW
 
@@ -33,21 +34,39 @@ int refuse(char* message, size_t size, const char* format, long long number) {
   return 1;
 }
 
-// What a shape computes for each query: keys of all boxes, for all queries that tiles have room for. Loads and what is
-// done once a tile count as 16 queries more, and Hopper's products as half. Guesses, for those who cannot time.
+constexpr int32_t kFirstWide = 10;
+constexpr bool is_wide(int32_t tactic) { return tactic >= kFirstWide && !is_hopper(tactic); }
+
+int width_of(const na_params& p) { return p.dtype == NA_FLOAT32 ? 4 : 2; }
+
+// A guess at a shape's time, for those who cannot measure it, in keys that a query is compared with: what instructions
+// of the compiled kernels amount to, or what must come from the second cache, whichever is more. A box costs as much as
+// 40 keys, a tile as 80; of the keys of boxes, warps compute 60 %; a multiprocessor's share of the cache's bandwidth
+// brings a byte in the time that one query needs for 0.4 keys. Hopper's products take half the time; boxes of 128 keys
+// leave room for fewer warps.
 double cost(const na_params& p, const TileShape& shape) {
-  double pairs = is_hopper(shape.tactic) ? 0.5 : 1.0;
+  double keys = 1.0;
+  double spans = 1.0;
+  double boxes = 1.0;
+  double rows = 1.0;  // queries of all tiles, those past the ends of dilation groups too
   double queries = 1.0;
   for (int a = 0; a < p.rank; ++a) {
     const int tile = shape.tile[kAxes - p.rank + a];
     const int box = shape.box[kAxes - p.rank + a];
     const int64_t longest = group_length(p.length[a], p.dilation[a], 0);
     const int64_t span = smaller<int64_t>(p.kernel_size[a] + larger<int64_t>(tile - p.stride[a], 0), longest);
-    pairs *= static_cast<double>((span + box - 1) / box * box);
-    pairs *= static_cast<double>(p.dilation[a] * ((longest + tile - 1) / tile) * tile);
+    const auto count = static_cast<double>((span + box - 1) / box);
+    spans *= static_cast<double>(span);
+    boxes *= count;
+    keys *= count * box;
+    rows *= static_cast<double>(p.dilation[a] * ((longest + tile - 1) / tile) * tile);
     queries *= tile;
   }
-  return pairs * (1.0 + 16.0 / queries);
+  const double row_bytes = static_cast<double>(p.head_dim + p.value_dim) * width_of(p);
+  const double loads = spans * row_bytes * 0.4 / queries;
+  if (is_hopper(shape.tactic)) return 0.9 * rows * larger(0.3 * keys + 20.0 * boxes + 80.0, loads);
+  const double warps = is_wide(shape.tactic) ? 1.3 : 1.0;
+  return warps * rows * larger(0.6 * keys + 40.0 * boxes + 80.0, loads);
 }
 
 bool hopper_takes(const na_params& p) {
@@ -99,11 +118,13 @@ extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, in
   int32_t found[kMostTactics];
   double costs[kMostTactics];
   int32_t count = 0;
-  const bool takes_tiles = tile_dim(p.head_dim, p.value_dim, p.dtype == NA_FLOAT32 ? 4 : 2) != 0;
+  const int dim = tile_dim(p.head_dim, p.value_dim, width_of(p));
+  const bool takes_wide = has_wide(dim, static_cast<size_t>(width_of(p)));
   const bool takes_hopper = hopper_takes(p);
   for (const TileShape& shape : kShapes) {
-    if (shape.rank != p.rank || !(is_hopper(shape.tactic) ? takes_hopper : takes_tiles)) continue;
-    if (is_hopper(shape.tactic) && !has_room_for_bias(p, shape)) continue;
+    if (shape.rank != p.rank) continue;
+    if (is_hopper(shape.tactic) ? !takes_hopper || !has_room_for_bias(p, shape) : dim == 0) continue;
+    if (is_wide(shape.tactic) && !takes_wide) continue;
     const double own = cost(p, shape);
     int32_t at = count++;
     for (; at > 0 && own < costs[at - 1]; --at) {  // among equals the table's order stays

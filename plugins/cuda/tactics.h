@@ -7,11 +7,17 @@
 
 namespace na_deploy {
 
-// One axis: 64 or 128 queries. Two: 8x8, 16x8 or 4x16. Three: 4x4x4, 2x4x8 or 4x4x8. Boxes have 64 keys.
+// Tactic, axes, queries of a tile, keys of a box. One axis: 64 or 128 queries. Two: 8x8, 16x8 or 4x16. Three: 4x4x4,
+// 2x4x8 or 4x4x8. Boxes of 64 keys.
 #define NA_TILE_SHAPES(use)                                                                  \
   use(2, 1, 1, 1, 64, 1, 1, 64) use(3, 1, 1, 1, 128, 1, 1, 64) use(4, 2, 1, 8, 8, 1, 8, 8)   \
       use(5, 2, 1, 16, 8, 1, 8, 8) use(6, 2, 1, 4, 16, 1, 4, 16) use(7, 3, 4, 4, 4, 4, 4, 4) \
           use(8, 3, 2, 4, 8, 2, 4, 8) use(9, 3, 4, 4, 8, 4, 4, 4)
+
+// Boxes of 128 keys, half as many: for narrow heads of 16 bits, whose sums leave registers for as many scores.
+#define NA_WIDE_SHAPES(use) use(10, 2, 1, 8, 8, 1, 16, 8) use(11, 2, 1, 16, 8, 1, 16, 8) use(12, 3, 4, 4, 4, 8, 4, 4)
+constexpr int kNarrowBytes = 64;  // of a head
+constexpr bool has_wide(int dim, size_t width) { return width == 2 && dim * width <= kNarrowBytes; }
 
 // Hopper's: 128 queries and boxes of as many keys. One axis; 8x16 or 16x8; 2x8x8 or 4x4x8.
 #define NA_HOPPER_SHAPES(use) \

@@ -1,8 +1,8 @@
 // Fused neighborhood attention on tensor cores.
 //
 // A block of threads takes a tile of queries (one image, head and dilation group), 16 of them to a warp, and goes
-// through boxes of 64 keys: loaded once for the whole tile from the tensors as they are, heads last, two boxes in
-// flight; scores, mask, bias and an online softmax in registers in float32. Boxes that no query sees do not come up,
+// through boxes of 64 or 128 keys: loaded once for the whole tile from the tensors as they are, heads last, two boxes
+// in flight; scores, mask, bias and an online softmax in registers in float32. Boxes that no query sees do not come up,
 // those that all see are not masked, and a warp passes over each 16 keys that none of its queries sees. Nothing of the
 // size of scores leaves the registers.
 #pragma once
@@ -19,18 +19,15 @@
 
 namespace na_deploy {
 
-constexpr int kBoxKeys = 64;
-constexpr int kPairs = kBoxKeys / 16;  // pairs of eight keys, as they are multiplied
 constexpr uint32_t kPairBits = 0xFFFF;
 
 // Shared memory: two stages of keys and values, the tile, its queries' windows, and the head's biases if they fit.
 template <typename T, int kDim, typename S>
 struct Layout {
-  static_assert(S::kKeys == kBoxKeys, "a box has 64 keys");
-  static_assert(S::kQueries % 16 == 0 && S::kQueries <= 2 * kBoxKeys, "a warp takes 16 queries; they pass a stage");
+  static_assert(S::kQueries % 16 == 0 && S::kQueries <= 2 * S::kKeys, "a warp takes 16 queries; they pass a stage");
   static constexpr int kThreads = 2 * S::kQueries;
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(T));
-  static constexpr int kPart = kBoxKeys * kRowBytes;  // keys or values
+  static constexpr int kPart = S::kKeys * kRowBytes;  // keys or values
   static constexpr int kTile = 4 * kPart;
   static constexpr int kWindows = kTile + static_cast<int>(sizeof(Tile));
   static constexpr int kBias = kWindows + static_cast<int>(sizeof(RowWindow)) * S::kQueries;
@@ -80,6 +77,8 @@ class TileKernel {
   using R = Rows<L::kRowBytes>;
   using F = Fragments<T, L::kRowBytes>;
   static constexpr int kNumbers = 16 / static_cast<int>(sizeof(T));  // in a piece of 16 bytes
+  static constexpr int kPairs = S::kKeys / 16;                       // pairs of eight keys, as they are multiplied
+  static constexpr int kWords = S::kKeys / 32;                       // of a bit for each key
   using Loads = RowLoads<S, L::kRowBytes, L::kThreads>;
 
   NA_DEVICE static dev::Shared stage(int number) {
@@ -148,7 +147,7 @@ class TileKernel {
     const int piece = Loads::piece();
     const int64_t channel = tile_.head * p_.head_dim + piece * kNumbers;
     NA_NO_UNROLL
-    for (int row = Loads::row(); row < kBoxKeys; row += Loads::kAtOnce) {
+    for (int row = Loads::row(); row < S::kKeys; row += Loads::kAtOnce) {
       int32_t at[kAxes];
       split(row, S::box(), at);
       int32_t position = -Loads::offset(S::box(), distance_);
@@ -176,7 +175,7 @@ class TileKernel {
     const int32_t key_head = quotient(tile_.head, p_.by_heads_per_key);
     const int piece = Loads::piece();
     NA_NO_UNROLL
-    for (int row = Loads::row(); row < kBoxKeys; row += Loads::kAtOnce) {
+    for (int row = Loads::row(); row < S::kKeys; row += Loads::kAtOnce) {
       const int64_t at = (tile_.image * p_.additional + first + row) * p_.key_heads + key_head;
       const T* key = static_cast<const T*>(p_.additional_key) + at * p_.head_dim + piece * kNumbers;
       const T* value = static_cast<const T*>(p_.additional_value) + at * p_.value_dim + piece * kNumbers;
@@ -190,13 +189,13 @@ class TileKernel {
     if (dev::thread() < S::kQueries) window(dev::thread()) = row_window<S>(p_, tile_, dev::thread());
   }
 
-  NA_DEVICE static bool needs(const uint32_t (&words)[2], int pair) {
+  NA_DEVICE static bool needs(const uint32_t (&words)[kWords], int pair) {
     return (words[pair / 2] >> (pair % 2 * 16) & kPairBits) != 0;
   }
 
   // The products with a box's keys that the warp needs, as `place(score, key)` turns them into scores.
   template <typename Place>
-  NA_DEVICE void score_box(dev::Shared stage, const uint32_t (&needed)[2], float (&score)[2 * kPairs][4],
+  NA_DEVICE void score_box(dev::Shared stage, const uint32_t (&needed)[kWords], float (&score)[2 * kPairs][4],
                            float (&highest)[2], const Place& place) const {
     const int lane = dev::thread() % 32;
     NA_UNROLL
@@ -219,7 +218,7 @@ class TileKernel {
   }
 
   // The same where some keys are not seen or there is a bias.
-  NA_DEVICE void score_masked(const KeyStep& step, dev::Shared stage, uint32_t (&needed)[2],
+  NA_DEVICE void score_masked(const KeyStep& step, dev::Shared stage, uint32_t (&needed)[kWords],
                               float (&score)[2 * kPairs][4], float (&highest)[2]) const {
     if (step.is_additional()) {
       const int32_t left = p_.additional - step.additional - dev::thread() % 4 * 2;
@@ -229,7 +228,7 @@ class TileKernel {
     const int row = dev::thread() / 32 * 16 + dev::thread() % 32 / 4;
     const Seen<S> seen[2] = {look<S>(p_, window(row), step), look<S>(p_, window(row + 8), step)};
     NA_UNROLL
-    for (int w = 0; w < 2; ++w) {
+    for (int w = 0; w < kWords; ++w) {
       // A lane's bits are moved by its first key; the first of four lanes has them all.
       needed[w] = dev::any_bits((seen[0].keys.word[w] | seen[1].keys.word[w]) << (dev::thread() % 4 * 2));
     }
@@ -255,14 +254,19 @@ class TileKernel {
     // Where all is seen and nothing added, the factor is left to the exponential. A negative one turns maxima round.
     const bool is_plain = is_inside(tile_, S::box(), S::kFirstAxis, step, p_.additional) &&
                           (step.is_additional() || p_.rel_pos_bias == nullptr) && p_.scale > 0.0F;
-    uint32_t needed[2] = {0xFFFFFFFFU, 0xFFFFFFFFU};  // by any row of the warp
+    uint32_t needed[kWords];  // by any row of the warp
+    NA_UNROLL
+    for (uint32_t& word : needed) word = 0xFFFFFFFFU;
     float score[2 * kPairs][4];
     float highest[2] = {-INFINITY, -INFINITY};
     if (is_plain) {
       score_box(stage, needed, score, highest, [](float(&)[4], int) {});
     } else {
       score_masked(step, stage, needed, score, highest);
-      if ((needed[0] | needed[1]) == 0) return;
+      uint32_t some = 0;
+      NA_UNROLL
+      for (const uint32_t word : needed) some |= word;
+      if (some == 0) return;
     }
     const float unit = is_plain ? p_.scale * kLog2E : 1.0F;
     float base[2];

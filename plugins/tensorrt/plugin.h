@@ -11,6 +11,8 @@
 
 namespace na_deploy {
 
+// The second version of the build interface adds outputs that share memory with inputs, which attention has not;
+// without it the library loads into every release of TensorRT 10.
 class AttentionPlugin final : public nvinfer1::IPluginV3,
                               public nvinfer1::v_1_0::IPluginV3OneCore,
                               public nvinfer1::v_1_0::IPluginV3OneBuild,

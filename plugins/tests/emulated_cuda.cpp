@@ -61,6 +61,9 @@ struct Emulator {
 #define NA_CASE(id, rank, t0, t1, t2, b0, b1, b2) \
   case id:                                        \
     return shape<T, kDim, Shape<rank, t0, t1, t2, b0, b1, b2>>(problem);
+    if constexpr (has_wide(kDim, sizeof(T))) {
+      switch (tactic) { NA_WIDE_SHAPES(NA_CASE) }
+    }
     switch (tactic) {
       NA_TILE_SHAPES(NA_CASE)
       default:

@@ -129,8 +129,8 @@ int main(int argc, char** argv) {
   tensors[0] = tensor({2, 28, 14, 3, 4, 32}, half);
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "it is configured");
   std::vector<int32_t> tactics(static_cast<size_t>(build->getNbTactics()));
-  expect(tactics.size() == 4, "three shapes of tiles and the plain kernel");
-  expect(build->getValidTactics(tactics.data(), 4) == 0 && tactics[3] == 1 && tactics[0] > 1, "tiles come first");
+  expect(tactics.size() == 6, "five shapes of tiles and the plain kernel");
+  expect(build->getValidTactics(tactics.data(), 6) == 0 && tactics[5] == 1 && tactics[0] > 1, "tiles come first");
   tensors[0] = tensor({2, 28, 14, 3, 4, 32}, DataType::kFLOAT);
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0 && build->getNbTactics() == 4, "float32 too");
   tensors[0] = tensor({2, 6, 14, 3, 4, 32}, half);
@@ -151,9 +151,9 @@ int main(int argc, char** argv) {
   expect(build->getOutputShapes(three, 3, nullptr, 0, out, 2, builder) == 0 && out[0].d[1] == three[0].d[1],
          "the output is as large as the map");
   expect(build->configurePlugin(padded, 3, padded + 3, 2) == 0, "windows may reach behind the map");
-  expect(build->getNbTactics() == 4, "tiles follow them too");
+  expect(build->getNbTactics() == 6, "tiles follow them too");
   padded[0] = tensor({2, 28, 14, 3, 4, 32}, half);
-  expect(build->configurePlugin(padded, 3, padded + 3, 2) == 0 && build->getNbTactics() == 4, "large maps take tiles");
+  expect(build->configurePlugin(padded, 3, padded + 3, 2) == 0 && build->getNbTactics() == 6, "large maps take tiles");
   PluginTensorDesc then[5];
   for (int i = 0; i < 5; ++i) then[i] = padded[i].desc;
   expect(runtime->onShapeChange(then, 3, then + 3, 2) == 0, "a large map is taken at run time");

@@ -23,6 +23,8 @@ TOLERANCE = dict(zip(DTYPES, (2e-6, 3e-3, 2e-2), strict=True))
 """Largest difference relative to the largest output; weights are rounded to the type before values are summed."""
 PLAIN = 1
 BOXES = {1: (1, 1, 64), 2: (1, 8, 8), 3: (4, 4, 4)}
+WIDE = {1: set(), 2: {10, 11}, 3: {12}}
+"""Tactics with boxes of 128 keys."""
 HOPPER = {1: {20}, 2: {21, 22}, 3: {23, 24}}
 TILES = {2: (1, 1, 64), 3: (1, 1, 128), 4: (1, 8, 8), 5: (1, 16, 8), 6: (1, 4, 16), 7: (4, 4, 4), 8: (2, 4, 8)}
 
@@ -211,10 +213,11 @@ def test_a_small_map_without_padding_is_refused(gpu: EmulatedGpu):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("seed", range(100, 112))
 def test_every_tile_shape_agrees_with_float64(gpu: EmulatedGpu, seed: int, dtype: np.dtype):
-    wide = [8, 16, 24, 32, 48, 64] if seed % 4 else [96, 128]
-    problem, spec, scale = random_problem(seed, dtype, [4, 12, 32, 60, 64] if dtype == FLOAT else wide)
+    half_dims = [8, 16, 24, 32, 48, 64] if seed % 4 else [96, 128]
+    problem, spec, scale = random_problem(seed, dtype, [4, 12, 32, 60, 64] if dtype == FLOAT else half_dims)
     tactics = [tactic for tactic in gpu.tactics(problem) if tactic < 20]
-    assert set(tactics) == {1: {2, 3, 1}, 2: {4, 5, 6, 1}, 3: {7, 8, 9, 1}}[spec.rank]
+    wide = WIDE[spec.rank] if problem.params.head_dim <= 32 >= problem.params.value_dim and dtype != FLOAT else set()
+    assert set(tactics) == {1: {2, 3, 1}, 2: {4, 5, 6, 1}, 3: {7, 8, 9, 1}}[spec.rank] | wide
     assert tactics[-1] == PLAIN
     for tactic in tactics[:-1]:
         problem.output[...] = np.nan
