@@ -13,6 +13,7 @@ from gpu_check_build import NAMES, Kernels
 
 PLAIN = 1
 FULL = "full attention, SDPA"
+DEVICE = "cuda"
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> di
     from cpu_library import Params, _sizes
 
     rank, tokens = len(case.lengths), prod(case.lengths)
-    qkv = torch.randn(case.batch, *case.lengths, 3, case.heads, case.head_dim, device="cuda").half()
-    bias = torch.randn(case.heads, *(2 * k - 1 for k in case.kernel_size), device="cuda").half() if case.bias else None
-    output = torch.empty(case.batch, *case.lengths, case.heads, case.head_dim, device="cuda", dtype=torch.half)
+    qkv = torch.randn(case.batch, *case.lengths, 3, case.heads, case.head_dim, device=DEVICE).half()
+    bias = torch.randn(case.heads, *(2 * k - 1 for k in case.kernel_size), device=DEVICE).half() if case.bias else None
+    output = torch.empty(case.batch, *case.lengths, case.heads, case.head_dim, device=DEVICE, dtype=torch.half)
     params = Params(
         rank=rank,
         packed=1,
@@ -145,7 +146,7 @@ def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> di
     if peers:
         candidates[FULL] = lambda: F.scaled_dot_product_attention(query, key, value)
         if case.batch * case.heads * tokens**2 * 2 < 8e9:
-            mask = torch.zeros(case.batch, case.heads, tokens, tokens, device="cuda", dtype=torch.half)
+            mask = torch.zeros(case.batch, case.heads, tokens, tokens, device=DEVICE, dtype=torch.half)
             candidates["dense mask, SDPA"] = lambda: F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         if rank == 2 and case.batch * case.heads * tokens * prod(case.kernel_size) * case.head_dim < 8e9:
             candidates["unfold, borders of zeros"] = unfolded(case, query, key, value)
@@ -203,10 +204,10 @@ def compiled_flex(case: Case, query: Any, key: Any, value: Any) -> Callable[[], 
     from na_deploy.attention.windows import window_bounds
 
     rank, tokens = len(case.lengths), prod(case.lengths)
-    places = torch.from_numpy(np.indices(case.lengths).reshape(rank, -1)).cuda()
+    places = torch.from_numpy(np.indices(case.lengths).reshape(rank, -1)).to(DEVICE)
     steps, strides = case.dilation or (1,) * rank, case.stride or (1,) * rank
     axes = zip(case.lengths, case.kernel_size, steps, strides, strict=True)
-    bounds = [tuple(torch.from_numpy(b).cuda() for b in window_bounds(*sizes)) for sizes in axes]
+    bounds = [tuple(torch.from_numpy(b).to(DEVICE) for b in window_bounds(*sizes)) for sizes in axes]
 
     def mask(batch: object, head: object, q: Any, k: Any) -> Any:
         sees = q >= 0
@@ -217,7 +218,7 @@ def compiled_flex(case: Case, query: Any, key: Any, value: Any) -> Callable[[], 
         return sees
 
     try:
-        blocks = create_block_mask(mask, None, None, tokens, tokens, device="cuda", _compile=True)
+        blocks = create_block_mask(mask, None, None, tokens, tokens, device=DEVICE, _compile=True)
         torch._dynamo.reset()
         compiled = torch.compile(flex_attention, dynamic=False)
         compiled(query, key, value, block_mask=blocks)
@@ -231,7 +232,7 @@ def copy_gigabytes() -> float:
     """Return GB/s of a device copy, read and write counted."""
     import torch
 
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     ms = milliseconds({"copy": lambda: target.copy_(source)})["copy"]
     return 2 * source.numel() / ms / 1e6

@@ -1,0 +1,81 @@
+"""The timings of the check for GPUs, on a CPU: everything but the clock and the device is as it is there."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.native
+
+
+class EmulatedKernels:
+    """What gpu_check_build.Kernels is, over the emulated GPU."""
+
+    def __init__(self, native_build: Path) -> None:
+        self._library = ctypes.CDLL(str(native_build / "plugins/tests/libna_deploy_cuda_emulated.so"))
+
+    def tactics(self, params: Any) -> list[int]:
+        """Return the ways to compute a problem, the default first."""
+        found = (ctypes.c_int32 * 16)()
+        return list(found[: self._library.na_cuda_tactics(ctypes.byref(params), found, len(found))])
+
+    def launch(self, params: Any, tactic: int) -> None:
+        """Compute."""
+        assert self._library.na_forward_emulated(ctypes.byref(params), tactic) == 0
+
+
+@pytest.fixture
+def timings(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    module = importlib.import_module("gpu_check_timings")
+
+    def once(candidates: dict[str, Callable[[], Any]]) -> dict[str, float]:
+        for run in candidates.values():
+            run()
+        return {name: 1.0 + place for place, name in enumerate(candidates)}
+
+    monkeypatch.setattr(module, "milliseconds", once)
+    monkeypatch.setattr(module, "DEVICE", "cpu")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    return module
+
+
+def test_a_case_is_timed_beside_its_peers_and_checked(timings: Any, native_build: Path):
+    case = timings.Case("stage", 1, (12, 10), 2, 32, (5, 3), (2, 1), bias=True, published_ms="3")
+    row = timings.time_case(EmulatedKernels(native_build), case, copy_rate=1000.0, peers=True)
+    peers = {"full attention, SDPA", "dense mask, SDPA", "unfold, borders of zeros", "compiled flex"}
+    assert peers < set(row["all"])
+    assert len(row["all"]) == 5 + len(peers)  # five shapes of tiles
+    assert row["difference"] < 3e-3
+    assert row["published, H100"] == "3"
+    operations = 4.0 * 32 * (12 * 5) * (10 * 3) * 2
+    assert row["TFLOP/s"] == pytest.approx(operations / 1e9)  # the best took a millisecond
+    full = 4.0 * 32 * 120 * 120 * 2 / row["all"]["full attention, SDPA"]
+    assert row["of full attention's rate"] == pytest.approx(operations / full)
+    assert row["of copy"] == pytest.approx(4.0 * 120 * 2 * 32 * 2 / 1e6 / 1000.0)
+
+
+def test_hopper_s_kernels_are_timed_too(timings: Any, native_build: Path):
+    case = timings.Case("1-D", 1, (300,), 1, 64, (200,), stride=(50,))
+    row = timings.time_case(EmulatedKernels(native_build), case, copy_rate=1000.0, peers=False)
+    assert "Hopper 128" in row["all"]
+    assert row["difference"] < 3e-3
+
+
+def test_peers_with_inner_borders_agree_with_ours(timings: Any):
+    """Unfold's zeros at borders are not the operator's; away from borders it computes the same."""
+    case = timings.Case("stage", 1, (9, 11), 2, 8, (3, 3))
+    query, key, value = torch.randn(3, 1, 2, 99, 8)
+    found = timings.unfolded(case, query, key, value)().view(1, 2, 9, 11, 8)
+    at = [(y, x) for y in (3, 4, 5) for x in (4, 5, 6)]
+    places = torch.tensor([y * 11 + x for y, x in at])
+    weights = (query[:, :, 4 * 11 + 5 : 4 * 11 + 6] @ key[:, :, places].transpose(2, 3) * 8**-0.5).softmax(-1)
+    torch.testing.assert_close(found[:, :, 4, 5], (weights @ value[:, :, places])[:, :, 0])
+    flex = timings.compiled_flex(case, query, key, value)
+    torch.testing.assert_close(flex()[:, :, 4 * 11 + 5], found[:, :, 4, 5])
