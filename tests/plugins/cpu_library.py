@@ -12,6 +12,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from na_deploy.attention.reference import AttentionResult
 from na_deploy.attention.windows import NeighborhoodSpec
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,9 @@ def aligned(elements: int, dtype: np.dtype = DTYPES[0]) -> np.ndarray:
 
 class Problem:
     """One call's parameters and tensors. ``query`` is packed qkv where ``key`` is left out."""
+
+    expected: AttentionResult | None = None
+    """What float64 says, once somebody has asked."""
 
     def __init__(
         self,
