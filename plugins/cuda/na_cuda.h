@@ -20,7 +20,8 @@ typedef struct CUstream_st* na_cuda_stream; /* cudaStream_t */
 NA_CUDA_API int na_cuda_check(const na_params* params, char* message, size_t size);
 
 /* Writes the numbers of the ways to compute a problem into `tactics`, the one that is taken by default first, and
- * returns how many there are, at most `capacity`. They depend on sizes and types, not on pointers. */
+ * returns how many there are, at most `capacity`. They depend on sizes, types and the
+ * present device, and on whether there are a bias and padding; nothing behind a pointer is read. */
 NA_CUDA_API int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, int32_t capacity);
 
 /* Launches one kernel on `stream`. `tactic`: a number from na_cuda_tactics, or 0 for the default. Pointers are to

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "na_cuda.h"
+#include "sizes.h"
 
 namespace na_deploy {
 namespace {
@@ -14,13 +15,7 @@ using nvinfer1::DataType;
 using nvinfer1::Dims;
 using nvinfer1::DynamicPluginTensorDesc;
 
-constexpr int32_t kMostInputs = 6;
 constexpr int32_t kMostTactics = 16;
-constexpr char kSomePadding = 0;  // checks ask whether there is padding, and do not read it
-
-na_dtype dtype_of(DataType type) {
-  return type == DataType::kHALF ? NA_FLOAT16 : type == DataType::kBF16 ? NA_BFLOAT16 : NA_FLOAT32;
-}
 
 bool is_known(DataType type) { return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16; }
 
@@ -53,49 +48,6 @@ nvinfer1::IPluginV3* AttentionPlugin::clone() noexcept {
   }
 }
 
-bool AttentionPlugin::takes_inputs(int32_t inputs) const {
-  return form_ == Form::kPacked ? inputs >= 1 && inputs <= 3 : inputs == 3 || inputs == 4 || inputs == 6;
-}
-
-std::string AttentionPlugin::read_sizes(const Dims* const* dims, DataType type, int32_t inputs,
-                                        na_params& params) const {
-  const int32_t rank = attributes_.rank();
-  const Dims& first = *dims[0];
-  const bool packed = form_ == Form::kPacked;
-  if (!takes_inputs(inputs)) return "it takes other numbers of inputs than " + std::to_string(inputs);
-  if (first.nbDims != rank + (packed ? 4 : 3)) {
-    return "its first input has " + std::to_string(first.nbDims) + " dimensions, and kernel_size is for " +
-           std::to_string(rank) + " spatial axes";
-  }
-  params = {};
-  params.rank = rank;
-  params.packed = packed ? 1 : 0;
-  params.dtype = dtype_of(type);
-  params.batch = first.d[0];
-  for (int32_t a = 0; a < rank; ++a) {
-    params.length[a] = first.d[1 + a];
-    params.kernel_size[a] = attributes_.kernel_size[static_cast<size_t>(a)];
-    params.dilation[a] = attributes_.dilation[static_cast<size_t>(a)];
-    params.stride[a] = attributes_.stride[static_cast<size_t>(a)];
-    params.is_causal[a] = attributes_.is_causal[static_cast<size_t>(a)];
-  }
-  params.heads = first.d[first.nbDims - 2];
-  params.head_dim = first.d[first.nbDims - 1];
-  params.scale = attributes_.scale;
-  params.key_heads = packed ? params.heads : dims[1]->d[rank + 1];
-  params.value_dim = packed ? params.head_dim : dims[2]->d[rank + 2];
-  if (!packed && inputs == kMostInputs) params.additional = dims[4]->d[1];
-  if (packed && first.d[rank + 1] != 3) return "qkv must be (B, spatial axes, 3, H, D)";
-  if (packed && inputs == 3) {
-    const Dims& padding = *dims[2];
-    if (padding.nbDims != 3 || padding.d[0] != 3 || padding.d[1] != params.heads || padding.d[2] != params.head_dim) {
-      return "padding must be (3, H, D) as qkv has them";
-    }
-    params.padding = &kSomePadding;
-  }
-  return "";
-}
-
 int32_t AttentionPlugin::configurePlugin(const DynamicPluginTensorDesc* in, int32_t inputs,
                                          const DynamicPluginTensorDesc* /*out*/, int32_t /*outputs*/) noexcept {
   try {
@@ -107,7 +59,7 @@ int32_t AttentionPlugin::configurePlugin(const DynamicPluginTensorDesc* in, int3
       largest[static_cast<size_t>(i)] = in[i].max.nbDims > 0 && in[i].max.d[0] >= 0 ? &in[i].max : &in[i].desc.dims;
     }
     na_params params;
-    std::string wrong = read_sizes(largest.data(), in[0].desc.type, inputs, params);
+    std::string wrong = read_sizes(form_, attributes_, largest.data(), in[0].desc.type, inputs, params);
     char message[256] = "";
     const bool known = params.batch >= 0 && params.length[0] >= 0;
     params.batch = 0;  // no tensors to look at
@@ -116,7 +68,7 @@ int32_t AttentionPlugin::configurePlugin(const DynamicPluginTensorDesc* in, int3
       refuse(form_, wrong);
       return 1;
     }
-    wrong = read_sizes(usual.data(), in[0].desc.type, inputs, params);
+    wrong = read_sizes(form_, attributes_, usual.data(), in[0].desc.type, inputs, params);
     tactics_.assign(kMostTactics, 0);
     tactics_.resize(static_cast<size_t>(na_cuda_tactics(&params, tactics_.data(), kMostTactics)));
     return wrong.empty() ? 0 : 1;
@@ -140,7 +92,7 @@ int32_t AttentionPlugin::getOutputShapes(const nvinfer1::DimsExprs* in, int32_t 
                                          nvinfer1::IExprBuilder& /*builder*/) noexcept {
   const bool packed = form_ == Form::kPacked;
   const int32_t rank = attributes_.rank();
-  if (!takes_inputs(inputs) || outputs < 1 || in[0].nbDims != rank + (packed ? 4 : 3)) return 1;
+  if (!takes_inputs(form_, inputs) || outputs < 1 || in[0].nbDims != rank + (packed ? 4 : 3)) return 1;
   if (!packed && in[2].nbDims != rank + 3) return 1;
   nvinfer1::DimsExprs shape{};
   shape.nbDims = rank + 3;
@@ -157,7 +109,7 @@ int32_t AttentionPlugin::getOutputShapes(const nvinfer1::DimsExprs* in, int32_t 
 
 bool AttentionPlugin::supportsFormatCombination(int32_t position, const DynamicPluginTensorDesc* tensors,
                                                 int32_t inputs, int32_t outputs) noexcept {
-  if (!takes_inputs(inputs) || position < 0 || position >= inputs + outputs) return false;
+  if (!takes_inputs(form_, inputs) || position < 0 || position >= inputs + outputs) return false;
   const nvinfer1::PluginTensorDesc& own = tensors[position].desc;
   if (own.format != nvinfer1::TensorFormat::kLINEAR) return false;
   if (position == inputs + 1) return own.type == DataType::kFLOAT;
@@ -181,7 +133,7 @@ int32_t AttentionPlugin::onShapeChange(const nvinfer1::PluginTensorDesc* in, int
     if (inputs < 1 || inputs > kMostInputs) return 1;
     std::array<const Dims*, kMostInputs> dims{};
     for (int32_t i = 0; i < inputs; ++i) dims[static_cast<size_t>(i)] = &in[i].dims;
-    std::string wrong = read_sizes(dims.data(), in[0].type, inputs, sizes_);
+    std::string wrong = read_sizes(form_, attributes_, dims.data(), in[0].type, inputs, sizes_);
     na_params empty = sizes_;
     empty.batch = 0;  // no tensors to look at
     char message[256] = "";

@@ -50,18 +50,13 @@ class AttentionPlugin final : public nvinfer1::IPluginV3,
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  private:
-  bool takes_inputs(int32_t inputs) const;
-  // Fills in sizes; returns an empty string, or a sentence about what does not fit.
-  std::string read_sizes(const nvinfer1::Dims* const* dims, nvinfer1::DataType type, int32_t inputs,
-                         na_params& params) const;
-
   Form form_;
   Attributes attributes_;
   std::string timing_cache_id_;
   std::vector<int32_t> tactics_;
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection serialized_{};
-  na_params sizes_{};  // of the last shapes; pointers are null, or for padding say that there is some
+  na_params sizes_{};  // of the last shapes; enqueue sets all pointers, or for padding say that there is some
   int32_t inputs_ = 0;
 };
 

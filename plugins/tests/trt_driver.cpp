@@ -162,6 +162,27 @@ int main(int argc, char** argv) {
   expect(runtime->onShapeChange(then, 2, then + 3, 2) != 0, "which is refused without padding");
   then[2].dims.d[1] = 2;
   expect(runtime->onShapeChange(then, 3, then + 3, 2) != 0, "padding of other heads is refused");
+  then[2].dims.d[1] = 4;
+  then[1].dims.d[2] = 8;
+  expect(runtime->onShapeChange(then, 3, then + 3, 2) != 0, "a bias of another kernel_size is refused");
+
+  // Separate tensors must fit each other.
+  auto* runs_apart = capability<v_1_0::IPluginV3OneRuntime>(*other, PluginCapabilityType::kRUNTIME);
+  const auto fits = [&](int input, int axis, int64_t size) {
+    PluginTensorDesc six[8] = {tensor({2, 28, 14, 4, 32}, half).desc, tensor({2, 28, 14, 2, 32}, half).desc,
+                               tensor({2, 28, 14, 2, 16}, half).desc, tensor({4, 5, 5}, half).desc,
+                               tensor({2, 6, 2, 32}, half).desc,      tensor({2, 6, 2, 16}, half).desc};
+    six[input].dims.d[axis] = size;
+    return runs_apart->onShapeChange(six, 6, six + 6, 2) == 0;
+  };
+  expect(fits(0, 0, 2), "six tensors are taken");
+  expect(!fits(1, 1, 27), "keys of another map are refused");
+  expect(!fits(1, 4, 16), "keys of other channels are refused");
+  expect(!fits(2, 3, 4), "values of other heads are refused");
+  expect(!fits(3, 0, 2), "biases of other heads are refused");
+  expect(!fits(4, 3, 16), "additional keys of other channels are refused");
+  expect(!fits(5, 1, 7), "additional values in another number are refused");
+  expect(!fits(1, 3, 3), "heads that do not divide are refused");
   auto* apart = capability<v_1_0::IPluginV3OneBuild>(*other, PluginCapabilityType::kBUILD);
   expect(!apart->supportsFormatCombination(0, padded, 2, 2), "two inputs are too few for the other operator");
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "it is configured as before");

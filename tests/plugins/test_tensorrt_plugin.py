@@ -65,7 +65,7 @@ def compiled(folder: Path, output: str, *sources: Path, options: tuple[str, ...]
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plugin")
     (folder / "no_gpu.cpp").write_text(NO_GPU)
-    sources = [PLUGINS / "tensorrt" / name for name in ("attributes.cpp", "library.cpp", "plugin.cpp")]
+    sources = [PLUGINS / "tensorrt" / name for name in ("attributes.cpp", "library.cpp", "plugin.cpp", "sizes.cpp")]
     sources += [PLUGINS / "cuda/tactics.cpp", PLUGINS / "core/check.cpp", folder / "no_gpu.cpp"]
     return compiled(folder, "libna_deploy_trt.so", *sources, options=("-shared", "-fPIC", "-fvisibility=hidden"))
 
