@@ -218,6 +218,12 @@ def main() -> int:
     parser.add_argument("--library", type=Path, help="correctness alone, of kernels compiled before, on the GPU")
     arguments = parser.parse_args()
     import_ours()
+    if not arguments.emulate:
+        import torch
+
+        if not torch.cuda.is_available():
+            print("error: PyTorch finds no GPU; run this where torch.cuda.is_available()", file=sys.stderr)
+            return 1
     if not (arguments.emulate or arguments.library):
         return 0 if report(arguments) else 1
     seeds = range(arguments.problems)

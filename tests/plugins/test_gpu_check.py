@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.native
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 class EmulatedKernels:
@@ -32,7 +35,7 @@ class EmulatedKernels:
 
 @pytest.fixture
 def timings(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    monkeypatch.syspath_prepend(BENCHMARKS)
     module = importlib.import_module("gpu_check_timings")
 
     def once(candidates: dict[str, Callable[[], Any]]) -> dict[str, float]:
@@ -44,6 +47,16 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "DEVICE", "cpu")
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     return module
+
+
+def test_a_machine_without_a_gpu_is_told_so_in_a_sentence(tmp_path: Path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--output", str(tmp_path / "results")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: PyTorch finds no GPU; run this where torch.cuda.is_available()\n"
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_case_is_timed_beside_its_peers_and_checked(timings: Any, native_build: Path):
