@@ -56,8 +56,10 @@ FAMILY_B = [
 
 
 def milliseconds(candidates: dict[str, Callable[[], Any]], rounds: int = 15) -> dict[str, float]:
-    """Return medians of CUDA graph replays, candidates in turn; one that cannot be captured runs as it is,
-    one that fails is left out."""
+    """Return medians of CUDA graph replays, candidates in turn.
+
+    A candidate that cannot be captured runs as it is; one that fails is left out.
+    """
     import torch
 
     replays: dict[str, Callable[[], Any]] = {}
