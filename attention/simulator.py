@@ -99,20 +99,6 @@ class Simulation:
         return self.unmasked_tiles == self.visited_tiles
 
 
-def whole_axes(kernel_size: Sequence[int], lengths: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
-    """Return the kernel sizes with -1 replaced by the whole axis, as NATTEN's interface has it.
-
-    Raises:
-        UsageError: the counts of values differ.
-    """
-    if not len(kernel_size) == len(lengths) == len(dilation):
-        raise UsageError(f"{len(kernel_size)} window sizes and {len(dilation)} dilations for {len(lengths)} axes")
-    return tuple(
-        length // step if kernel == -1 else kernel
-        for kernel, length, step in zip(kernel_size, lengths, dilation, strict=True)
-    )
-
-
 @lru_cache(maxsize=1 << 16)
 def count_axis(
     length: int, kernel_size: int, dilation: int, stride: int, is_causal: bool, tile_q: int, tile_kv: int
@@ -312,5 +298,4 @@ __all__ = [
     "simulate",
     "sweep_strides",
     "tile_shapes",
-    "whole_axes",
 ]

@@ -102,6 +102,27 @@ def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ..
     return values
 
 
+WHOLE_AXIS = -1
+"""A kernel size that stands for the whole axis, as NATTEN's interface has it."""
+
+
+def whole_axes(
+    kernel_size: Sequence[int], lengths: Sequence[int], dilation: int | Sequence[int] = 1
+) -> tuple[int, ...]:
+    """Return the kernel sizes with -1 replaced by the whole axis: as many elements as every dilation group has.
+
+    Raises:
+        UsageError: the counts of values differ.
+    """
+    if len(kernel_size) != len(lengths):
+        raise UsageError(f"{len(kernel_size)} window sizes for {len(lengths)} axes; give one per axis")
+    steps = _per_axis("dilation", dilation, len(lengths))
+    return tuple(
+        length // step if kernel == WHOLE_AXIS else kernel
+        for kernel, length, step in zip(kernel_size, lengths, steps, strict=True)
+    )
+
+
 def group_length(length: int, dilation: int) -> IntArray:
     """Return how many positions each dilation group holds: ``ceil((L - g) / d)`` for g = 0 … d-1, shape (d,)."""
     groups = np.arange(dilation, dtype=np.int64)

@@ -48,8 +48,8 @@ def command(
     Upper bounds on the speedup, in arithmetic that counts and in tiles that a fused kernel computes (the model of
     Generalized Neighborhood Attention, arXiv:2504.16922); every stride, and the smallest that wins.
     """
-    from na_deploy.attention.simulator import best_tiles, simulate, sweep_strides, whole_axes
-    from na_deploy.attention.windows import NeighborhoodSpec
+    from na_deploy.attention.simulator import best_tiles, simulate, sweep_strides
+    from na_deploy.attention.windows import NeighborhoodSpec, whole_axes
 
     lengths = parse_sizes("--shape", shape)
     rank = len(lengths)

@@ -17,13 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from na_deploy.attention.torch_ops import neighborhood_attention
-from na_deploy.attention.windows import NeighborhoodSpec, attended_pairs
+from na_deploy.attention.windows import NeighborhoodSpec, attended_pairs, whole_axes
 from na_deploy.errors import UsageError
 from na_deploy.exporter.natten_api.calls import call_site
 from na_deploy.exporter.natten_api.swapping import swapped
-
-FULL_AXIS = -1
-"""A kernel size that stands for the whole axis."""
 
 _ROOT = "model"
 """What the module itself is called among layers."""
@@ -76,7 +73,7 @@ class SetWindow:
                 f"{layer} attends over {tokens} tokens and the grid {shown} has {math.prod(grid)}; give a grid of "
                 "that many, or say with text=first or text=last where the tokens outside it stand"
             )
-        kernel = [size if asked == FULL_AXIS else asked for asked, size in zip(self.kernel_size, grid, strict=True)]
+        kernel = whole_axes(self.kernel_size, grid, self.dilation)
         spec = NeighborhoodSpec.create(rank, kernel, self.dilation, self.stride, self.is_causal)
         spec.check_lengths(grid)
         return grid, spec

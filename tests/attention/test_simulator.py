@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from na_deploy.attention.simulator import best_tiles, simulate, sweep_strides, tile_shapes, whole_axes
+from na_deploy.attention.simulator import best_tiles, simulate, sweep_strides, tile_shapes
 from na_deploy.attention.windows import NeighborhoodSpec, axis_mask
 from na_deploy.errors import UsageError
 
@@ -138,4 +138,3 @@ def test_wrong_use_is_told():
         simulate((9, 9), spec, (2,), (2, 2))
     with pytest.raises(UsageError, match="power of two"):
         list(tile_shapes(96, 2))
-    assert whole_axes((-1, 5), (30, 48), (2, 1)) == (15, 5)

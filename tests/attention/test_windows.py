@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from na_deploy.attention import NeighborhoodSpec, attended_positions, axis_mask, window_bounds
+from na_deploy.attention.windows import whole_axes
 from na_deploy.errors import UsageError
 
 
@@ -86,3 +87,11 @@ def test_a_window_longer_than_its_axis_is_refused():
         spec.check_lengths((7, 13))
     with pytest.raises(UsageError, match="expected 2 spatial axes"):
         spec.check_lengths((14,))
+
+
+def test_a_window_of_minus_one_is_the_whole_axis():
+    assert whole_axes((-1, 5), (30, 48)) == (30, 5)
+    assert whole_axes((-1, -1, 3), (30, 49, 9), (2, 4, 1)) == (15, 12, 3)
+    assert whole_axes((-1, -1), (30, 48), 3) == (10, 16)
+    with pytest.raises(UsageError, match="1 window sizes for 2 axes"):
+        whole_axes((-1,), (30, 48))

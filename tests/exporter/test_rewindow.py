@@ -105,6 +105,11 @@ def test_named_layers_change_and_the_change_is_measured(tmp_path: Path):
     assert F.scaled_dot_product_attention is scaled_dot_product_attention
 
 
+def test_a_dilated_window_of_a_whole_axis_holds_what_every_dilation_group_has():
+    _, spec = SetWindow("*", (-1, 3), grid=(9, 6), dilation=(2, 1)).resolve("model", 54)
+    assert spec.kernel_size == (4, 3)
+
+
 def test_windows_of_whole_axes_change_nothing(tmp_path: Path):
     windows = [SetWindow("*", (-1, -1), grid=(5, 6))]
     report = export(model(), torch.randn(1, 30, 32), tmp_path / "model.onnx", windows=windows)
