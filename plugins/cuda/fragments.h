@@ -1,7 +1,7 @@
 // Products on tensor cores, in pieces of 16 keys by 16 channels of a warp's 16 queries.
 //
 // Numbers of 16 bits are multiplied as they are. Those of float32 are split into two of TF32, high and low, and
-// multiplied three times, high by high, high by low and low by high: what is left out is 2^-22 of a product.
+// multiplied three times, high by high, high by low and low by high: what is left out is 2^-21 of a product.
 #pragma once
 
 #include <cstdint>
@@ -49,15 +49,15 @@ struct Fragments {
   }
 };
 
-// A float32 as two TF32, each rounded to nearest: half a unit is added, what is below a unit then not looked at.
+// A float32 as two TF32: the high one rounded to nearest, by half a unit and what is below a unit cut off; the low one
+// as it is, its last bits not looked at. Half a unit on that one too would turn the device's NaN, 0x7FFFFFFF, into 0.
 struct Tf32Pair {
   uint32_t high;
   uint32_t low;
 };
 NA_DEVICE Tf32Pair split_tf32(float x) {
-  constexpr uint32_t kHalf = 0x1000;
-  const uint32_t high = (dev::float_bits(x) + kHalf) & 0xFFFFE000U;
-  return {high, dev::float_bits(x - dev::bits_float(high)) + kHalf};
+  const uint32_t high = (dev::float_bits(x) + 0x1000) & 0xFFFFE000U;
+  return {high, dev::float_bits(x - dev::bits_float(high))};
 }
 NA_DEVICE void multiply_split(float (&c)[4], const Tf32Pair (&a)[4], Tf32Pair b0, Tf32Pair b1) {
   const uint32_t high[4] = {a[0].high, a[1].high, a[2].high, a[3].high};

@@ -5,6 +5,7 @@
 
 #include "launch.h"
 #include "plain_kernel.h"
+#include "shared_memory.cuh"
 #include "tile_kernel.h"
 
 namespace na_deploy {
@@ -49,11 +50,10 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
   if (grid.blocks > kMostBlocks) return launch_plain<T>(problem, stream);
   const int32_t shared_bias = shared_bias_numbers(problem, S::tile(), S::box());
   const int bytes = Layout<T, kDim, S>::bytes(shared_bias);
-  if (bytes > 48 * 1024) {  // more than kernels get unasked
-    const cudaError_t allowed =
-        cudaFuncSetAttribute(tile_entry<T, kDim, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (allowed != cudaSuccess) return allowed;
-  }
+  // The most that any problem needs: the attribute is the function's, which other threads launch too.
+  constexpr int kMostBytes = Layout<T, kDim, S>::bytes(kMostSharedBias);
+  const cudaError_t allowed = allow_shared(tile_entry<T, kDim, S>, kMostBytes);
+  if (allowed != cudaSuccess) return allowed;
   tile_entry<T, kDim, S>
       <<<static_cast<unsigned>(grid.blocks), (Layout<T, kDim, S>::kThreads), static_cast<size_t>(bytes), stream>>>(
           problem, grid, shared_bias);

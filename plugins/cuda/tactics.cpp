@@ -71,6 +71,10 @@ double cost(const na_params& p, const TileShape& shape) {
 
 bool hopper_takes(const na_params& p) {
   if (reaches_behind(p)) return false;
+  double image = 2.0 * 3.0 * static_cast<double>(p.heads) * static_cast<double>(p.head_dim);  // bytes
+  for (int a = 0; a < p.rank; ++a) image *= static_cast<double>(p.length[a]);
+  constexpr double kFarthest = 1e12;  // the accelerator takes distances of less than 2^40 bytes
+  if (image > kFarthest) return false;
   if (p.dtype == NA_FLOAT32 || p.head_dim != p.value_dim || (p.head_dim != 64 && p.head_dim != 128)) return false;
   for (int a = 0; a < p.rank; ++a) {
     if (p.dilation[a] != 1) return false;

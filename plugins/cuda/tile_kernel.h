@@ -31,7 +31,8 @@ struct Layout {
   static constexpr int kTile = 4 * kPart;
   static constexpr int kWindows = kTile + static_cast<int>(sizeof(Tile));
   static constexpr int kBias = kWindows + static_cast<int>(sizeof(RowWindow)) * S::kQueries;
-  static int bytes(int32_t shared_bias) { return kBias + 4 * shared_bias; }
+  static constexpr int bytes(int32_t shared_bias) { return kBias + 4 * shared_bias; }
+  static_assert(kBias + 4 * kMostSharedBias <= 99 * 1024, "a block has 99 KB on the smaller devices");
 };
 
 template <typename T, int kDim, typename S>

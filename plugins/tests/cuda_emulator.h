@@ -156,6 +156,16 @@ class Block {
     while (meetings_[which].generation == generation) yield();
   }
 
+  // The same, and whether any of them says so.
+  bool barrier_or(int which, int threads, bool yes) {
+    Meeting& meeting = meetings_[which];
+    const size_t turn = static_cast<size_t>(meeting.generation % 2);
+    if (meeting.waiting == 0) meeting.any[turn] = false;
+    meeting.any[turn] = meeting.any[turn] || yes;
+    barrier_of(which, threads);
+    return meetings_[which].any[turn];
+  }
+
   template <typename Condition>
   void wait_until(const Condition& condition) {
     while (!condition()) yield();
@@ -248,6 +258,7 @@ class Block {
   struct Meeting {
     int waiting = 0;
     int64_t generation = 0;
+    bool any[2] = {};
   };
 
   struct Flight {
@@ -396,6 +407,7 @@ inline float log(float x) { return std::log(x); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 
 inline uint32_t float_bits(float x) {
+  if (std::isnan(x)) return 0x7FFFFFFF;  // the only NaN that arithmetic of a GPU makes
   uint32_t bits = 0;
   std::memcpy(&bits, &x, sizeof bits);
   return bits;

@@ -271,6 +271,27 @@ def test_a_tactic_that_does_not_fit_the_problem_gives_way_to_the_default(gpu: Em
         agree(problem, spec, scale, HALF)
 
 
+@pytest.mark.parametrize("part", range(3), ids=["query", "key", "value"])
+def test_what_is_not_a_number_does_not_get_lost(gpu: EmulatedGpu, part: int):
+    """float32 is split for tensor cores, by integers; a device's NaN is 0x7FFFFFFF."""
+    spec = NeighborhoodSpec.create(2, 3)
+    for dtype in (FLOAT, HALF):
+        qkv = aligned(81 * 3 * 16, dtype).reshape(1, 9, 9, 3, 1, 16)
+        qkv[...] = np.random.default_rng(0).normal(size=qkv.shape)
+        qkv[0, 4, 4, part, 0, 3] = np.nan
+        if dtype == FLOAT:
+            qkv.view(np.uint32)[0, 4, 4, part, 0, 3] = 0x7FFFFFFF
+        problem = Problem(spec, qkv)
+        seen = np.zeros((9, 9), bool)
+        seen[4, 4] = True
+        if part:
+            seen[3:6, 3:6] = True
+        for tactic in gpu.tactics(problem):
+            gpu.run(problem, tactic)
+            lost = ~np.isnan(problem.output[0, :, :, 0]).any(-1)
+            np.testing.assert_array_equal(~lost[seen], True)
+
+
 def test_what_tiles_cannot_take_is_left_to_the_plain_kernel(gpu: EmulatedGpu):
     for dtype, head_dim in ((FLOAT, 30), (FLOAT, 128), (HALF, 20), (HALF, 136)):
         problem, *_ = random_problem(4, dtype, [head_dim])

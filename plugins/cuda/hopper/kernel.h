@@ -240,10 +240,10 @@ class HopperKernel {
       wait_products<1>();
       arrived(score);
       release(keys_free(stage.index));
-      const bool changes = weigh(step, score, factor);
+      const bool changes = any_of_group(1 + group, weigh(step, score, factor));
       arrived(score);
       // Two waits that differ, so that the compiler leaves them behind the branch, and what comes before the branch,
-      // the softmax, beside the sums that are under way; one alone it would move ahead.
+      // the softmax, beside the sums that are under way; one alone it would move ahead. A group must go one way.
       if (changes) {
         wait_products<0, 1>();
         arrived(output_);

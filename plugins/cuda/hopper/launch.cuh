@@ -6,6 +6,7 @@
 
 #include "hopper/kernel.h"
 #include "launch.h"
+#include "shared_memory.cuh"
 
 namespace na_deploy {
 namespace hopper {
@@ -56,6 +57,11 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
   const TileGrid grid = make_tile_grid(problem, S::tile());
   if (grid.blocks == 0) return cudaSuccess;
   if (grid.blocks > kMostBlocks) return cudaErrorInvalidConfiguration;
+  // The most that any problem needs: the attribute is the function's, which other threads launch too. This comes first,
+  // since it makes the device's context current on a new thread, and the driver encodes tensors with a context alone.
+  constexpr int kMostBytes = HopperLayout<kDim, S>::kBias + 4 * kMostSharedBias;
+  const cudaError_t allowed = allow_shared(entry<T, kDim, S>, kMostBytes);
+  if (allowed != cudaSuccess) return allowed;
   if (encoder() == nullptr) return cudaErrorNotSupported;
   constexpr CUtensorMapDataType kType =
       dev::kIsHalf<T> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
@@ -67,9 +73,6 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
   });
   if (!taken) return cudaErrorInvalidValue;
   const int bytes = HopperLayout<kDim, S>::bytes(problem);
-  const cudaError_t allowed =
-      cudaFuncSetAttribute(entry<T, kDim, S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (allowed != cudaSuccess) return allowed;
   entry<T, kDim, S>
       <<<static_cast<unsigned>(grid.blocks), kThreads, static_cast<size_t>(bytes), stream>>>(problem, grid, tensors);
   return cudaGetLastError();

@@ -1,0 +1,15 @@
+// Leave for more shared memory than kernels get unasked.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace na_deploy {
+
+template <typename Kernel>
+cudaError_t allow_shared(Kernel* kernel, int bytes) {
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) cudaGetLastError();  // else a later launch would report it
+  return error;
+}
+
+}  // namespace na_deploy
