@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_check_build import NAMES, Kernels, build_library
+from gpu_check_build import NAMES, Kernels, build_library, tactics_of
 from gpu_check_onnxruntime import build_and_check
 from gpu_check_timings import FAMILY_B, copy_gigabytes, family_a, time_case
 
@@ -100,14 +100,10 @@ def check_emulated(path: Path, seeds: range) -> list[str]:
     """Run the kernels' source on the emulated GPU of the tests."""
     library = ctypes.CDLL(str(path))
 
-    def tactics(problem: Any) -> list[int]:
-        found = (ctypes.c_int32 * 16)()
-        return list(found[: library.na_cuda_tactics(ctypes.byref(problem.params), found, 16)])
-
     def emulate(problem: Any, tactic: int) -> None:
         assert library.na_forward_emulated(ctypes.byref(problem.params), tactic) == 0
 
-    return check_random(emulate, tactics, seeds)
+    return check_random(emulate, lambda problem: tactics_of(library, problem.params), seeds)
 
 
 def check_on_device(library: Path, seeds: range) -> list[str]:

@@ -55,6 +55,12 @@ def build_library(folder: Path, architecture: str) -> Path:
     return library
 
 
+def tactics_of(library: ctypes.CDLL, params: Any) -> list[int]:
+    """Return a library's ways to compute a problem, the default first."""
+    found = (ctypes.c_int32 * 16)()
+    return list(found[: library.na_cuda_tactics(ctypes.byref(params), found, len(found))])
+
+
 class Kernels:
     """The compiled kernels on the present device."""
 
@@ -64,8 +70,7 @@ class Kernels:
 
     def tactics(self, params: Any) -> list[int]:
         """Return the ways to compute a problem, the default first."""
-        found = (ctypes.c_int32 * 16)()
-        return list(found[: self._library.na_cuda_tactics(ctypes.byref(params), found, len(found))])
+        return tactics_of(self._library, params)
 
     def launch(self, params: Any, tactic: int) -> None:
         """Launch on PyTorch's current stream."""

@@ -50,7 +50,6 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
   if (grid.blocks > kMostBlocks) return launch_plain<T>(problem, stream);
   const int32_t shared_bias = shared_bias_numbers(problem, S::tile(), S::box());
   const int bytes = Layout<T, kDim, S>::bytes(shared_bias);
-  // The most that any problem needs: the attribute is the function's, which other threads launch too.
   constexpr int kMostBytes = Layout<T, kDim, S>::bytes(kMostSharedBias);
   const cudaError_t allowed = allow_shared(tile_entry<T, kDim, S>, kMostBytes);
   if (allowed != cudaSuccess) return allowed;

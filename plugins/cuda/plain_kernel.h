@@ -71,7 +71,7 @@ NA_DEVICE void plain_query(const CudaProblem& p, int64_t number, int lane) {
   const int64_t place = number / p.heads;  // image and position
   const auto position = static_cast<int32_t>(place % p.positions);
   const int64_t image = place / p.positions;
-  const int32_t key_head = head / p.heads_per_key;
+  const int32_t key_head = quotient(head, p.by_heads_per_key);
 
   QueryWindow window[kAxes];
   int32_t rest = position;

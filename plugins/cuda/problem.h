@@ -55,7 +55,6 @@ struct CudaProblem {
   AxisSizes axis[kAxes];
   int32_t heads = 0;
   int32_t key_heads = 1;
-  int32_t heads_per_key = 1;
   Divisor by_heads_per_key;
   int32_t head_dim = 0;
   int32_t value_dim = 0;
@@ -104,8 +103,7 @@ inline CudaProblem make_cuda_problem(const na_params& p, int width) {
   r.batch = p.batch;
   r.heads = static_cast<int32_t>(p.heads);
   r.key_heads = static_cast<int32_t>(p.key_heads);
-  r.heads_per_key = static_cast<int32_t>(p.heads / p.key_heads);
-  r.by_heads_per_key = make_divisor(r.heads_per_key);
+  r.by_heads_per_key = make_divisor(static_cast<int32_t>(p.heads / p.key_heads));
   for (int a = kAxes - 1; a > 0 && p.rel_pos_bias != nullptr; --a)
     r.bias_distance[a - 1] = r.bias_distance[a] * (2 * r.axis[a].kernel_size - 1);
   r.head_dim = static_cast<int32_t>(p.head_dim);

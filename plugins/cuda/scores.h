@@ -15,6 +15,14 @@ namespace na_deploy {
 
 constexpr float kLn2 = 0.693147181F;
 
+// Whether a step's products can stay as they are: all is seen and nothing added. The factor is then left to the
+// exponential; a negative one would turn maxima round.
+template <typename S>
+NA_DEVICE bool is_plain(const CudaProblem& p, const Tile& tile, const KeyStep& step) {
+  return is_inside(tile, S::box(), S::kFirstAxis, step, p.additional) &&
+         (step.is_additional() || p.rel_pos_bias == nullptr) && p.scale > 0.0F;
+}
+
 // What a lane's row sees of a box of the map. Bit 0 is the key of the lane's first score.
 template <typename S>
 struct Seen {
@@ -64,8 +72,9 @@ NA_DEVICE void place(const CudaProblem& p, float (&score)[4], int half, int key,
   }
 }
 
-// The same for additional keys, of which `left` remain from the lane's first one on.
-NA_DEVICE void place_additional(const CudaProblem& p, float (&score)[4], int key, int32_t left) {
+// The same for a step of additional keys.
+NA_DEVICE void place_additional(const CudaProblem& p, float (&score)[4], int key, const KeyStep& step) {
+  const int32_t left = p.additional - step.additional - dev::thread() % 4 * 2;  // from the lane's first one on
   NA_UNROLL
   for (int i = 0; i < 4; ++i) score[i] = key + i % 2 < left ? score[i] * (p.scale * kLog2E) : -INFINITY;
 }

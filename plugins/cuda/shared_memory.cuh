@@ -5,6 +5,7 @@
 
 namespace na_deploy {
 
+// `bytes`: the most that any problem needs, since the leave is the kernel's, which other threads launch too.
 template <typename Kernel>
 cudaError_t allow_shared(Kernel* kernel, int bytes) {
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);

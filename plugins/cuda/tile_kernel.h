@@ -89,6 +89,7 @@ class TileKernel {
   NA_DEVICE static RowWindow& window(int row) {
     return dev::shared_object<RowWindow>(L::kWindows + row * static_cast<int>(sizeof(RowWindow)));
   }
+
   NA_DEVICE void load_queries(dev::Shared to) const {
     const int32_t at = origin_ + Loads::offset(S::tile(), distance_);
     const T* from = static_cast<const T*>(p_.query) + (tile_.image * p_.positions + at) * p_.query_position +
@@ -143,7 +144,14 @@ class TileKernel {
     });
   }
 
-  // The same where windows may reach behind the map: keys there are all alike.
+  // This thread's piece of a row, from wherever it is.
+  NA_DEVICE void load_row(dev::Shared stage, int row, const T* key, const T* value, bool inside) const {
+    const int piece = Loads::piece();
+    dev::copy_ahead(R::at(stage, row, piece), key, inside && has_key_);
+    dev::copy_ahead(R::at(values_of(stage), row, piece), value, inside && has_value_);
+  }
+
+  // Boxes where windows may reach behind the map: keys there are all alike.
   NA_DEVICE void load_padded_box(const KeyStep& step, dev::Shared stage) const {
     const int piece = Loads::piece();
     const int64_t channel = tile_.head * p_.head_dim + piece * kNumbers;
@@ -167,8 +175,7 @@ class TileKernel {
         key = static_cast<const T*>(p_.padding_key) + channel;
         value = static_cast<const T*>(p_.padding_value) + channel;
       }
-      dev::copy_ahead(R::at(stage, row, piece), key, seen && has_key_);
-      dev::copy_ahead(R::at(values_of(stage), row, piece), value, seen && has_value_);
+      load_row(stage, row, key, value, seen);
     }
   }
 
@@ -180,9 +187,7 @@ class TileKernel {
       const int64_t at = (tile_.image * p_.additional + first + row) * p_.key_heads + key_head;
       const T* key = static_cast<const T*>(p_.additional_key) + at * p_.head_dim + piece * kNumbers;
       const T* value = static_cast<const T*>(p_.additional_value) + at * p_.value_dim + piece * kNumbers;
-      const bool inside = first + row < p_.additional;
-      dev::copy_ahead(R::at(stage, row, piece), key, inside && has_key_);
-      dev::copy_ahead(R::at(values_of(stage), row, piece), value, inside && has_value_);
+      load_row(stage, row, key, value, first + row < p_.additional);
     }
   }
 
@@ -222,8 +227,7 @@ class TileKernel {
   NA_DEVICE void score_masked(const KeyStep& step, dev::Shared stage, uint32_t (&needed)[kWords],
                               float (&score)[2 * kPairs][4], float (&highest)[2]) const {
     if (step.is_additional()) {
-      const int32_t left = p_.additional - step.additional - dev::thread() % 4 * 2;
-      score_box(stage, needed, score, highest, [&](float(&own)[4], int key) { place_additional(p_, own, key, left); });
+      score_box(stage, needed, score, highest, [&](float(&own)[4], int key) { place_additional(p_, own, key, step); });
       return;
     }
     const int row = dev::thread() / 32 * 16 + dev::thread() % 32 / 4;
@@ -252,15 +256,13 @@ class TileKernel {
 
   NA_DEVICE void attend(const KeyStep& step, dev::Shared stage) {
     const int lane = dev::thread() % 32;
-    // Where all is seen and nothing added, the factor is left to the exponential. A negative one turns maxima round.
-    const bool is_plain = is_inside(tile_, S::box(), S::kFirstAxis, step, p_.additional) &&
-                          (step.is_additional() || p_.rel_pos_bias == nullptr) && p_.scale > 0.0F;
+    const bool plain = is_plain<S>(p_, tile_, step);
     uint32_t needed[kWords];  // by any row of the warp
     NA_UNROLL
     for (uint32_t& word : needed) word = 0xFFFFFFFFU;
     float score[2 * kPairs][4];
     float highest[2] = {-INFINITY, -INFINITY};
-    if (is_plain) {
+    if (plain) {
       score_box(stage, needed, score, highest, [](float(&)[4], int) {});
     } else {
       score_masked(step, stage, needed, score, highest);
@@ -269,7 +271,7 @@ class TileKernel {
       for (const uint32_t word : needed) some |= word;
       if (some == 0) return;
     }
-    const float unit = is_plain ? p_.scale * kLog2E : 1.0F;
+    const float unit = plain ? p_.scale * kLog2E : 1.0F;
     float base[2];
     float factor[2];
     if (softmax_.raise(highest, unit, base, factor)) fade(output_, factor);

@@ -155,13 +155,13 @@ int32_t AttentionPlugin::enqueue(const nvinfer1::PluginTensorDesc* /*in_desc*/,
                                  void* const* out, void* /*workspace*/, cudaStream_t stream) noexcept {
   na_params params = sizes_;
   params.query = in[0];
+  const int32_t bias = bias_input(form_, inputs_);
+  if (bias >= 0) params.rel_pos_bias = in[bias];
   if (form_ == Form::kPacked) {
-    if (inputs_ > 1) params.rel_pos_bias = in[1];
     if (inputs_ > 2) params.padding = in[2];
   } else {
     params.key = in[1];
     params.value = in[2];
-    if (inputs_ > 3) params.rel_pos_bias = in[3];
     if (params.additional > 0) {
       params.additional_key = in[4];
       params.additional_value = in[5];

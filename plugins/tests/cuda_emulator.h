@@ -132,16 +132,8 @@ class Block {
   int thread() const { return static_cast<int>(current_); }
   int threads() const { return static_cast<int>(fibers_.size()); }
 
-  void barrier() {
-    const int64_t generation = barrier_generation_;
-    if (++waiting_ == fibers_.size()) {
-      waiting_ = 0;
-      ++barrier_generation_;
-      ++progress_;
-      return;
-    }
-    while (barrier_generation_ == generation) yield();
-  }
+  // Of all threads; as on a GPU, it has number 0.
+  void barrier() { barrier_of(0, threads()); }
 
   // Of some threads, under a number.
   void barrier_of(int which, int threads) {
@@ -303,9 +295,7 @@ class Block {
   const std::function<void()>* body_ = nullptr;
   ucontext_t scheduler_{};
   size_t current_ = 0;
-  size_t waiting_ = 0;
   size_t progress_ = 0;
-  int64_t barrier_generation_ = 0;
 };
 
 inline thread_local Block* Block::current_block = nullptr;

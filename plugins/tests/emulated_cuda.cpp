@@ -76,8 +76,9 @@ struct Emulator {
   int32_t hopper_shape(const CudaProblem& problem) const {
     const TileGrid tiles = make_tile_grid(problem, S::tile());
     const auto tensors = hopper::make_tensors<S>(problem, [](const hopper::TensorBox& tensor) { return tensor; });
-    grid(tiles.blocks, hopper::kThreads, static_cast<size_t>(hopper::HopperLayout<kDim, S>::bytes(problem)), sizeof(T),
-         [&] { hopper::HopperKernel<T, kDim, S>(problem, tiles, tensors).run(); });
+    grid(tiles.blocks, hopper::kThreads,
+         static_cast<size_t>(hopper::HopperLayout<kDim, S>::bytes(shared_bias_numbers(problem, S::tile(), S::box()))),
+         sizeof(T), [&] { hopper::HopperKernel<T, kDim, S>(problem, tiles, tensors).run(); });
     return 0;
   }
   template <typename T, int kDim>

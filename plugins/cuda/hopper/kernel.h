@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "device.h"
+#include "fragments.h"
 #include "hopper/pipeline.h"
 #include "hopper/tensors.h"
 #include "hopper/wgmma.h"
@@ -41,9 +42,8 @@ struct HopperLayout {
   static constexpr int kWindows = kTile + static_cast<int>(sizeof(Tile));
   static constexpr int kBias = kWindows + static_cast<int>(sizeof(RowWindow)) * kQueries;
   static_assert(kTile % alignof(Tile) == 0 && kWindows % alignof(RowWindow) == 0, "objects are aligned");
+  static constexpr int bytes(int32_t shared_bias) { return kBias + 4 * shared_bias; }
   static_assert(kBias + 4 * kMostSharedBias <= 227 * 1024, "a block has 227 KB");
-
-  static int bytes(const CudaProblem& p) { return kBias + 4 * shared_bias_numbers(p, S::tile(), S::box()); }
 };
 
 template <typename T, int kDim, typename S>
@@ -82,6 +82,8 @@ class HopperKernel {
  private:
   using L = HopperLayout<kDim, S>;
   using Stage = Ring<L::kStages>;
+  using R = Rows<2 * kBoxChannels>;  // swizzled as copies leave them
+  using F = Fragments<T, 2 * kBoxChannels>;
 
   NA_DEVICE static dev::Shared at(int offset) { return dev::shared_base() + static_cast<dev::Shared>(offset); }
   NA_DEVICE static dev::Shared queries() { return at(0); }
@@ -149,13 +151,13 @@ class HopperKernel {
   }
 
   // Starts adding a box's weighted values.
-  NA_DEVICE void start_sums(const uint32_t (&weight)[kKeys / 16][4], const Stage& stage) {
+  NA_DEVICE void start_sums(const typename F::Weights (&weight)[kKeys / 16], const Stage& stage) {
     await(values_full(stage.index), stage.phase);
     begin_products();
     NA_UNROLL
     for (int k = 0; k < kKeys / 16; ++k) {
       const auto rows = static_cast<dev::Shared>(k * 16 * 128);
-      multiply_values<T>(output_, weight[k], describe(values(stage.index) + rows, L::kBlock));
+      multiply_values<T>(output_, weight[k].part, describe(values(stage.index) + rows, L::kBlock));
     }
     commit_products();
   }
@@ -168,10 +170,8 @@ class HopperKernel {
   // Turns products into weights; gives what to multiply earlier sums by, and returns whether that is not 1.
   NA_DEVICE bool weigh(const KeyStep& step, float (&score)[16][4], float (&factor)[2]) {
     const int lane = dev::thread() % 32;
-    const bool is_map = !step.is_additional();
-    const bool is_plain = is_inside(tile_, S::box(), S::kFirstAxis, step, p_.additional) &&
-                          (!is_map || p_.rel_pos_bias == nullptr) && p_.scale > 0.0F;
-    if (!is_plain && is_map) {
+    const bool plain = is_plain<S>(p_, tile_, step);
+    if (!plain && !step.is_additional()) {
       NA_UNROLL
       for (int half = 0; half < 2; ++half) {  // one after the other: there are no registers for both
         const Seen<S> seen = look<S>(p_, window(first_row() + half * 8 + lane / 4), step);
@@ -184,10 +184,9 @@ class HopperKernel {
           for (int n = 0; n < 16; ++n) place<S, true>(p_, score[n], half, n * 8, seen, bias);
         }
       }
-    } else if (!is_plain) {
-      const int32_t left = p_.additional - step.additional - lane % 4 * 2;
+    } else if (!plain) {
       NA_UNROLL
-      for (int n = 0; n < 16; ++n) place_additional(p_, score[n], n * 8, left);
+      for (int n = 0; n < 16; ++n) place_additional(p_, score[n], n * 8, step);
     }
     float highest[2] = {-INFINITY, -INFINITY};
     NA_UNROLL
@@ -195,7 +194,7 @@ class HopperKernel {
       NA_UNROLL
       for (int i = 0; i < 4; ++i) highest[i / 2] = dev::max(highest[i / 2], score[n][i]);
     }
-    const float unit = is_plain ? p_.scale * kLog2E : 1.0F;
+    const float unit = plain ? p_.scale * kLog2E : 1.0F;
     float base[2];
     const bool changes = softmax_.raise(highest, unit, base, factor);
     NA_UNROLL
@@ -203,15 +202,9 @@ class HopperKernel {
     return changes;
   }
 
-  NA_DEVICE static void pack(const float (&score)[16][4], uint32_t (&weight)[kKeys / 16][4]) {
+  NA_DEVICE static void pack(const float (&score)[16][4], typename F::Weights (&weight)[kKeys / 16]) {
     NA_UNROLL
-    for (int k = 0; k < kKeys / 16; ++k) {
-      NA_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float* s = &score[2 * k + i / 2][i % 2 * 2];
-        weight[k][i] = dev::pack<T>(s[0], s[1]);
-      }
-    }
+    for (int k = 0; k < kKeys / 16; ++k) weight[k] = F::weights(score[2 * k], score[2 * k + 1]);
   }
 
   NA_DEVICE void attend_all(int group) {
@@ -222,7 +215,7 @@ class HopperKernel {
 
     float score[16][4];
     float factor[2];
-    uint32_t weight[kKeys / 16][4];
+    typename F::Weights weight[kKeys / 16];
     KeyStep step = first_step(tile_);
     Stage stage;
     start_scores(group, stage, score);
@@ -260,8 +253,7 @@ class HopperKernel {
     arrived(output_);
     sync_group(1 + group);  // the group's queries are not needed any more, and their place is
     write_rows<T, S>(p_, tile_, first_row(), softmax_, output_, [](int at_row, int piece) {
-      const int block = piece / 8 * L::kBlock;
-      return queries() + static_cast<dev::Shared>(block + at_row * 128 + ((piece % 8 ^ at_row % 8) * 16));
+      return R::at(queries() + static_cast<dev::Shared>(piece / 8 * L::kBlock), at_row, piece % 8);
     });
   }
 

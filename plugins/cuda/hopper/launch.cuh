@@ -57,9 +57,8 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
   const TileGrid grid = make_tile_grid(problem, S::tile());
   if (grid.blocks == 0) return cudaSuccess;
   if (grid.blocks > kMostBlocks) return cudaErrorInvalidConfiguration;
-  // The most that any problem needs: the attribute is the function's, which other threads launch too. This comes first,
-  // since it makes the device's context current on a new thread, and the driver encodes tensors with a context alone.
-  constexpr int kMostBytes = HopperLayout<kDim, S>::kBias + 4 * kMostSharedBias;
+  // First, since it makes the device's context current on a new thread, and the driver encodes tensors with one alone.
+  constexpr int kMostBytes = HopperLayout<kDim, S>::bytes(kMostSharedBias);
   const cudaError_t allowed = allow_shared(entry<T, kDim, S>, kMostBytes);
   if (allowed != cudaSuccess) return allowed;
   if (encoder() == nullptr) return cudaErrorNotSupported;
@@ -72,7 +71,7 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
     return map;
   });
   if (!taken) return cudaErrorInvalidValue;
-  const int bytes = HopperLayout<kDim, S>::bytes(problem);
+  const int bytes = HopperLayout<kDim, S>::bytes(shared_bias_numbers(problem, S::tile(), S::box()));
   entry<T, kDim, S>
       <<<static_cast<unsigned>(grid.blocks), kThreads, static_cast<size_t>(bytes), stream>>>(problem, grid, tensors);
   return cudaGetLastError();

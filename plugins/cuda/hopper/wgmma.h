@@ -41,6 +41,13 @@ NA_DEVICE void arrived(float (&d)[kTiles][4]) {
 #define NA_OUT32(n)                                                                                           \
   NA_OUT4(n), NA_OUT4(n + 1), NA_OUT4(n + 2), NA_OUT4(n + 3), NA_OUT4(n + 4), NA_OUT4(n + 5), NA_OUT4(n + 6), \
       NA_OUT4(n + 7)
+// The product that NA_PRODUCT(type) writes, for T.
+#define NA_OF_TYPE                 \
+  if constexpr (dev::kIsHalf<T>) { \
+    NA_PRODUCT("f16");             \
+  } else {                         \
+    NA_PRODUCT("bf16");            \
+  }
 #define NA_LIST64                                                           \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
@@ -59,11 +66,7 @@ NA_DEVICE void multiply_rows(float (&d)[16][4], uint64_t a, uint64_t b, bool acc
       "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " NA_LIST128 "%64, %65, p, 1, 1, 0, 0;\n}\n" \
       : NA_OUT32(0), NA_OUT32(8)                                                                                  \
       : "l"(a), "l"(b), "r"(static_cast<int32_t>(accumulate)))
-  if constexpr (dev::kIsHalf<T>) {
-    NA_PRODUCT("f16");
-  } else {
-    NA_PRODUCT("bf16");
-  }
+  NA_OF_TYPE
 #undef NA_PRODUCT
 }
 
@@ -75,11 +78,7 @@ NA_DEVICE void multiply_values(float (&d)[8][4], const uint32_t (&a)[4], uint64_
                "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"                                \
                : NA_OUT32(0)                                                             \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-  if constexpr (dev::kIsHalf<T>) {
-    NA_PRODUCT("f16");
-  } else {
-    NA_PRODUCT("bf16");
-  }
+  NA_OF_TYPE
 #undef NA_PRODUCT
 }
 template <typename T>
@@ -89,17 +88,14 @@ NA_DEVICE void multiply_values(float (&d)[16][4], const uint32_t (&a)[4], uint64
                "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"                                  \
                : NA_OUT32(0), NA_OUT32(8)                                                  \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-  if constexpr (dev::kIsHalf<T>) {
-    NA_PRODUCT("f16");
-  } else {
-    NA_PRODUCT("bf16");
-  }
+  NA_OF_TYPE
 #undef NA_PRODUCT
 }
 #undef NA_OUT4
 #undef NA_OUT32
 #undef NA_LIST64
 #undef NA_LIST128
+#undef NA_OF_TYPE
 
 #endif  // NA_CUDA_EMULATED
 
