@@ -31,7 +31,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR
 from na_deploy.attention.windows import NeighborhoodSpec, window_bounds
 from na_deploy.exporter.function_body import BodyFeatures, packed_function
-from na_deploy.runtime.native import onnxruntime_library, why_missing
+from na_deploy.runtime.native_libraries import onnxruntime_library, why_missing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "plugins"))
 from cpu_library import CpuLibrary, Problem, aligned, build

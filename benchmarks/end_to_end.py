@@ -29,7 +29,7 @@ from na_deploy.attention import NeighborhoodSpec, torch_ops, torch_tiles
 from na_deploy.attention.schema import DOMAIN
 from na_deploy.exporter import export
 from na_deploy.models import LoadedModel, load_model, random_checkpoint
-from na_deploy.runtime.native import onnxruntime_library, why_missing
+from na_deploy.runtime.native_libraries import onnxruntime_library, why_missing
 
 
 def natten_cpu(

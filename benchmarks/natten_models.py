@@ -128,7 +128,7 @@ def node_model(layer: Layer) -> bytes:
 def runtime_candidate(layer: Layer, library: bool, threads: int) -> tuple[Callable[[], Any], Callable[[], None]]:
     import onnxruntime as ort
 
-    from na_deploy.runtime.native import onnxruntime_library
+    from na_deploy.runtime.native_libraries import onnxruntime_library
 
     model, arrays = node_model(layer), layer.inputs()
     options = ort.SessionOptions()

@@ -27,7 +27,7 @@ from rich.table import Table
 import na_deploy
 from na_deploy.exporter import export
 from na_deploy.models import load_model, random_checkpoint
-from na_deploy.runtime.build import BuildOptions, build
+from na_deploy.runtime.building.build import BuildOptions, build
 
 RAW = "import onnxruntime as o; s = o.InferenceSession({model!r}); run = lambda x: s.run(None, x)"
 COLD = {

@@ -12,7 +12,7 @@ from na_deploy.cli.progress import progress_line
 from na_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from na_deploy.runtime.bench import Report, Target
+    from na_deploy.runtime.bench.compare import Report, Target
 
 
 @click.command()
@@ -46,7 +46,7 @@ def command(
     Each lives in a process of its own; they take turns of a quarter of a second in changing order, so that whatever
     else the machine does hits all alike. Compare rows of one run, not of two.
     """
-    from na_deploy.runtime.bench import measure
+    from na_deploy.runtime.bench.compare import measure
 
     chosen = choose_targets(targets, compare_to, checkpoint, arch)
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
@@ -59,7 +59,7 @@ def command(
         _print(report)
     if plot is not None:
         from na_deploy.files import staged_output
-        from na_deploy.runtime.bench_plot import plot_report
+        from na_deploy.runtime.pictures.bench import plot_report
 
         with staged_output(plot) as staged:
             plot_report(report, staged)
@@ -75,7 +75,7 @@ def choose_targets(
     Raises:
         UsageError: a file does not exist, is given twice, or ``torch`` lacks its checkpoint.
     """
-    from na_deploy.runtime.bench import Target
+    from na_deploy.runtime.bench.compare import Target
 
     targets = []
     for path in paths:

@@ -15,7 +15,7 @@ from na_deploy.cli.progress import build_progress
 from na_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from na_deploy.runtime.build import BuildSummary
+    from na_deploy.runtime.building.build import BuildSummary
 
 _LOG_SHOWN = 10
 
@@ -73,8 +73,8 @@ def command(
 
     `na-deploy run`, `verify` and `inspect`, and na_deploy.load, take a bundle as they take an .onnx file.
     """
-    from na_deploy.runtime.build import build
-    from na_deploy.runtime.build_options import BuildOptions
+    from na_deploy.runtime.building.build import build
+    from na_deploy.runtime.building.options import BuildOptions
 
     options = BuildOptions(
         backend=backend,

@@ -66,7 +66,7 @@ def print_manifest(manifest: Manifest) -> None:
     """Print members, sizes an engine is built for, and what is needed to run it."""
     from rich.markup import escape
 
-    from na_deploy.runtime.tensors import format_shape
+    from na_deploy.model_file.tensors import format_shape
 
     out = console()
     listing = table("member", "what", "size", "SHA-256", right=("size",))

@@ -36,9 +36,9 @@ def read_engine_layers(
             )
         return read_layers(bundle.file("report"))
 
+    from na_deploy.model_file.tensors import random_input
     from na_deploy.runtime.tensorrt.profiling import profile_layers
     from na_deploy.runtime.tensorrt.session import open_bundle_engine
-    from na_deploy.runtime.tensors import random_input
 
     profiles = bundle.manifest.profiles
     with open_bundle_engine(bundle) as session:

@@ -15,7 +15,7 @@ import numpy as np
 from na_deploy.cli.gpu_check import Bench, Case, Skipped
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.runtime.bundle import open_bundle, read_manifest
-from na_deploy.runtime.native import tensorrt_library
+from na_deploy.runtime.native_libraries import tensorrt_library
 from na_deploy.runtime.tensorrt.example import compile_example, find_cuda
 
 _FUZZED = 24

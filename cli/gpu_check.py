@@ -21,10 +21,10 @@ from onnx import TensorProto, helper, numpy_helper
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, PLUGIN_ATTRIBUTES, VERSION
 from na_deploy.errors import MissingDependencyError, NaDeployError
 from na_deploy.exporter.function_body import BodyFeatures, packed_function
-from na_deploy.runtime.build import build
-from na_deploy.runtime.build_options import BuildOptions
+from na_deploy.model_file.tensors import Array
+from na_deploy.runtime.building.build import build
+from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.session import Session, load
-from na_deploy.runtime.tensors import Array
 
 OPSET = 20
 SIDE, HEADS, HEAD_DIM, KERNEL, CLASSES = 14, 4, 32, 7, 10
@@ -89,7 +89,7 @@ class Bench:
 
     def images(self, batch: int, dtype: str = "float32", seed: int = 0) -> Array:
         """Return random input."""
-        from na_deploy.runtime.tensors import numpy_type
+        from na_deploy.model_file.tensors import numpy_type
 
         random = np.random.default_rng(seed)
         array: Array = random.standard_normal((batch, CHANNELS, SIDE, SIDE), dtype=np.float32).astype(numpy_type(dtype))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from na_deploy.attention.simulator import Simulation
-    from na_deploy.runtime.inspection import LayerGroup, ModelSummary
+    from na_deploy.model_file.inspection import LayerGroup, ModelSummary
 
 WIDE = 108
 """Columns of a screen that shows every column of the table."""
@@ -49,7 +49,7 @@ def command(
     Work is counted in multiply-adds, which papers call FLOPs.
     """
     from na_deploy.cli.simulate import describe
-    from na_deploy.runtime.inspection import group_layers, inspect_model
+    from na_deploy.model_file.inspection import group_layers, inspect_model
 
     size = parse_size(input_size) if input_size else None
     with opened_bundle(model) as (file, bundle):
@@ -74,7 +74,7 @@ def command(
             console().print(_bounds(summary))
     if plot is not None:
         from na_deploy.files import staged_output
-        from na_deploy.runtime.plot import plot_model
+        from na_deploy.runtime.pictures.model import plot_model
 
         with staged_output(plot) as staged:
             left_out = plot_model(summary, staged, _title(summary))
@@ -131,7 +131,7 @@ def _print(summary: ModelSummary) -> None:
 
 def _layers(summary: ModelSummary, wide: bool) -> Table:
     """Return the layers, one row per configuration; less on a narrow screen."""
-    from na_deploy.runtime.inspection import group_layers
+    from na_deploy.model_file.inspection import group_layers
 
     strided = any(set(layer.stride) != {1} for layer in summary.layers)
     columns = ["layers", "map", "heads", "window", "dilation"]
@@ -170,7 +170,7 @@ def layer_bounds(group: LayerGroup) -> Simulation:
 
 
 def _bounds(summary: ModelSummary) -> Table:
-    from na_deploy.runtime.inspection import group_layers
+    from na_deploy.model_file.inspection import group_layers
 
     columns = ("by FLOPs", "by tiles", "unmasked tiles", "useful scores")
     title = "Upper bounds on the speedup over full attention"

@@ -12,9 +12,9 @@ from na_deploy.cli.output import console, print_json, table
 from na_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from na_deploy.runtime.classify import Prediction
+    from na_deploy.model_file.tensors import Array
+    from na_deploy.runtime.results.classification import Prediction
     from na_deploy.runtime.session import Session
-    from na_deploy.runtime.tensors import Array
 
 
 @click.command()
@@ -38,8 +38,8 @@ def command(
 
     Images are prepared as the model was trained, which its file records.
     """
-    from na_deploy.runtime.batches import read_inputs, run_in_batches
-    from na_deploy.runtime.classify import read_labels
+    from na_deploy.runtime.images.batches import read_inputs, run_in_batches
+    from na_deploy.runtime.results.classification import read_labels
     from na_deploy.runtime.session import load
 
     if output is not None and output.suffix not in (".npy", ".npz"):
@@ -60,7 +60,7 @@ def command(
     if output is not None:
         _write(output, results)
 
-    from na_deploy.runtime.classify import top_classes
+    from na_deploy.runtime.results.classification import top_classes
 
     if names is None and session.metadata is not None and session.metadata.labels:
         names = dict(session.metadata.labels)

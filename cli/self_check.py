@@ -15,7 +15,7 @@ from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, VERSION
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.exporter.function_body import BodyFeatures, packed_function
 from na_deploy.runtime.environment import Finding
-from na_deploy.runtime.native import CPU_PROVIDER, CUDA_PROVIDER
+from na_deploy.runtime.native_libraries import CPU_PROVIDER, CUDA_PROVIDER
 from na_deploy.runtime.session import load
 
 OPSET = 20

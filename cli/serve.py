@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from na_deploy.extras import serve_libraries
+from na_deploy.optional_dependencies import serve_libraries
 
 _MIB = 1 << 20
 

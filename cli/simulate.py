@@ -78,7 +78,7 @@ def command(
         _print(sweep, asked, ranked)
     if plot is not None:
         from na_deploy.files import staged_output
-        from na_deploy.runtime.simulation_plot import plot_sweep
+        from na_deploy.runtime.pictures.simulation import plot_sweep
 
         with staged_output(plot) as staged:
             plot_sweep(sweep, asked, staged)

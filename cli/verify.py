@@ -11,14 +11,14 @@ from na_deploy.cli.bundles import opened_bundle
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
 from na_deploy.errors import VerificationError
-from na_deploy.extras import export_libraries
+from na_deploy.optional_dependencies import export_libraries
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from na_deploy.cli.verify_bundle import BundleReport
-    from na_deploy.exporter.recheck import VerificationReport
     from na_deploy.exporter.verify import Difference
+    from na_deploy.exporter.verify_checkpoint import VerificationReport
     from na_deploy.runtime.bundle import Bundle
 
 
@@ -48,7 +48,7 @@ def command(
     with progress_line("starting") as progress:
         with export_libraries("comparing with a checkpoint"):
             from na_deploy.cli.verify_bundle import usual_input, verify_bundle
-            from na_deploy.exporter.recheck import recheck
+            from na_deploy.exporter.verify_checkpoint import recheck
 
         with opened_bundle(model) as (file, bundle):
             if bundle is not None and shape is None:

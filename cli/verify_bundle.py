@@ -16,8 +16,8 @@ import onnx
 
 from na_deploy.attention.schema import DOMAIN, OPERATORS
 from na_deploy.exporter.verify import Difference, open_session, random_image
-from na_deploy.runtime.build import build
-from na_deploy.runtime.build_options import BuildOptions
+from na_deploy.runtime.building.build import build
+from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.bundle import Bundle, Manifest
 from na_deploy.runtime.session import ENGINE_BACKENDS, Session, SessionOptions, load
 from na_deploy.runtime.session import open_session as open_backend

@@ -14,7 +14,7 @@ from na_deploy.deployment.config import INTERFACE, declared_type
 from na_deploy.deployment.protobuf import DATA_TYPES, Config, type_name
 from na_deploy.deployment.source import open_source
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.tensors import TensorSpec, format_shape
+from na_deploy.model_file.tensors import TensorSpec, format_shape
 
 
 @dataclass(frozen=True)

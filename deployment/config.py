@@ -13,7 +13,7 @@ from na_deploy.deployment.options import DEFAULT_MAX_BATCH, PackageOptions, pars
 from na_deploy.deployment.protobuf import Config, data_type, messages
 from na_deploy.deployment.source import ModelSource
 from na_deploy.errors import UsageError
-from na_deploy.runtime.tensors import TensorSpec
+from na_deploy.model_file.tensors import TensorSpec
 
 PLATFORMS = {"tensorrt": "tensorrt_plan", "onnxruntime": "onnxruntime_onnx", "python": ""}
 MODEL_FILES = {"tensorrt": "model.plan", "onnxruntime": "model.onnx", "python": "model.py"}

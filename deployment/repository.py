@@ -18,8 +18,8 @@ from typing import Any
 from na_deploy.deployment import protobuf
 from na_deploy.deployment.checks import check_model
 from na_deploy.deployment.config import LABELS, MODEL_FILES, model_config
-from na_deploy.deployment.contents import label_names, python_backend, write_library, write_model, write_plugins
 from na_deploy.deployment.ensemble import ensemble_config, ensemble_name, preprocessing_config
+from na_deploy.deployment.model_files import label_names, python_backend, write_library, write_model, write_plugins
 from na_deploy.deployment.options import PackageOptions, check_name
 from na_deploy.deployment.protobuf import CONFIG, Config
 from na_deploy.deployment.source import ModelSource, open_source

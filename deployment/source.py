@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.model_file.graph import read_model, tensor_specs, weight_files
+from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.bundle.archive import Bundle, is_bundle, open_bundle
 from na_deploy.runtime.bundle.manifest import Profile
-from na_deploy.runtime.graph import read_model, tensor_specs, weight_files
-from na_deploy.runtime.tensors import TensorSpec
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from na_deploy.extras import export_libraries
+from na_deploy.optional_dependencies import export_libraries
 
 if TYPE_CHECKING:
     from na_deploy.exporter.entry import export

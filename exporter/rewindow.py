@@ -20,7 +20,7 @@ from na_deploy.attention.torch_ops import neighborhood_attention
 from na_deploy.attention.windows import NeighborhoodSpec, attended_pairs, whole_axes
 from na_deploy.errors import UsageError
 from na_deploy.exporter.natten_api.calls import call_site
-from na_deploy.exporter.natten_api.swapping import swapped
+from na_deploy.exporter.natten_api.monkeypatch import swapped
 
 _ROOT = "model"
 """What the module itself is called among layers."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from na_deploy.attention import torch_ops, torch_tiles
 from na_deploy.attention.schema import DOMAIN, OPERATORS
 from na_deploy.errors import NaDeployError
-from na_deploy.exporter.widening import holds_bfloat16, widen_bfloat16
+from na_deploy.exporter.bfloat16_emulation import holds_bfloat16, widen_bfloat16
 
 FloatArray = NDArray[np.float32]
 

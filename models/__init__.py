@@ -9,11 +9,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from na_deploy.extras import export_libraries
 from na_deploy.models.config import ModelConfig
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import Preprocessing
 from na_deploy.models.registry import ModelEntry, get_model, list_models
+from na_deploy.optional_dependencies import export_libraries
 
 if TYPE_CHECKING:
     from na_deploy.models.build import build_model, random_checkpoint

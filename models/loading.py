@@ -22,7 +22,7 @@ from na_deploy.models.preprocessing import (
     hugging_face_classification,
     official_classification,
 )
-from na_deploy.models.settle import Settled, settle
+from na_deploy.models.resolve_architecture import Settled, settle
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from na_deploy.model_file.tensors import TensorSpec
     from na_deploy.runtime.session import Session, load
-    from na_deploy.runtime.tensors import TensorSpec
 
 __all__ = ["Session", "TensorSpec", "load"]
 
 _LAZY = {
     "Session": "na_deploy.runtime.session",
-    "TensorSpec": "na_deploy.runtime.tensors",
+    "TensorSpec": "na_deploy.model_file.tensors",
     "load": "na_deploy.runtime.session",
 }
 

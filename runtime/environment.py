@@ -15,7 +15,7 @@ from importlib import metadata
 
 from na_deploy import __version__
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.native import (
+from na_deploy.runtime.native_libraries import (
     CUDA_PROVIDER,
     gpu_capabilities,
     onnxruntime_library,

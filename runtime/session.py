@@ -15,20 +15,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from na_deploy.closing import Closing
+from na_deploy.closeable import Closeable
 from na_deploy.errors import UsageError
+from na_deploy.model_file.tensors import Array, TensorSpec, check_inputs, random_input
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.bundle.archive import is_bundle
-from na_deploy.runtime.tensors import Array, TensorSpec, check_inputs, random_input
 
 if TYPE_CHECKING:
     from na_deploy.runtime.bundle.manifest import Manifest
 
 BACKENDS = {
-    "onnxruntime": "na_deploy.runtime.onnxruntime_backend",
+    "onnxruntime": "na_deploy.runtime.backends.onnxruntime",
     "tensorrt": "na_deploy.runtime.tensorrt",
     "tensorrt-rtx": "na_deploy.runtime.tensorrt.rtx",
-    "torch": "na_deploy.runtime.torch_backend",
+    "torch": "na_deploy.runtime.backends.torch",
 }
 """Module of each backend."""
 
@@ -69,7 +69,7 @@ class SessionOptions:
     manifest: Manifest | None = None
 
 
-class Session(Closing):
+class Session(Closeable):
     """A loaded model. Use :func:`load`; close it or use it as a context manager.
 
     ``run`` may be called from several threads at once.
@@ -188,7 +188,7 @@ class Session(Closing):
 
     @abstractmethod
     def close(self) -> None:
-        """Release the model; calls in progress finish, later ones are refused. Closing twice does nothing."""
+        """Release the model; calls in progress finish, later ones are refused. Closeable twice does nothing."""
 
     def __repr__(self) -> str:
         inputs = ", ".join(str(spec) for spec in self.inputs)

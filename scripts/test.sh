@@ -10,19 +10,21 @@ prepare_native
 prepare_browser
 install_torch
 # NATTEN, the oracle of the tests, builds against the PyTorch that is installed, so not in pip's isolated environment.
-install_packages setuptools build
+install_packages setuptools build scikit-build-core cmake ninja
 install_packages --no-build-isolation natten==0.21.7
 install_packages ".[test]"
-# The package itself anew, so that the tests see this working tree.
+# The tests run on this tree: nothing is installed again when a file changes, C++ is compiled where it changed.
+install_packages --no-deps --no-build-isolation -e .
+bash scripts/build_native.sh
+# Triton's environment, of its own, gets a wheel.
 rm -rf build/wheel
 pip wheel --quiet --no-deps --wheel-dir build/wheel .
-pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
 bash scripts/triton_server.sh build/wheel/*.whl
 
 echo "== ruff"
 ruff check .
 ruff format --check .
 echo "== mypy"
-mypy -p na_deploy
+mypy
 echo "== pytest"
 pytest "$@"

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from na_deploy.runtime.tensors import Array
+from na_deploy.model_file.tensors import Array
 from na_deploy.serving.errors import ModelFailedError, QueueTimeoutError, UnavailableError
 
 Arrays = dict[str, Array]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from na_deploy.runtime.tensors import Array
+from na_deploy.model_file.tensors import Array
 from na_deploy.serving.datatypes import bytes_array
 from na_deploy.serving.errors import InvalidRequestError
 

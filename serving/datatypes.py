@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from na_deploy.runtime.tensors import Array, numpy_type
+from na_deploy.model_file.tensors import Array, numpy_type
 from na_deploy.serving.errors import InvalidRequestError
 
 NUMPY_NAMES = {

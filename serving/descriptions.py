@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from na_deploy import __version__
-from na_deploy.runtime.tensors import TensorSpec
+from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.serving.batcher import Batching
 from na_deploy.serving.datatypes import PROTOCOL_NAMES
 from na_deploy.serving.repository import Repository
-from na_deploy.serving.served import ServedModel
+from na_deploy.serving.served_model import ServedModel
 
 SERVER = "na-deploy"
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")

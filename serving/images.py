@@ -8,7 +8,7 @@ from io import BytesIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from na_deploy.models.preprocessing import Preprocessing
-from na_deploy.runtime.image import FloatArray, prepare
+from na_deploy.runtime.images.prepare import FloatArray, prepare
 from na_deploy.serving.errors import InvalidRequestError, TooLargeError
 
 FORMATS = ("JPEG", "PNG")

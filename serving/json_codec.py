@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from na_deploy.runtime.tensors import Array
+from na_deploy.model_file.tensors import Array
 from na_deploy.serving.datatypes import array_from_raw, bytes_array, element_count, element_type, raw_from_array
 from na_deploy.serving.errors import InvalidRequestError
 from na_deploy.serving.requests import (

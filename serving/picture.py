@@ -39,9 +39,9 @@ def draw_windows(model: Path, title: str) -> bytes:
 
 def main(model: str, target: str, title: str) -> None:
     """Draw into a file; leaves the process with 1 and a line on stderr where that fails."""
+    from na_deploy.model_file.inspection import inspect_model
     from na_deploy.runtime.bundle import is_bundle, open_bundle
-    from na_deploy.runtime.inspection import inspect_model
-    from na_deploy.runtime.plot import plot_model
+    from na_deploy.runtime.pictures.model import plot_model
 
     try:
         if is_bundle(Path(model)):

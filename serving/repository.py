@@ -16,9 +16,9 @@ from pathlib import Path
 from na_deploy.errors import NaDeployError
 from na_deploy.serving.errors import InvalidRequestError, NotFoundError, UnavailableError, public_text
 from na_deploy.serving.metrics import Metrics
-from na_deploy.serving.opening import open_model
+from na_deploy.serving.model_loader import open_model
 from na_deploy.serving.options import ServeOptions
-from na_deploy.serving.served import ServedModel
+from na_deploy.serving.served_model import ServedModel
 from na_deploy.serving.sources import Fingerprint, Source, Sources, find_sources
 
 log = logging.getLogger("na_deploy.serving")

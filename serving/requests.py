@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from na_deploy.runtime.tensors import Array
+from na_deploy.model_file.tensors import Array
 from na_deploy.serving.errors import InvalidRequestError, UnsupportedError
 
 Parameters = Mapping[str, object]

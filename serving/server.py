@@ -16,12 +16,12 @@ from typing import Any
 import uvicorn
 
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.serving.greeting import greeting
 from na_deploy.serving.http_app import make_app
 from na_deploy.serving.http_guard import is_loopback
 from na_deploy.serving.http_protocol import limited_protocol
 from na_deploy.serving.options import ServeOptions
 from na_deploy.serving.service import Service
+from na_deploy.serving.startup_message import greeting
 
 log = logging.getLogger("na_deploy.serving")
 

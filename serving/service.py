@@ -13,8 +13,8 @@ from time import perf_counter_ns
 from typing import Any
 
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.classify import top_classes
-from na_deploy.runtime.tensors import Array, numpy_type
+from na_deploy.model_file.tensors import Array, numpy_type
+from na_deploy.runtime.results.classification import top_classes
 from na_deploy.serving import descriptions
 from na_deploy.serving.batcher import Ran
 from na_deploy.serving.classification import classify
@@ -33,7 +33,7 @@ from na_deploy.serving.options import ServeOptions
 from na_deploy.serving.picture import draw_windows
 from na_deploy.serving.repository import Repository
 from na_deploy.serving.requests import InferRequest, InferResponse, RequestedOutput, Tensor
-from na_deploy.serving.served import ServedModel
+from na_deploy.serving.served_model import ServedModel
 
 log = logging.getLogger("na_deploy.serving")
 

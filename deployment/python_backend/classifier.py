@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 import na_deploy
 from na_deploy.deployment.python_backend.arrays import check_arrays
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.tensors import Array, numpy_type
+from na_deploy.model_file.tensors import Array, numpy_type
 
 
 class TritonPythonModel:

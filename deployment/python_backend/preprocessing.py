@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 from na_deploy.deployment.python_backend.arrays import check_arrays
 from na_deploy.errors import NaDeployError
 from na_deploy.models.preprocessing import Preprocessing
-from na_deploy.runtime.image import decode_image, prepare
+from na_deploy.runtime.images.prepare import decode_image, prepare
 
 
 class TritonPythonModel:

@@ -14,8 +14,8 @@ from torch import nn
 
 from na_deploy.errors import UsageError
 from na_deploy.exporter.natten_api import current, fused_017, modules, unfused
+from na_deploy.exporter.natten_api.monkeypatch import swapped
 from na_deploy.exporter.natten_api.old_modules import old_modules
-from na_deploy.exporter.natten_api.swapping import swapped
 
 _MARK = "na_deploy"
 

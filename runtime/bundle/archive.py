@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from na_deploy.closing import Closing
+from na_deploy.closeable import Closeable
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.runtime.bundle.manifest import MAX_BYTES, NAME, Manifest, Member, parse_manifest
 
@@ -38,7 +38,7 @@ def is_bundle(path: Path) -> bool:
         return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
 
 
-class Bundle(Closing):
+class Bundle(Closeable):
     """An opened, verified bundle. Close it, or use it as a context manager; its files may then be gone.
 
     Attributes:
@@ -66,7 +66,7 @@ class Bundle(Closing):
         return self.folder / member.name
 
     def close(self) -> None:
-        """Remove temporary files. Closing twice does nothing."""
+        """Remove temporary files. Closeable twice does nothing."""
         if self._remove is not None:
             self._remove()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from na_deploy import __version__
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.tensors import Dimension, TensorSpec
+from na_deploy.model_file.tensors import Dimension, TensorSpec
 
 FORMAT = 1
 NAME = "manifest.json"

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
+from na_deploy.model_file.tensors import Array
 from na_deploy.runtime.bundle.archive import Bundle, open_bundle
 from na_deploy.runtime.bundle.manifest import Manifest
 from na_deploy.runtime.session import BACKENDS, ENGINE_BACKENDS, Session, SessionOptions, open_session
-from na_deploy.runtime.tensors import Array
 
 
 def open_bundle_session(path: Path, backend: str | None, options: SessionOptions) -> Session:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from na_deploy.errors import UsageError
+from na_deploy.model_file.tensors import format_shape, numpy_type
 from na_deploy.runtime.tensorrt import dlpack
 from na_deploy.runtime.tensorrt.cuda import Cuda
 from na_deploy.runtime.tensorrt.memory import bytes_of
-from na_deploy.runtime.tensors import format_shape, numpy_type
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ from typing import Any
 
 from na_deploy.errors import MissingDependencyError, NaDeployError
 from na_deploy.files import staged_output
-from na_deploy.runtime.build_options import BuildOptions, BuildTask, Built
-from na_deploy.runtime.native import TENSORRT_LIBRARY_VARIABLE, tensorrt_library
+from na_deploy.runtime.building.options import BuildOptions, BuildTask, Built
+from na_deploy.runtime.native_libraries import TENSORRT_LIBRARY_VARIABLE, tensorrt_library
 from na_deploy.runtime.tensorrt.api import FLAVORS, RTX, Flavor
 from na_deploy.runtime.tensorrt.building import EngineReport, EngineRequest, build_engine
 from na_deploy.runtime.tensorrt.layers import read_layers, summarize_layers

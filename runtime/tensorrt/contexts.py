@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from na_deploy.closing import Closing
+from na_deploy.closeable import Closeable
 from na_deploy.errors import NaDeployError
+from na_deploy.model_file.tensors import format_shape
 from na_deploy.runtime.tensorrt.cuda import Cuda, OutOfDeviceMemoryError
 from na_deploy.runtime.tensorrt.engine import Engine
 from na_deploy.runtime.tensorrt.memory import DeviceBuffer
 from na_deploy.runtime.tensorrt.profiles import EngineProfile, Shapes
-from na_deploy.runtime.tensors import format_shape
 
 _RUNS_BEFORE_RECORDING = 2
 """The first run after a change of shapes or addresses prepares; addresses that come only once are not worth a graph."""
@@ -41,7 +41,7 @@ class GraphFigures:
     refusal: str | None = None
 
 
-class ShapeContext(Closing):
+class ShapeContext(Closeable):
     """A context whose shapes are set once and for all.
 
     Attributes:
@@ -142,7 +142,7 @@ class ShapeContext(Closing):
             self._figures.refusal = str(failure)
 
 
-class ShapeContexts(Closing):
+class ShapeContexts(Closeable):
     """The contexts of one lane, no more of them than a bound. Not for several threads at once."""
 
     def __init__(self, engine: Engine, cuda: Cuda, stream: int, limit: int, figures: GraphFigures) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from na_deploy.errors import NaDeployError
+from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.runtime.tensorrt.api import Flavor, Messages, dtype_name, make_logger
 from na_deploy.runtime.tensorrt.plugins import register_plugins
 from na_deploy.runtime.tensorrt.profiles import EngineProfile, read_profiles
-from na_deploy.runtime.tensors import TensorSpec
 
 _CAUSES = (
     (

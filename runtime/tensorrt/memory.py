@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from na_deploy.closing import Closing
+from na_deploy.closeable import Closeable
+from na_deploy.model_file.tensors import Array, numpy_type
 from na_deploy.runtime.tensorrt.cuda import Cuda
-from na_deploy.runtime.tensors import Array, numpy_type
 
 _STEP = 256
 """Sizes are rounded up to this, as CUDA does."""
@@ -22,7 +22,7 @@ def bytes_of(shape: Sequence[int], dtype: str) -> int:
     return math.prod(shape) * int(numpy_type(dtype).itemsize)
 
 
-class DeviceBuffer(Closing):
+class DeviceBuffer(Closeable):
     """Device memory of at least the size last asked for. Its address changes only when it grows."""
 
     def __init__(self, cuda: Cuda) -> None:

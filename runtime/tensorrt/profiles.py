@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from na_deploy.errors import UsageError
+from na_deploy.model_file.tensors import format_shape
 from na_deploy.runtime.bundle.manifest import Profile
-from na_deploy.runtime.tensors import format_shape
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from na_deploy.model_file.tensors import Array
 from na_deploy.runtime.tensorrt.layers import EngineLayer, parse_layers
-from na_deploy.runtime.tensors import Array
 
 if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.session import TensorRTSession

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.model_file.tensors import Array, check_inputs
 from na_deploy.models.metadata import ModelMetadata
-from na_deploy.runtime.native import tensorrt_library
+from na_deploy.runtime.native_libraries import tensorrt_library
 from na_deploy.runtime.session import Session, SessionOptions
 from na_deploy.runtime.tensorrt.api import FLAVORS, Flavor, load_module
 from na_deploy.runtime.tensorrt.arrays import DeviceArray, as_device_array, is_device_array
@@ -21,9 +22,8 @@ from na_deploy.runtime.tensorrt.compatibility import check_manifest
 from na_deploy.runtime.tensorrt.contexts import GraphFigures
 from na_deploy.runtime.tensorrt.cuda import Cuda, load_cuda
 from na_deploy.runtime.tensorrt.engine import Engine, load_engine, named_like
-from na_deploy.runtime.tensorrt.lanes import Lane, LanePool
 from na_deploy.runtime.tensorrt.probe import probe_engine
-from na_deploy.runtime.tensors import Array, check_inputs
+from na_deploy.runtime.tensorrt.stream_pool import Lane, LanePool
 
 if TYPE_CHECKING:
     from na_deploy.runtime.bundle import Bundle

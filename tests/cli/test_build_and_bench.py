@@ -12,8 +12,8 @@ import pytest
 from na_deploy.cli.build import condense, parse_range, parse_sizes
 from na_deploy.cli.main import run
 from na_deploy.errors import MissingDependencyError, UsageError
-from na_deploy.runtime import bench
-from na_deploy.runtime.bench import percentile
+from na_deploy.runtime.bench import compare as bench
+from na_deploy.runtime.bench.compare import percentile
 from na_deploy.runtime.tensorrt_rtx_library import find_libraries
 
 WriteModel = Callable[..., Path]

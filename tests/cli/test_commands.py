@@ -14,8 +14,8 @@ import na_deploy
 from na_deploy.cli.main import run
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import Preprocessing
-from na_deploy.runtime.classify import softmax
-from na_deploy.runtime.image import prepare_files
+from na_deploy.runtime.images.prepare import prepare_files
+from na_deploy.runtime.results.classification import softmax
 
 WriteModel = Callable[..., Path]
 PREPROCESSING = Preprocessing(size=(32, 32), resize=36)

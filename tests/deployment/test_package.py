@@ -16,11 +16,11 @@ from na_deploy.deployment import PackageOptions, check_repository, package
 from na_deploy.deployment.protobuf import CONFIG, Config, messages, read, type_name
 from na_deploy.deployment.python_backend.arrays import check_arrays
 from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import Preprocessing
-from na_deploy.runtime.build import BuildOptions, build
+from na_deploy.runtime.building.build import BuildOptions, build
 from na_deploy.runtime.bundle import Manifest, Profile, write_bundle
-from na_deploy.runtime.tensors import TensorSpec
 
 LABELS = {index: f"thing {index}" for index in range(10)}
 METADATA = ModelMetadata(

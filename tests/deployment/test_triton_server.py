@@ -31,8 +31,8 @@ from na_deploy.deployment import PackageOptions, check_repository, package
 from na_deploy.deployment.protobuf import CONFIG, parse, read, to_text
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import Preprocessing
-from na_deploy.runtime.image import decode_image, prepare
-from na_deploy.runtime.native import onnxruntime_library
+from na_deploy.runtime.images.prepare import decode_image, prepare
+from na_deploy.runtime.native_libraries import onnxruntime_library
 
 pytestmark = pytest.mark.triton
 

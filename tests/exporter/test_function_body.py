@@ -20,9 +20,9 @@ from na_deploy.attention import NeighborhoodSpec, reference_attention, reference
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
 from na_deploy.attention.tiling import TILE_LIMIT, TILE_MINIMUM, plan_axis, plan_tiles, tile_size, tiled_pairs
 from na_deploy.exporter import function_parts
+from na_deploy.exporter.bfloat16_emulation import widen_bfloat16
 from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
 from na_deploy.exporter.options import OPSETS
-from na_deploy.exporter.widening import widen_bfloat16
 
 OPSET = 22
 KINDS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}

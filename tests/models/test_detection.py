@@ -17,7 +17,7 @@ from na_deploy.models.config import ones
 from na_deploy.models.detect import read_structure
 from na_deploy.models.dilations import PRESETS, parse_dilations
 from na_deploy.models.registry import DINAT_S_LARGE_OLD_HEADS
-from na_deploy.models.settle import Settled, settle
+from na_deploy.models.resolve_architecture import Settled, settle
 
 NAMES = [entry.name for entry in list_models()]
 BACKBONE = {"num_classes": 0, "out_indices": (0, 1, 2, 3)}

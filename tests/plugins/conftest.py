@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from na_deploy.runtime.native import onnxruntime_library, why_missing
+from na_deploy.runtime.native_libraries import onnxruntime_library, why_missing
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("cpu_library", Path(__file__).with_name("cpu_library.py"))

@@ -13,7 +13,7 @@ import pytest
 from cpu_library import build
 
 import na_deploy
-from na_deploy.runtime.native import ONNXRUNTIME_LIBRARY_VARIABLE, gpu_capabilities
+from na_deploy.runtime.native_libraries import ONNXRUNTIME_LIBRARY_VARIABLE, gpu_capabilities
 
 pytestmark = pytest.mark.native
 PLUGINS = Path(__file__).parents[2] / "plugins"

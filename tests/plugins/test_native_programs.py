@@ -13,7 +13,7 @@ import pytest
 from cpu_library import build
 
 import na_deploy
-import na_deploy.runtime.build
+from na_deploy.runtime.building import build as bundles
 
 pytestmark = pytest.mark.native
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def test_a_cpp_program_runs_a_bundle_from_several_threads(
     if runtime is None:
         pytest.skip(f"onnxruntime {onnxruntime.__version__} from pip has no C library")
     model, bundle = write_model(), tmp_path / "model.bundle"
-    na_deploy.runtime.build.build(model, bundle, na_deploy.runtime.build.BuildOptions(plugins="embed"))
+    bundles.build(model, bundle, bundles.BuildOptions(plugins="embed"))
     library = bundle / "lib" / "libna_deploy_ort.so"
     found = float(run(native_build / "plugins/tests/run_model", runtime, library, bundle / "model.onnx"))
     shape = [size.dim_value for size in onnx.load(model).graph.input[0].type.tensor_type.shape.dim]

@@ -37,7 +37,7 @@ TOLERANCE = {"float32": 2e-6, "float16": 3e-3, "bfloat16": 2e-2}
 LOAD = """
 import sys
 import onnxruntime
-from na_deploy.runtime.native import onnxruntime_library
+from na_deploy.runtime.native_libraries import onnxruntime_library
 
 options = onnxruntime.SessionOptions()
 options.register_custom_ops_library(str(onnxruntime_library()))
@@ -51,7 +51,7 @@ import ml_dtypes
 import numpy as np
 import na_deploy
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.native import onnxruntime_library
+from na_deploy.runtime.native_libraries import onnxruntime_library
 
 model, feeds, results = sys.argv[1:4]
 library = ctypes.CDLL(str(onnxruntime_library()))

@@ -38,7 +38,7 @@ from na_deploy.cli.main import run
 from na_deploy.deployment import PackageOptions, package
 from na_deploy.errors import NaDeployError
 from na_deploy.runtime.environment import GPU_KERNELS
-from na_deploy.runtime.native import ONNXRUNTIME_LIBRARY_VARIABLE, gpu_capabilities
+from na_deploy.runtime.native_libraries import ONNXRUNTIME_LIBRARY_VARIABLE, gpu_capabilities
 
 pytestmark = pytest.mark.native
 CPU = ["CPUExecutionProvider"]

@@ -34,7 +34,7 @@ import na_deploy
 from na_deploy.attention.schema import PACKED_OPERATOR, SEPARATE_OPERATOR
 from na_deploy.errors import NaDeployError
 from na_deploy.models import ModelConfig, load_model, random_checkpoint
-from na_deploy.runtime.native import onnxruntime_library
+from na_deploy.runtime.native_libraries import onnxruntime_library
 
 LIBRARY = onnxruntime_library()
 pytestmark = pytest.mark.native
@@ -343,7 +343,7 @@ def test_many_sessions_register_the_library(write_model):
 
 def test_on_a_gpu_a_library_without_gpu_kernels_stays_out_of_the_way(write_model, monkeypatch: pytest.MonkeyPatch):
     path = write_model()
-    monkeypatch.setattr("na_deploy.runtime.onnxruntime_backend.gpu_capabilities", lambda library: "")
+    monkeypatch.setattr("na_deploy.runtime.backends.onnxruntime.gpu_capabilities", lambda library: "")
     available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     session = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)

@@ -21,7 +21,7 @@ import pytest
 
 import na_deploy
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.runtime.build import BuildOptions, build
+from na_deploy.runtime.building.build import BuildOptions, build
 from na_deploy.runtime.bundle import open_bundle, read_manifest, write_bundle
 from na_deploy.runtime.bundle.manifest import Manifest, parse_manifest
 
@@ -84,7 +84,7 @@ def test_an_interrupted_build_leaves_nothing_behind(model: Path, tmp_path: Path)
     scratch.mkdir()
     # Interrupted when the first file is copied: everything is there but the renaming.
     program = (
-        "import time, na_deploy.runtime.build as b, na_deploy.runtime.bundle.archive as a\n"
+        "import time, na_deploy.runtime.building.build as b, na_deploy.runtime.bundle.archive as a\n"
         "slow = a._copy_hashed\n"
         "a._copy_hashed = lambda *x: (slow(*x), print('copied', flush=True), time.sleep(60))[0]\n"
         "from na_deploy.cli.main import main\n"
@@ -249,7 +249,7 @@ def test_a_manifest_of_any_bytes_gives_one_sentence(text: bytes):
 
 
 def test_an_embedded_library_is_the_one_that_runs(model: Path, image: np.ndarray, tmp_path: Path):
-    from na_deploy.runtime.native import onnxruntime_library, why_missing
+    from na_deploy.runtime.native_libraries import onnxruntime_library, why_missing
 
     if onnxruntime_library() is None:
         with pytest.raises(NaDeployError, match="no operator library to embed"):

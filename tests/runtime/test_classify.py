@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from na_deploy.errors import UsageError
-from na_deploy.runtime.classify import read_labels, softmax, top_classes
+from na_deploy.runtime.results.classification import read_labels, softmax, top_classes
 
 
 def test_softmax_survives_logits_that_overflow_exp():

@@ -16,7 +16,7 @@ from na_deploy.models.preprocessing import (
     hugging_face_classification,
     official_classification,
 )
-from na_deploy.runtime.image import prepare, prepare_files, read_image
+from na_deploy.runtime.images.prepare import prepare, prepare_files, read_image
 
 
 def photo(width: int = 300, height: int = 200, mode: str = "RGB", seed: int = 0) -> Image.Image:

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 
 import na_deploy
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
+from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import ModelMetadata
-from na_deploy.runtime import native
-from na_deploy.runtime.batches import run_in_batches
-from na_deploy.runtime.tensors import TensorSpec
+from na_deploy.runtime import native_libraries as native
+from na_deploy.runtime.images.batches import run_in_batches
 
 WriteModel = Callable[..., Path]
 

@@ -360,8 +360,8 @@ def classify(server: Running, body: bytes, query: str = "") -> tuple[int, dict]:
 
 def test_an_image_is_classified_as_the_session_does(server: Running, repository: Path, tmp_path: Path):
     import na_deploy
-    from na_deploy.runtime.classify import softmax
-    from na_deploy.runtime.image import prepare_files
+    from na_deploy.runtime.images.prepare import prepare_files
+    from na_deploy.runtime.results.classification import softmax
 
     for kind in ("PNG", "JPEG"):
         file = tmp_path / "photo"

@@ -16,7 +16,7 @@ from served_models import TYPES
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 import na_deploy
-from na_deploy.runtime.native import onnxruntime_library
+from na_deploy.runtime.native_libraries import onnxruntime_library
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from served_models import mixing_model, save, scaling_model, slow_model, types_m
 from tritonclient.utils import InferenceServerException
 
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.runtime.build import BuildOptions, build
+from na_deploy.runtime.building.build import BuildOptions, build
 from na_deploy.serving.sources import find_sources
 
 X = [1.0, 2.0, 3.0, 4.0]

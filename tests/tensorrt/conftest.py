@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from na_deploy.runtime.build import build
-from na_deploy.runtime.build_options import BuildOptions
+from na_deploy.runtime.building.build import build
+from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.tensorrt.api import load_module
 from na_deploy.runtime.tensorrt.cuda import load_cuda
 

@@ -20,8 +20,8 @@ import na_deploy
 from na_deploy.cli.build import parse_bytes
 from na_deploy.cli.main import run
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.runtime.build import build
-from na_deploy.runtime.build_options import BuildOptions
+from na_deploy.runtime.building.build import build
+from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.tensorrt.progress import Phases
 
 WriteModel = Callable[..., Path]

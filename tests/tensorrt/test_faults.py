@@ -96,8 +96,8 @@ def test_another_version_of_tensorrt_is_refused_without_a_manifest(engine: Path,
 
 
 def test_a_version_compatible_engine_runs_on_a_later_version(machine, write_model, tmp_path: Path, make_images):
-    from na_deploy.runtime.build import build
-    from na_deploy.runtime.build_options import BuildOptions
+    from na_deploy.runtime.building.build import build
+    from na_deploy.runtime.building.options import BuildOptions
 
     machine.set(FAKE_TENSORRT=10)
     target = tmp_path / "b.bundle"
@@ -125,8 +125,8 @@ def test_another_gpu_is_refused(bundle: Path, engine: Path, machine):
 
 
 def test_a_hardware_compatible_engine_runs_on_another_gpu(machine, write_model, tmp_path: Path, make_images):
-    from na_deploy.runtime.build import build
-    from na_deploy.runtime.build_options import BuildOptions
+    from na_deploy.runtime.building.build import build
+    from na_deploy.runtime.building.options import BuildOptions
 
     target = tmp_path / "b.bundle"
     build(write_model(), target, BuildOptions(backend="tensorrt", hardware_compatible=True))
@@ -164,7 +164,7 @@ def test_a_model_is_not_an_engine(machine, write_model):
 
 
 def test_a_bundle_for_onnxruntime_has_no_engine(machine, write_model, tmp_path: Path):
-    from na_deploy.runtime.build import build
+    from na_deploy.runtime.building.build import build
 
     build(write_model(), tmp_path / "b.bundle")
     with pytest.raises(UsageError, match="holds no engine of tensorrt; build one with: na-deploy build --backend tens"):

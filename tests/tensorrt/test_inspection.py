@@ -11,8 +11,8 @@ import pytest
 
 import na_deploy
 from na_deploy.cli.main import run
-from na_deploy.runtime.build import build
-from na_deploy.runtime.build_options import BuildOptions
+from na_deploy.runtime.building.build import build
+from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.tensorrt.layers import parse_layers, summarize_layers
 
 

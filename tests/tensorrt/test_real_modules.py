@@ -20,8 +20,8 @@ import pytest
 
 import na_deploy
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.build import build
-from na_deploy.runtime.build_options import BuildOptions
+from na_deploy.runtime.building.build import build
+from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.tensorrt.progress import Phases
 
 HERE = Path(__file__).parent
@@ -176,7 +176,7 @@ os._exit(0)
 
 @pytest.mark.parametrize("wheels", [bindings.LEAN_10, bindings.LEAN_11], ids=lambda w: w.api)
 def test_the_real_plugin_registry_is_asked_and_refuses_what_is_no_plugin_library(wheels: Any, tmp_path: Path):
-    from na_deploy.runtime.native import tensorrt_library
+    from na_deploy.runtime.native_libraries import tensorrt_library
 
     _, environment = bindings.installed(wheels)
     nothing = tmp_path / "nothing.so"

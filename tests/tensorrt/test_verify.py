@@ -11,8 +11,8 @@ import pytest
 from na_deploy.cli.main import run
 from na_deploy.exporter import export
 from na_deploy.models import ModelConfig, random_checkpoint
-from na_deploy.runtime.build import build
-from na_deploy.runtime.build_options import BuildOptions
+from na_deploy.runtime.building.build import build
+from na_deploy.runtime.building.options import BuildOptions
 
 CONFIG = ModelConfig(
     family="nat",

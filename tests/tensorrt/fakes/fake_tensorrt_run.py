@@ -152,7 +152,7 @@ def run_classes(trt: Any, base: type) -> list[type]:
                 import onnx
                 import onnxruntime
 
-                from na_deploy.exporter.widening import widen_bfloat16
+                from na_deploy.exporter.bfloat16_emulation import widen_bfloat16
 
                 model = onnx.load_model_from_string(self._model)
                 self._wide = any(entry["dtype"] == "BF16" for entry in self._io.values())

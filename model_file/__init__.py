@@ -1,0 +1,1 @@
+"""Reading of exported model files: structure, tensors, symbolic dimensions, attention layers. Runs nothing."""

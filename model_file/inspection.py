@@ -1,0 +1,324 @@
+"""What an exported model consists of: its neighborhood attention layers and their share of the work.
+
+Reads the file only; nothing is run. ``runtime/pictures/model.py`` draws what this finds, ``cli/inspect.py`` prints it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import onnx
+
+from na_deploy.attention import schema
+from na_deploy.attention.cost import attention_cost
+from na_deploy.attention.windows import NeighborhoodSpec
+from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.model_file import graph
+from na_deploy.model_file.tensors import TensorSpec
+from na_deploy.models.metadata import ModelMetadata
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+
+
+@dataclass(frozen=True)
+class NeighborhoodLayer:
+    """One neighborhood attention node. Sizes are those of one run with the inspected input size.
+
+    Attributes:
+        name: the module's name in the model, such as ``levels.0.blocks.1.attn``.
+        operator: the ONNX operator.
+        batch: items in the batch.
+        lengths: size of the map, one number per spatial axis.
+        heads: query heads.
+        head_dim: numbers per head in query and key.
+        kernel_size: window per axis; likewise ``dilation``, ``stride`` and ``is_causal``.
+        has_bias: whether a relative position bias is added.
+        is_padded: whether the map may be smaller than a window: the node has keys and values for what lies behind it.
+        additional_keys: keys that every query attends to besides its window.
+        dtype: element type of the tensors.
+        tile: queries per tile and axis in the portable path.
+        span: keys that a tile reads, per axis.
+        multiply_adds: of QKᵀ and PV over attended pairs; papers call these FLOPs.
+        tiled_multiply_adds: the same over all pairs that tiles compute, masked ones included.
+        memory_bytes: inputs and output, each counted once.
+        share: of the multiply-adds of all layers, 0 to 1.
+    """
+
+    name: str
+    operator: str
+    batch: int
+    lengths: tuple[int, ...]
+    heads: int
+    head_dim: int
+    kernel_size: tuple[int, ...]
+    dilation: tuple[int, ...]
+    stride: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+    has_bias: bool
+    is_padded: bool
+    additional_keys: int
+    dtype: str
+    tile: tuple[int, ...]
+    span: tuple[int, ...]
+    multiply_adds: int
+    tiled_multiply_adds: int
+    memory_bytes: int
+    share: float = 0.0
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Size of the map that windows are laid over: ``lengths``, or more where they reach behind a small map."""
+        axes = zip(self.lengths, self.kernel_size, self.dilation, strict=True)
+        return tuple(max(length, kernel * step) for length, kernel, step in axes)
+
+    @property
+    def configuration(self) -> tuple[object, ...]:
+        """What two layers must have in common to attend alike."""
+        return (
+            self.lengths,
+            self.heads,
+            self.head_dim,
+            self.kernel_size,
+            self.dilation,
+            self.stride,
+            self.is_causal,
+        )
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """An exported model, read from its file.
+
+    Attributes:
+        path: the file.
+        metadata: what the exporter recorded, ``None`` for a model from elsewhere.
+        inputs: the model's inputs as declared; likewise ``outputs``.
+        input_sizes: the sizes that the layers' figures hold for.
+        opset: version of the standard operators.
+        file_bytes: the file and the weight files beside it.
+        parameters: numbers in floating-point initializers.
+        nodes: nodes in the graph.
+        functions: operators of ours whose body the file carries.
+        layers: neighborhood attention nodes in graph order.
+        other_multiply_adds: of MatMul, Gemm and Conv.
+        uncounted: MatMul, Gemm and Conv nodes whose shapes the file does not state; they are not in
+            ``other_multiply_adds``.
+    """
+
+    path: Path
+    metadata: ModelMetadata | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    input_sizes: Mapping[str, tuple[int, ...]]
+    opset: int
+    file_bytes: int
+    parameters: int
+    nodes: int
+    functions: tuple[str, ...]
+    layers: tuple[NeighborhoodLayer, ...]
+    other_multiply_adds: int
+    uncounted: int
+
+    @property
+    def attention_multiply_adds(self) -> int:
+        """Multiply-adds of all neighborhood attention layers."""
+        return sum(layer.multiply_adds for layer in self.layers)
+
+    @property
+    def attention_share(self) -> float:
+        """Neighborhood attention's part of the counted multiply-adds, 0 to 1."""
+        total = self.attention_multiply_adds + self.other_multiply_adds
+        return self.attention_multiply_adds / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers of the same configuration, with a name such as ``levels.0 blocks 0, 2``."""
+
+    label: str
+    layers: tuple[NeighborhoodLayer, ...]
+
+    @property
+    def share(self) -> float:
+        """The group's part of the multiply-adds of all layers, 0 to 1."""
+        return sum(layer.share for layer in self.layers)
+
+
+def inspect_model(path: str | Path, input_size: Sequence[int] | None = None) -> ModelSummary:
+    """Read an exported model.
+
+    Args:
+        path: the ONNX file.
+        input_size: size of the (first) input for a model with dynamic axes; by default batch 1 and, for
+            images, the size in the model's metadata.
+
+    Raises:
+        UsageError: the file does not exist, or the input size does not fit the model.
+        NaDeployError: the file is not an ONNX model, or a neighborhood attention node in it is malformed.
+    """
+    path = Path(path)
+    model = graph.read_model(path)
+    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
+    weights = frozenset(tensor.name for tensor in model.graph.initializer)
+    inputs = graph.tensor_specs(list(model.graph.input), skip=weights)
+    sizes = _input_sizes(inputs, input_size, metadata)
+    shapes, types = graph.known_types(model, graph.bind_sizes(inputs, sizes))
+
+    layers = []
+    other, uncounted = 0, 0
+    for node in model.graph.node:
+        if node.domain == schema.DOMAIN:
+            layers.append(_layer(path, node, shapes, types))
+            continue
+        multiply_adds = graph.matrix_multiply_adds(node, shapes)
+        other += multiply_adds or 0
+        uncounted += multiply_adds is None
+    total = sum(layer.multiply_adds for layer in layers)
+    return ModelSummary(
+        path=path,
+        metadata=metadata,
+        inputs=inputs,
+        outputs=graph.tensor_specs(list(model.graph.output)),
+        input_sizes=sizes,
+        opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
+        file_bytes=graph.bytes_on_disk(path, model),
+        parameters=graph.parameter_count(model),
+        nodes=len(model.graph.node),
+        functions=tuple(function.name for function in model.functions if function.domain == schema.DOMAIN),
+        layers=tuple(replace(layer, share=layer.multiply_adds / total if total else 0.0) for layer in layers),
+        other_multiply_adds=other,
+        uncounted=uncounted,
+    )
+
+
+def group_layers(layers: Sequence[NeighborhoodLayer]) -> list[LayerGroup]:
+    """Group layers that attend alike, in order of first appearance."""
+    groups: dict[tuple[object, ...], list[NeighborhoodLayer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.configuration, []).append(layer)
+    return [LayerGroup(_label([layer.name for layer in group]), tuple(group)) for group in groups.values()]
+
+
+def _input_sizes(
+    inputs: tuple[TensorSpec, ...], wanted: Sequence[int] | None, metadata: ModelMetadata | None
+) -> dict[str, tuple[int, ...]]:
+    sizes = {}
+    for position, spec in enumerate(inputs):
+        if wanted is not None and position == 0:
+            sizes[spec.name] = tuple(wanted)
+            continue
+        known: tuple[int, ...] = tuple(metadata.input_size) if metadata is not None and position == 0 else ()
+        if len(known) != len(spec.shape):
+            known = (1,) * len(spec.shape)
+        sizes[spec.name] = tuple(
+            size if isinstance(size, int) else 1 if axis == 0 else known[axis] for axis, size in enumerate(spec.shape)
+        )
+    return sizes
+
+
+def _layer(path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[str, str]) -> NeighborhoodLayer:
+    name = node.name or node.output[0]
+    if node.op_type not in schema.OPERATORS:
+        raise NaDeployError(f"{path}: node {name} has the operator {node.op_type}, which na_deploy does not define")
+    packed = node.op_type == schema.PACKED_OPERATOR
+    inputs = [_sizes(path, name, value, shapes) if value else None for value in node.input]
+    query = cast("tuple[int, ...]", inputs[0])
+    rank = len(query) - (4 if packed else 3)
+    is_padded = packed and len(inputs) > 2 and inputs[2] is not None
+    attributes = cast("dict[str, Any]", graph.attributes_of(node))
+    try:
+        spec = NeighborhoodSpec.create(
+            rank, *(attributes.get(key, default) for key, default in _ATTRIBUTE_DEFAULTS.items())
+        )
+        lengths = query[1 : 1 + rank]
+        if not is_padded:
+            spec.check_lengths(lengths)
+    except UsageError as error:
+        raise NaDeployError(f"{path}: node {name}: {error}") from None
+    batch, heads, head_dim = query[0], query[-2], query[-1]
+    value_dim = head_dim if packed or inputs[2] is None else inputs[2][-1]
+    bias_at = 1 if packed else 3
+    has_bias = len(inputs) > bias_at and inputs[bias_at] is not None
+    additional = 0 if packed or len(inputs) < 5 or inputs[4] is None else inputs[4][1]
+
+    of_values = {"value_dim": value_dim, "additional": additional}
+    cost = attention_cost(lengths, spec, heads, head_dim, batch=batch, **of_values, padded=is_padded)
+    dtype = types.get(node.input[0], "unknown")
+    elements = sum(math.prod(sizes) for sizes in inputs if sizes is not None)
+    elements += batch * math.prod(lengths) * heads * value_dim
+    return NeighborhoodLayer(
+        name=_module_name(name),
+        operator=node.op_type,
+        batch=batch,
+        lengths=lengths,
+        heads=heads,
+        head_dim=head_dim,
+        kernel_size=spec.kernel_size,
+        dilation=spec.dilation,
+        stride=spec.stride,
+        is_causal=spec.is_causal,
+        has_bias=has_bias,
+        is_padded=is_padded,
+        additional_keys=additional,
+        dtype=dtype,
+        tile=cost.tile,
+        span=cost.span,
+        multiply_adds=cost.multiply_adds,
+        tiled_multiply_adds=cost.tiled_multiply_adds,
+        memory_bytes=elements * _BYTES.get(dtype, 4),
+    )
+
+
+_ATTRIBUTE_DEFAULTS: dict[str, int] = {"kernel_size": 0, "dilation": 1, "stride": 1, "is_causal": 0}
+
+
+def _sizes(path: Path, node: str, value: str, shapes: graph.Shapes) -> tuple[int, ...]:
+    shape = shapes.get(value)
+    if shape is None or any(isinstance(size, str) for size in shape):
+        raise NaDeployError(
+            f"{path}: the shape of {value}, an input of node {node}, is not stated in the file "
+            f"({'×'.join(map(str, shape)) if shape else 'nothing'}); export the model again with na-deploy"
+        )
+    return cast("tuple[int, ...]", shape)
+
+
+def _module_name(node_name: str) -> str:
+    """Return the module path in a node name, without the operator's name that exporters append."""
+    cleaned = node_name.strip("/").replace("/", ".")
+    cleaned = re.sub(r"\.?(node_)?NeighborhoodAttention(QKV)?(_\d+)?$", "", cleaned)
+    return cleaned or node_name
+
+
+def _label(names: Sequence[str]) -> str:
+    """Name a set of modules: those that differ in one number share a label, others are listed."""
+    parts = [name.split(".") for name in names]
+    numbered: dict[tuple[tuple[str, ...], str], list[int]] = {}
+    for part in parts:
+        numbers = [index for index, word in enumerate(part) if word.isdecimal()]
+        if not numbers:
+            return ", ".join(names)
+        last = numbers[-1]
+        owner = part[last - 1] if last else "layer"
+        numbered.setdefault((tuple(part[: max(last - 1, 0)]), owner), []).append(int(part[last]))
+    labels = []
+    for (prefix, owner), values in numbered.items():
+        word = owner if len(values) > 1 or not owner.endswith("s") else owner[:-1]
+        labels.append(" ".join(filter(None, [".".join(prefix), word, _numbers(values)])))
+    return "; ".join(labels)
+
+
+def _numbers(values: Sequence[int]) -> str:
+    """Write 0, 1, 2, 3 as ``0–3`` and 0, 2, 4, 6 as ``0, 2 … 6``."""
+    step = values[1] - values[0] if len(values) > 1 else 1
+    regular = all(b - a == step for a, b in pairwise(values))
+    if len(values) > 2 and regular and step == 1:
+        return f"{values[0]}–{values[-1]}"
+    if len(values) > 3 and regular:
+        return f"{values[0]}, {values[1]} … {values[-1]}"
+    return ", ".join(map(str, values))

@@ -1,0 +1,193 @@
+"""Sessions on ONNX Runtime: any installed execution provider, our operator library where it is installed."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
+from na_deploy.model_file.tensors import Array, TensorSpec
+from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.native_libraries import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    gpu_capabilities,
+    onnxruntime_library,
+    register,
+)
+from na_deploy.runtime.session import Session, SessionOptions
+
+PREFERRED_PROVIDERS = (CUDA_PROVIDER, CPU_PROVIDER)
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+_FATAL_ONLY = 4  # failures reach the caller as exceptions; without this they are also printed to stderr
+
+
+def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
+    """Load ``path`` with ONNX Runtime. See :func:`na_deploy.runtime.session.load` for the errors."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"running a model needs onnxruntime, which cannot be imported ({error}); "
+            "install onnxruntime, or onnxruntime-gpu on a CUDA machine"
+        ) from None
+    providers = _choose_providers(onnxruntime.get_available_providers(), options.providers)
+    if options.device is not None and CUDA_PROVIDER not in providers:
+        raise UsageError(
+            f"device {options.device} is a GPU, and onnxruntime is to run on {', '.join(providers)} here; "
+            "leave device out, or install onnxruntime-gpu"
+        )
+    library = (options.library or onnxruntime_library()) if options.custom_operators else None
+    settings = _settings(onnxruntime, options)
+    if library is not None:
+        try:
+            if _has_kernels(library, providers[0]):
+                register(settings, library)
+            else:
+                library = None
+        except NaDeployError as error:
+            warnings.warn(f"{error}; the model runs on its embedded function bodies", RuntimeWarning, stacklevel=3)
+            library, settings = None, _settings(onnxruntime, options)
+    try:
+        session = onnxruntime.InferenceSession(str(path), settings, providers=_on_device(providers, options.device))
+    except Exception as error:
+        raise NaDeployError(_loading_failure(path, error)) from error
+    active = session.get_providers()
+    if (options.providers or options.device is not None) and providers[0] not in active:
+        raise NaDeployError(
+            f"onnxruntime could not start {providers[0]} on this machine; it offers {', '.join(active)}"
+        )
+    return OnnxRuntimeSession(path, session, library)
+
+
+def _has_kernels(library: Path, provider: str) -> bool:
+    """Return whether the library computes for a provider; elsewhere it would move every attention layer to the CPU."""
+    return provider == CPU_PROVIDER or (provider == CUDA_PROVIDER and gpu_capabilities(library) != "")
+
+
+def _on_device(providers: list[str], device: int | None) -> list[Any]:
+    """Return the providers with the GPU's number for the one that runs on it."""
+    if device is None:
+        return list(providers)
+    return [(name, {"device_id": device}) if name == CUDA_PROVIDER else name for name in providers]
+
+
+def _settings(onnxruntime: Any, options: SessionOptions) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _FATAL_ONLY
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    return settings
+
+
+class OnnxRuntimeSession(Session):
+    """A model in ONNX Runtime."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, path: Path, session: Any, library: Path | None) -> None:
+        self.path = path
+        self.library = library
+        self.inputs = tuple(_spec(path, argument) for argument in session.get_inputs())
+        self.outputs = tuple(_spec(path, argument) for argument in session.get_outputs())
+        self.metadata = ModelMetadata.from_props(dict(session.get_modelmeta().custom_metadata_map))
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
+        self.device = self.providers[0].removesuffix("ExecutionProvider")
+        self._lock = threading.Lock()
+        self._session: Any | None = session
+
+    def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
+        with self._lock:
+            session = self._session
+        if session is None:
+            raise UsageError(f"the session of {self.path.name} is closed; load the model again")
+        try:
+            if any(spec.dtype == "bfloat16" for spec in self.inputs + self.outputs):
+                return _run_bfloat16(session, inputs, outputs)
+            return dict(zip(outputs, session.run(outputs, inputs), strict=True))
+        except Exception as error:
+            raise NaDeployError(f"onnxruntime could not run {self.path.name}: {first_line(error)}") from error
+
+    def close(self) -> None:
+        """Release the model once calls in progress have finished."""
+        with self._lock:
+            self._session = None
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a runtime's exception says, without its status prefix and the lines after the first."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    text = re.sub(r"^Load model from .*? failed:", "", text)
+    return text.strip().rstrip(".")
+
+
+def _choose_providers(available: list[str], wanted: tuple[str, ...] | None) -> list[str]:
+    if wanted is None:
+        return [name for name in PREFERRED_PROVIDERS if name in available] or available
+    unknown = [name for name in wanted if name not in available]
+    if unknown or not wanted:
+        remedy = ", or install onnxruntime-gpu" if CUDA_PROVIDER in unknown else ""
+        raise UsageError(
+            f"onnxruntime has no provider {', '.join(unknown) or '(an empty list was given)'} here; "
+            f"choose from {', '.join(available)}{remedy}"
+        )
+    return list(wanted)
+
+
+def _loading_failure(path: Path, error: Exception) -> str:
+    kind = type(error).__name__
+    if path.stat().st_size == 0:
+        return f"{path} is empty; export the model again"
+    if kind in ("InvalidProtobuf", "NoModel") or "Protobuf parsing failed" in str(error):
+        return f"{path} is not an ONNX model, or is damaged; give a file written by `na-deploy export`"
+    if kind == "NotImplemented":
+        return f"onnxruntime has no kernel for a node of {path} on this machine: {first_line(error)}"
+    return f"onnxruntime refuses {path}: {first_line(error)}"
+
+
+def _spec(path: Path, argument: Any) -> TensorSpec:
+    if argument.type not in _DTYPES:
+        raise NaDeployError(f"{path}: {argument.name} is of type {argument.type}, which sessions do not handle")
+    shape = (f"{argument.name}.{axis}" if size is None else size for axis, size in enumerate(argument.shape))
+    return TensorSpec(argument.name, _DTYPES[argument.type], tuple(shape))
+
+
+def _run_bfloat16(session: Any, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
+    # NumPy has no bfloat16 of its own: values go in and come out as OrtValues over ml_dtypes' type.
+    import ml_dtypes
+    from onnx import TensorProto
+    from onnxruntime import OrtValue
+
+    def wrap(array: Array) -> Any:
+        array = np.ascontiguousarray(array)
+        if array.dtype == ml_dtypes.bfloat16:
+            return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), TensorProto.BFLOAT16)
+        return OrtValue.ortvalue_from_numpy(array)
+
+    def unwrap(value: Any) -> Array:
+        if value.data_type() == "tensor(bfloat16)":
+            raw = ctypes.string_at(value.data_ptr(), 2 * math.prod(value.shape()))
+            return np.frombuffer(raw, ml_dtypes.bfloat16).reshape(value.shape())
+        array: Array = value.numpy()
+        return array
+
+    feeds = {name: wrap(array) for name, array in inputs.items()}
+    return {
+        name: unwrap(value) for name, value in zip(outputs, session.run_with_ort_values(outputs, feeds), strict=True)
+    }

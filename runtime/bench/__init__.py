@@ -1,0 +1,1 @@
+"""Comparing models, bundles and PyTorch in one run."""

@@ -1,0 +1,222 @@
+"""Comparing any number of models, bundles and PyTorch in one run: latency, throughput, memory, cold start.
+
+Each target lives in a process of its own, so that libraries, thread pools and memory of one do not touch another; the
+parent has them run in turn, a slice each, in changing order. Not for comparing answers: that is ``na-deploy verify``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+from na_deploy.closeable import Closeable
+from na_deploy.errors import NaDeployError
+
+_GOODBYE_S = 5
+WORKER = "na_deploy.runtime.bench.worker"
+SLICE_S = 0.25
+"""Seconds that a target runs before the next one's turn: long enough to be warm, short against changes of load."""
+SETTLE_S = 0.02
+"""Seconds between turns: the threads of the one before spin for a while before they sleep."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to measure.
+
+    Attributes:
+        label: its name in tables.
+        kind: "session" for a model or bundle, "torch" for a checkpoint in PyTorch.
+        path: the file.
+        options: what the worker passes on when loading.
+    """
+
+    label: str
+    kind: str
+    path: Path
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One target at one batch size.
+
+    Attributes:
+        label: the target.
+        batch: items per call.
+        calls: timed calls.
+        p50_ms: median latency of a call; half were faster.
+        p90_ms: nine of ten were faster.
+        p99_ms: 99 of 100 were faster; the slowest where there were fewer calls.
+        items_per_s: throughput of one caller: items over the time of its calls.
+        runs_on: device and what computes attention, in words.
+    """
+
+    label: str
+    batch: int
+    calls: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    items_per_s: float
+    runs_on: str
+
+
+@dataclass(frozen=True)
+class Startup:
+    """What a target costs before its first answer, in a fresh process.
+
+    Attributes:
+        label: the target.
+        import_s: importing the libraries.
+        load_s: loading the model.
+        first_s: the first answer.
+        peak_mb: memory at the peak beyond the imported libraries, over the whole measurement.
+    """
+
+    label: str
+    import_s: float
+    load_s: float
+    first_s: float
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All figures of one run."""
+
+    measurements: tuple[Measurement, ...]
+    startups: tuple[Startup, ...]
+
+
+class _Worker(Closeable):
+    """A target's process; answers one request a line."""
+
+    def __init__(self, target: Target, threads: int | None) -> None:
+        self.target = target
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        )
+        load = {"kind": target.kind, "path": str(target.path), "threads": threads, "options": target.options}
+        self.loaded = self.ask(do="load", **load)
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = process.wait()
+            raise NaDeployError(f"{self.target.label}: its process ended with code {code}; run it alone to see why")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise NaDeployError(f"{self.target.label}: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        try:
+            self._process.communicate(timeout=_GOODBYE_S)  # at the end of its input it leaves, and tidies up
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+
+
+def measure(
+    targets: Sequence[Target],
+    batches: Sequence[int | None],
+    *,
+    threads: int | None = None,
+    duration_s: float = 5.0,
+    say: Callable[[str], None] | None = None,
+) -> Report:
+    """Measure targets side by side.
+
+    Args:
+        targets: what to compare; labels differ.
+        batches: batch sizes; ``None`` takes the model's own.
+        threads: threads of each target; ``None`` leaves its default.
+        duration_s: seconds each target is timed for each batch size.
+        say: told what is being done.
+
+    Raises:
+        NaDeployError: a target does not load or run, or its process dies; it is named.
+    """
+    say = say or (lambda _: None)
+    order = random.Random(0)
+    workers: list[_Worker] = []
+    try:
+        for target in targets:
+            say(f"loading {target.label}")
+            workers.append(_Worker(target, threads))
+        measurements = []
+        for batch in batches:
+            shown = "" if batch is None else f"batch {batch}: "
+            times: dict[str, list[float]] = {worker.target.label: [] for worker in workers}
+            actual: dict[str, int] = {}
+            for worker in workers:
+                say(f"{shown}warming {worker.target.label} up")
+                actual[worker.target.label] = int(worker.ask(do="prepare", batch=batch)["batch"])
+            started = perf_counter()
+            total = duration_s * len(workers)
+            while (spent := perf_counter() - started) < total or not all(times.values()):
+                say(f"{shown}timing, {max(total - spent, 0):.0f} s left")
+                for worker in order.sample(workers, len(workers)):
+                    sleep(SETTLE_S)
+                    times[worker.target.label] += worker.ask(do="time", seconds=SLICE_S)["ms"]
+            for worker in workers:
+                label = worker.target.label
+                measurements.append(_measurement(label, actual[label], times[label], worker.loaded["runs_on"]))
+        startups = tuple(_startup(worker) for worker in workers)
+        return Report(tuple(measurements), startups)
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Return the smallest of the ascending numbers that at least ``share`` of them do not exceed."""
+    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+
+
+def _measurement(label: str, batch: int, milliseconds: list[float], runs_on: str) -> Measurement:
+    ordered = sorted(milliseconds)
+    return Measurement(
+        label=label,
+        batch=batch,
+        calls=len(ordered),
+        p50_ms=statistics.median(ordered),
+        p90_ms=percentile(ordered, 0.9),
+        p99_ms=percentile(ordered, 0.99),
+        items_per_s=1e3 * batch * len(ordered) / sum(ordered),
+        runs_on=runs_on,
+    )
+
+
+def _startup(worker: _Worker) -> Startup:
+    loaded = worker.loaded
+    return Startup(
+        label=worker.target.label,
+        import_s=loaded["import_s"],
+        load_s=loaded["load_s"],
+        first_s=loaded["first_s"],
+        peak_mb=worker.ask(do="memory")["peak_mb"],
+    )

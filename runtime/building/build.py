@@ -1,0 +1,208 @@
+"""Building a bundle: an exported model, what a backend makes of it, and a manifest that says what it needs.
+
+Backends build; :mod:`na_deploy.runtime.bundle.archive` writes. A bundle is written only after it has been tried as far
+as the machine allows.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.model_file.graph import read_model, tensor_specs, weight_files
+from na_deploy.model_file.tensors import TensorSpec
+from na_deploy.models.metadata import PREFIX
+from na_deploy.runtime.building.lint import lint
+from na_deploy.runtime.building.options import BuildOptions, BuildTask, Built, Say
+from na_deploy.runtime.bundle.archive import check_target, read_manifest, write_bundle
+from na_deploy.runtime.bundle.manifest import Manifest, Member, Profile
+from na_deploy.runtime.native_libraries import onnxruntime_library, tensorrt_library
+
+if TYPE_CHECKING:
+    from na_deploy.runtime.tensorrt.progress import Phases
+
+_FINDINGS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """What was built.
+
+    Attributes:
+        path: the bundle.
+        bytes: size of all members.
+        seconds: time the build took, by step.
+        manifest: what the bundle says of itself.
+        attention_nodes: how many neighborhood attention nodes the model has.
+        attention_runs: what computes them, in words.
+        log: warnings of the backend.
+    """
+
+    path: Path
+    bytes: int
+    seconds: Mapping[str, float]
+    manifest: Manifest
+    attention_nodes: int
+    attention_runs: str
+    log: tuple[str, ...] = field(default=())
+
+
+def build(
+    model: str | Path,
+    output: str | Path,
+    options: BuildOptions | None = None,
+    say: Say | None = None,
+    watch: Callable[[Phases], None] | None = None,
+) -> BuildSummary:
+    """Build a bundle.
+
+    Args:
+        model: an exported ONNX file.
+        output: where the bundle goes: a ``.zip`` archive if it ends so, else a folder. An older bundle is replaced.
+        options: what to build for; ONNX Runtime by default.
+        say: told each step as it begins.
+        watch: told how far an engine is, where the backend says that.
+
+    Raises:
+        UsageError: the files or options do not fit.
+        NaDeployError: the model is damaged or the backend refuses it; the nodes are named.
+        MissingDependencyError: the backend is not installed.
+    """
+    model, output, options = Path(model), Path(output), options or BuildOptions()
+    say = say or (lambda _: None)
+    check_target(output)
+    say("checking the model")
+    content = read_model(model)
+    _refuse_findings(model, options)
+    inputs, outputs = _interface(content)
+    profiles = choose_profiles(inputs, options)
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="na-deploy-build-") as scratch:
+        files: dict[str, tuple[str, Path]] = {"model.onnx": ("model", model)}
+        files |= {name: ("weights", model.parent / name) for name in _external_files(model, content)}
+        started = perf_counter()
+        builder = import_module(_BUILDERS[options.backend])
+        built: Built = builder.build_files(BuildTask(model, Path(scratch), inputs, profiles, options, say, watch))
+        seconds[built.step] = perf_counter() - started
+        files |= built.files
+        say("hashing and writing the bundle")
+        started = perf_counter()
+
+        def describe(members: tuple[Member, ...]) -> Manifest:
+            return Manifest(
+                backend=options.backend,
+                members=members,
+                inputs=inputs,
+                outputs=outputs,
+                requires={"platform": _platform(), **built.requires},
+                profiles=profiles,
+                metadata={p.key: p.value for p in content.metadata_props if p.key.startswith(PREFIX)},
+                build=built.figures,
+            )
+
+        write_bundle(output, files, describe)
+        seconds["write"] = perf_counter() - started
+    manifest = read_manifest(output)
+    return BuildSummary(
+        path=output,
+        bytes=sum(member.bytes for member in manifest.members),
+        seconds=seconds,
+        manifest=manifest,
+        attention_nodes=sum(node.op_type.startswith("NeighborhoodAttention") for node in content.graph.node),
+        attention_runs=built.attention_runs,
+        log=built.log,
+    )
+
+
+def choose_profiles(inputs: Sequence[TensorSpec], options: BuildOptions) -> dict[str, Profile]:
+    """Return each free input's smallest, usual and largest shape.
+
+    Raises:
+        UsageError: the options name sizes that the model fixes, leave free ones open, or do not grow.
+    """
+    if options.profiles is not None:
+        return dict(options.profiles)
+    profiles: dict[str, Profile] = {}
+    used = {"batch": False, "size": False}
+    for spec in inputs:
+        shapes: list[list[int]] = [[], [], []]
+        for axis, dimension in enumerate(spec.shape):
+            if isinstance(dimension, int):
+                sizes = (dimension,) * 3
+            elif axis == 0:
+                sizes = _given("batch", spec, options.batch)
+                used["batch"] = True
+            elif len(spec.shape) == 4 and axis in (2, 3):
+                height_width = _given("size", spec, options.size)
+                sizes = tuple(pair[axis - 2] for pair in height_width)
+                used["size"] = True
+            else:
+                raise UsageError(f"axis {axis} of input {spec} is free; only batch, height and width can be")
+            for shape, size in zip(shapes, sizes, strict=True):
+                shape.append(size)
+            if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+                shown = ":".join(map(str, sizes))
+                raise UsageError(f"sizes must grow from smallest to largest and begin at 1 or above, got {shown}")
+        if not all(isinstance(dimension, int) for dimension in spec.shape):
+            profiles[spec.name] = Profile(*(tuple(shape) for shape in shapes))
+    for name, given in (("batch", options.batch), ("size", options.size)):
+        if given is not None and not used[name]:
+            raise UsageError(f"--{name} was given, but the model's {name} is fixed; export with --dynamic to free it")
+    return profiles if options.backend != "onnxruntime" or profiles else {}
+
+
+def _given(name: str, spec: TensorSpec, value: Any) -> Any:
+    if value is None:
+        raise UsageError(
+            f"input {spec} has a free {name}; give --{name} smallest:usual:largest, such as "
+            f"{'1:8:64' if name == 'batch' else '224:256:384'}"
+        )
+    return value
+
+
+_BUILDERS: dict[str, str] = {
+    "onnxruntime": "na_deploy.runtime.building.onnxruntime",
+    "tensorrt": "na_deploy.runtime.tensorrt.bundling",
+    "tensorrt-rtx": "na_deploy.runtime.tensorrt.bundling",
+}
+"""Module of each backend's ``build_files(task) -> Built``."""
+
+
+def _refuse_findings(model: Path, options: BuildOptions) -> None:
+    library = {"onnxruntime": onnxruntime_library, "tensorrt": tensorrt_library}.get(options.backend)
+    plugins = library is not None and library() is not None
+    findings = lint(model, options.backend, plugins)
+    if findings:
+        shown = [str(finding) for finding in findings[:_FINDINGS_SHOWN]]
+        if len(findings) > _FINDINGS_SHOWN:
+            shown.append(f"and {len(findings) - _FINDINGS_SHOWN} more")
+        raise NaDeployError(f"{options.backend} cannot take {model}: " + "; ".join(shown))
+
+
+def _interface(content: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    weights = frozenset(tensor.name for tensor in content.graph.initializer)
+    return tensor_specs(list(content.graph.input), weights), tensor_specs(list(content.graph.output))
+
+
+def _external_files(model: Path, content: onnx.ModelProto) -> list[str]:
+    """Names of the files beside the model that hold its weights."""
+    names = weight_files(content)
+    for name in names:
+        if Path(name).name != name or name in ("model.onnx", "manifest.json"):
+            raise NaDeployError(f"{model} keeps weights in {name!r}, which cannot go into a bundle; export it again")
+        if not (model.parent / name).is_file():
+            raise NaDeployError(f"{model} keeps weights in {name}, which is not beside it; copy it there")
+    return names
+
+
+def _platform() -> str:
+    return f"{platform.system().lower()}-{platform.machine()}"

@@ -1,0 +1,1 @@
+"""Pictures of models, simulations and measurements, drawn with matplotlib."""

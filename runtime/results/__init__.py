@@ -1,0 +1,1 @@
+"""Results of models: from output arrays to what people read."""

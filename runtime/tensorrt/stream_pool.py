@@ -1,0 +1,243 @@
+"""Lanes: what one call at a time runs in, and the pool that lends them to callers.
+
+A lane has a stream, buffers for inputs and outputs on both sides, and its contexts. Two calls in two lanes overlap: one
+copies while the other computes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from na_deploy.closeable import Closeable
+from na_deploy.errors import UsageError
+from na_deploy.model_file.tensors import Array, format_shape, numpy_type
+from na_deploy.runtime.tensorrt.arrays import DeviceArray
+from na_deploy.runtime.tensorrt.contexts import GraphFigures, ShapeContext, ShapeContexts
+from na_deploy.runtime.tensorrt.cuda import Cuda, OutOfDeviceMemoryError
+from na_deploy.runtime.tensorrt.engine import Engine
+from na_deploy.runtime.tensorrt.memory import DeviceBuffer, PinnedBuffer, bytes_of
+from na_deploy.runtime.tensorrt.profiles import EngineProfile, Shapes, choose_profile
+
+Given = Mapping[str, Any]
+"""Inputs by name: NumPy arrays and :class:`DeviceArray`."""
+
+
+class Lane(Closeable):
+    """What one call runs in. Not for several threads at once."""
+
+    def __init__(self, engine: Engine, cuda: Cuda, device: int, shapes_kept: int, graphs: bool) -> None:
+        self._engine, self._cuda, self._device, self._graphs = engine, cuda, device, graphs
+        self.stream = cuda.create_stream()
+        self.figures = GraphFigures(refusal=None if graphs else "switched off")
+        self._contexts = ShapeContexts(engine, cuda, self.stream, shapes_kept, self.figures)
+        specs = (*engine.inputs, *engine.outputs)
+        self._buffers = {spec.name: DeviceBuffer(cuda) for spec in specs}
+        self._staging = {spec.name: PinnedBuffer(cuda) for spec in specs}
+
+    def run(self, inputs: Given, outputs: Sequence[str]) -> dict[str, Array]:
+        """Run and return the outputs as NumPy arrays of their own."""
+        try:
+            context, places = self._start(inputs, {})
+            dtypes = {spec.name: spec.dtype for spec in self._engine.outputs}
+            views = {}
+            for name in outputs:
+                shape = context.output_shapes[name]
+                views[name] = self._staging[name].view(shape, dtypes[name])
+                self._cuda.to_host(
+                    self._staging[name].address, places[name], bytes_of(shape, dtypes[name]), self.stream
+                )
+            self._cuda.synchronize(self.stream)
+        except BaseException:
+            self._settle()
+            raise
+        return {name: view.copy() for name, view in views.items()}
+
+    def run_on_device(
+        self, inputs: Given, outputs: Sequence[str], into: Mapping[str, DeviceArray]
+    ) -> dict[str, DeviceArray]:
+        """Run and leave the outputs in GPU memory: that of ``into``, or new memory of the caller's own."""
+        made: dict[str, _Memory] = {}
+        try:
+            profile, shapes = self._choose(inputs)
+            context = self._contexts.get(profile, shapes)
+            results: dict[str, DeviceArray] = {}
+            for spec in self._engine.outputs:
+                if spec.name not in outputs:
+                    continue
+                shape = context.output_shapes[spec.name]
+                given = into.get(spec.name)
+                if given is None:
+                    memory = _Memory(self._cuda, self._device, bytes_of(shape, spec.dtype))
+                    made[spec.name] = memory
+                    given = DeviceArray(memory.address, shape, numpy_type(spec.dtype), self._device, memory)
+                elif (given.shape, given.dtype.name) != (shape, spec.dtype):
+                    raise UsageError(
+                        f"output {spec.name} is {spec.dtype} of shape {format_shape(shape)}, the array to write into "
+                        f"is {given.dtype.name} of shape {format_shape(given.shape)}"
+                    )
+                results[spec.name] = given
+            self._start(inputs, {name: array.address for name, array in results.items()})
+            self._cuda.synchronize(self.stream)
+        except BaseException:
+            self._settle()
+            raise
+        return results
+
+    def run_profiled(self, inputs: Given, profiler: Any, runs: int) -> None:
+        """Run several times with a profiler attached, without graphs, which hide layers from it."""
+        profile, shapes = self._choose(inputs)
+        context = self._contexts.get(profile, shapes)
+        graphs, self._graphs = self._graphs, False
+        context.attach_profiler(profiler)
+        try:
+            for _ in range(runs):
+                self._start(inputs, {})
+                self._cuda.synchronize(self.stream)
+        finally:
+            self._settle()
+            self._graphs = graphs
+            self._contexts.forget(shapes)  # a profiler cannot be taken off again
+
+    def close(self) -> None:
+        """Free everything."""
+        self._contexts.close()
+        for buffer in (*self._buffers.values(), *self._staging.values()):
+            buffer.close()
+        self._cuda.destroy_stream(self.stream)
+
+    def _choose(self, inputs: Given) -> tuple[EngineProfile, Shapes]:
+        shapes = {spec.name: tuple(inputs[spec.name].shape) for spec in self._engine.inputs}
+        return choose_profile(self._engine.profiles, shapes), shapes
+
+    def _start(self, inputs: Given, places: Mapping[str, int]) -> tuple[ShapeContext, dict[str, int]]:
+        """Queue copies of host inputs, then the work; return the context and every output's address."""
+        profile, shapes = self._choose(inputs)
+        context = self._contexts.get(profile, shapes)
+        addresses: dict[str, int] = {}
+        for spec in self._engine.inputs:
+            given = inputs[spec.name]
+            if isinstance(given, DeviceArray):
+                addresses[spec.name] = given.address or self._buffers[spec.name].ensure(0)
+                continue
+            view = self._staging[spec.name].view(given.shape, spec.dtype)
+            np.copyto(view, given, casting="no")
+            size = bytes_of(given.shape, spec.dtype)
+            address = self._buffers[spec.name].ensure(size)
+            self._cuda.to_device(address, self._staging[spec.name].address, size, self.stream)
+            addresses[spec.name] = address
+        for spec in self._engine.outputs:
+            size = bytes_of(context.output_shapes[spec.name], spec.dtype)
+            addresses[spec.name] = places.get(spec.name) or self._buffers[spec.name].ensure(size)
+        context.run(addresses, self.stream, self._graphs)
+        return context, {spec.name: addresses[spec.name] for spec in self._engine.outputs}
+
+    def _settle(self) -> None:
+        """After a failure, wait until nothing uses the buffers any more; a broken device says so in the next call."""
+        try:
+            self._cuda.synchronize(self.stream)
+        except Exception:
+            return
+
+
+class _Memory:
+    """Device memory that is freed when nobody refers to it any more."""
+
+    def __init__(self, cuda: Cuda, device: int, size: int) -> None:
+        self._cuda, self._device = cuda, device
+        self.address = cuda.allocate(max(size, 1))
+
+    def __del__(self) -> None:
+        address, self.address = getattr(self, "address", 0), 0
+        if address:
+            try:
+                with self._cuda.on_device(self._device):
+                    self._cuda.free(address)
+            except Exception:  # the device is gone, and its memory with it
+                return
+
+
+class LanePool(Closeable):
+    """Lanes, made when they are needed, no more of them than a bound; callers beyond it wait.
+
+    A lane that finds no memory is not an error while there is another to wait for.
+    """
+
+    def __init__(self, engine: Engine, cuda: Cuda, device: int, lanes: int, shapes_kept: int, graphs: bool) -> None:
+        self._arguments = (engine, cuda, device, shapes_kept, graphs)
+        self._name = engine.path.name
+        self._cuda, self._device = cuda, device
+        self._limit = lanes
+        self._changed = threading.Condition()
+        self._idle: list[Lane] = []
+        self._lanes: list[Lane] = []
+        self._making = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    @property
+    def figures(self) -> list[GraphFigures]:
+        """What happened to CUDA graphs in each lane."""
+        with self._changed:
+            return [lane.figures for lane in self._lanes]
+
+    @contextmanager
+    def borrow(self) -> Iterator[Lane]:
+        """Lend a lane for one call, with the device being this thread's current one.
+
+        Raises:
+            UsageError: the pool is closed.
+        """
+        with self._cuda.on_device(self._device):
+            lane = self._take()
+            try:
+                yield lane
+            finally:
+                with self._changed:
+                    self._idle.append(lane)
+                    self._changed.notify_all()
+
+    def close(self) -> None:
+        """Refuse new calls, wait for those in progress, and free everything."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: len(self._idle) == len(self._lanes) and not self._making)
+            lanes, self._lanes, self._idle = self._lanes, [], []
+        if lanes:
+            with self._cuda.on_device(self._device):
+                for lane in lanes:
+                    lane.close()
+
+    def _take(self) -> Lane:
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise UsageError(f"the session of {self._name} is closed; load the model again")
+                if self._idle:
+                    return self._idle.pop()  # the last used, whose memory is warm
+                if len(self._lanes) + self._making < self._limit:
+                    self._making += 1
+                    break
+                self._changed.wait()
+        made: Lane | None = None
+        try:
+            made = Lane(*self._arguments)
+        except OutOfDeviceMemoryError:
+            with self._changed:
+                if not self._lanes:
+                    raise
+                self._limit = len(self._lanes)
+        finally:
+            with self._changed:
+                self._making -= 1
+                if made is not None:
+                    self._lanes.append(made)
+                self._changed.notify_all()
+        return self._take() if made is None else made
