@@ -1,6 +1,6 @@
 """Links of the documentation that leave ``docs/``: checked here, and turned into links to the repository.
 
-The pages are read on the forge too, where ``../plugins/core/window.h`` works as it is; a built site holds only ``docs/``.
+On the forge a link such as ``../plugins/core/window.h`` works as it is; a built site holds nothing outside ``docs/``.
 """
 
 from __future__ import annotations
