@@ -91,7 +91,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert not list(folder.glob("*.onnx"))
 
 
-def test_weights_of_another_model_and_files_without_weights_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_weights_of_another_model_or_without_weights_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert run(["export", "users_network:build", *INPUT, "--weights", str(weights(folder, 64))]) == 1
     assert "does not fit NeighborhoodAttention2D" in capsys.readouterr().err
     torch.save({"code": Path}, folder / "code.pt")
