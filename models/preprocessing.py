@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from na_deploy.errors import UsageError
 
-Mode = Literal["resize-then-crop", "square", "fit"]
+Mode = Literal["resize-then-crop", "square", "fit", "none"]
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,11 +28,12 @@ class Preprocessing:
 
     Attributes:
         size: (H, W) the network gets.
-        mode: "resize-then-crop" scales the shorter side to ``resize`` and cuts ``size`` from the centre;
-            "square" scales straight to ``size``, whatever the proportions; "fit" keeps the proportions,
-            scales to fit inside ``size`` and pads with zeros right and bottom after normalisation.
-        resize: the shorter side before the crop, in pixels; only for "resize-then-crop".
-        mean: per channel, in the unit after ``scale``.
+        mode: "resize-then-crop" keeps the proportions, scales the image to cover :attr:`cover` and cuts ``size``
+            from the centre; "square" scales straight to ``size``, whatever the proportions; "fit" keeps the
+            proportions, scales to fit inside ``size`` and pads with zeros right and bottom after normalisation;
+            "none": nobody said how photographs become the input, so it takes arrays alone.
+        resize: the shorter side of the rectangle to cover before the crop, in pixels; only for "resize-then-crop".
+        mean: per channel, in the unit after ``scale``; one entry means greyscale.
         std: likewise.
         scale: factor on pixels of 0…255: 1/255, or 1 where mean and std are in pixels.
         interpolation: filter used for scaling.
@@ -42,20 +43,29 @@ class Preprocessing:
     size: tuple[int, int] = (224, 224)
     mode: Mode = "resize-then-crop"
     resize: int | None = 256
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     scale: float = 1 / 255
     interpolation: Interpolation = "bicubic"
     channel_order: Literal["RGB", "BGR"] = "RGB"
 
     @property
-    def crop_pct(self) -> float:
-        """Share of the resized shorter side that the crop keeps, as timm counts it; 1.0 without a crop."""
-        return 1.0 if self.resize is None else min(self.size) / self.resize
+    def prepares_images(self) -> bool:
+        """Whether photographs can be made into the input."""
+        return self.mode != "none" and len(self.mean) in (1, 3)
+
+    @property
+    def cover(self) -> tuple[int, int]:
+        """(H, W) that an image covers before the crop: ``size`` enlarged until its shorter side is ``resize``.
+
+        As in timm's evaluation transform, whose ``crop_pct`` is the share of this that the crop keeps.
+        """
+        side, shorter = self.resize or min(self.size), min(self.size)
+        return self.size[0] * side // shorter, self.size[1] * side // shorter
 
     def with_size(self, size: tuple[int, int]) -> Preprocessing:
         """Return the same for another (H, W), the crop keeping its share."""
-        resize = None if self.resize is None else round(min(size) / self.crop_pct)
+        resize = None if self.resize is None else min(size) * self.resize // min(self.size)
         return replace(self, size=size, resize=resize)
 
     def to_json(self) -> str:
@@ -90,6 +100,11 @@ def hugging_face_classification(size: int = 224) -> Preprocessing:
     return Preprocessing(size=(size, size), mode="square", resize=None)
 
 
+def unprepared(size: tuple[int, int], channels: int) -> Preprocessing:
+    """Return a note of the input's size and channels, where nobody said how photographs become it."""
+    return Preprocessing(size, "none", None, (0.0,) * channels, (1.0,) * channels, 1.0)
+
+
 def dense_prediction(size: tuple[int, int]) -> Preprocessing:
     """Return detection's and segmentation's: RGB 0…255, proportions kept, zero padding."""
     return Preprocessing(
@@ -106,11 +121,12 @@ def dense_prediction(size: tuple[int, int]) -> Preprocessing:
 _PIL_FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-def from_hugging_face(content: Mapping[str, Any]) -> Preprocessing:
+def from_hugging_face(content: Mapping[str, Any], channels: int = 3) -> Preprocessing:
     """Read a Hugging Face ``preprocessor_config.json``.
 
     Args:
         content: the parsed file; keys of ViTImageProcessor and its relatives.
+        channels: of the network's input.
 
     Raises:
         UsageError: a size or a filter in a form this does not know.
@@ -120,8 +136,8 @@ def from_hugging_face(content: Mapping[str, Any]) -> Preprocessing:
         raise UsageError(f"preprocessor_config.json asks for the filter {filter_number}, which is not supported")
     scale = float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 1.0
     normalize = content.get("do_normalize", True)
-    mean = tuple(content.get("image_mean", IMAGENET_MEAN)) if normalize else (0.0, 0.0, 0.0)
-    std = tuple(content.get("image_std", IMAGENET_STD)) if normalize else (1.0, 1.0, 1.0)
+    mean = _per_channel(content.get("image_mean", IMAGENET_MEAN)) if normalize else (0.0,) * channels
+    std = _per_channel(content.get("image_std", IMAGENET_STD)) if normalize else (1.0,) * channels
     shortest, size = _sizes(content.get("size", 224))
     crops = content.get("do_center_crop", False)
     if crops:
@@ -130,6 +146,10 @@ def from_hugging_face(content: Mapping[str, Any]) -> Preprocessing:
             crop, "resize-then-crop", shortest or min(size), mean, std, scale, _PIL_FILTERS[filter_number]
         )
     return Preprocessing(size, "square", None, mean, std, scale, _PIL_FILTERS[filter_number])
+
+
+def _per_channel(value: Any) -> tuple[float, ...]:
+    return tuple(float(each) for each in value) if isinstance(value, list | tuple) else (float(value),)
 
 
 def _sizes(value: Any) -> tuple[int | None, tuple[int, int]]:

@@ -75,22 +75,32 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
         preprocessing: the model's own.
 
     Returns:
-        (1, 3, H, W) float32.
+        (1, C, H, W) float32: three channels, or one where the model takes greyscale.
+
+    Raises:
+        UsageError: the model takes other channels, or does not say how images become its input.
     """
+    if not preprocessing.prepares_images:
+        raise UsageError(
+            f"the model takes {len(preprocessing.mean)} channels and does not say how images become them; "
+            "give a .npy array"
+        )
     image = _to_rgb(image)
+    if len(preprocessing.mean) == 1:
+        image = image.convert("L")
     height, width = preprocessing.size
     resample = _RESAMPLING[preprocessing.interpolation]
     match preprocessing.mode:
         case "square":
             image = image.resize((width, height), resample)
         case "resize-then-crop":
-            shortest = preprocessing.resize or min(height, width)
-            image = _centre_crop(image.resize(_shortest_side(image.size, shortest), resample), height, width)
+            image = _centre_crop(image.resize(_covering(image.size, preprocessing.cover), resample), height, width)
         case "fit":
             ratio = min(height / image.height, width / image.width)
             fitted = (max(round(image.width * ratio), 1), max(round(image.height * ratio), 1))
             image = image.resize(fitted, resample)
     pixels = np.asarray(image, np.float32)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if preprocessing.channel_order == "BGR":
         pixels = pixels[..., ::-1]
     pixels = pixels * np.float32(preprocessing.scale)
@@ -128,9 +138,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _shortest_side(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Scale ``size`` (width, height) so that the shorter side is ``side``, as torchvision rounds (down)."""
+def _covering(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
+    """Scale ``size`` (width, height) until it covers ``cover`` (height, width).
+
+    A square is covered as torchvision's Resize does (rounded down), other rectangles as timm's ResizeKeepRatio.
+    """
     width, height = size
+    side = cover[0]
+    if cover[0] != cover[1]:
+        ratio = min(height / cover[0], width / cover[1])
+        return max(round(width / ratio), cover[1]), max(round(height / ratio), cover[0])
     if width <= height:
         return side, max(int(side * height / width), 1)
     return max(int(side * width / height), 1), side
