@@ -127,8 +127,10 @@ def export(
     target = Path(output)
     shape = options.shape or (1, loaded.config.in_channels, *loaded.input_size)
     options = replace(options, shape=shape)
-    prepared = loaded.metadata.preprocessing.with_size(shape[2:])
-    metadata = replace(loaded.metadata, preprocessing=prepared)
+    preprocessing = loaded.metadata.preprocessing
+    if "spatial" not in options.dynamic or preprocessing.mode != "shortest-side":
+        preprocessing = preprocessing.with_size(shape[2:])
+    metadata = replace(loaded.metadata, preprocessing=preprocessing)
     check_size(loaded, shape, options)
 
     with staged_output(target) as staged:

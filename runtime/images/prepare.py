@@ -88,17 +88,12 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
     image = _to_rgb(image)
     if len(preprocessing.mean) == 1:
         image = image.convert("L")
-    height, width = preprocessing.size
-    resample = _RESAMPLING[preprocessing.interpolation]
-    match preprocessing.mode:
-        case "square":
-            image = image.resize((width, height), resample)
-        case "resize-then-crop":
-            image = _centre_crop(image.resize(_covering(image.size, preprocessing.cover), resample), height, width)
-        case "fit":
-            ratio = min(height / image.height, width / image.width)
-            fitted = (max(round(image.width * ratio), 1), max(round(image.height * ratio), 1))
-            image = image.resize(fitted, resample)
+    placement = preprocessing.placement(image.height, image.width)
+    height, width = placement.size
+    image = image.resize(placement.scaled[::-1], _RESAMPLING[preprocessing.interpolation])
+    if preprocessing.mode == "resize-then-crop":
+        top, left = placement.cut
+        image = image.crop((left, top, left + width, top + height))
     pixels = np.asarray(image, np.float32)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if preprocessing.channel_order == "BGR":
@@ -107,7 +102,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
     mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
     pixels = (pixels - mean) / std
     below, beside = height - pixels.shape[0], width - pixels.shape[1]
-    # Only "fit" leaves room below or beside; it is zero after normalising.
+    # Room below or beside is zero after normalising.
     padded: FloatArray = np.pad(pixels, ((0, below), (0, beside), (0, 0)))
     return np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
 
@@ -136,24 +131,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _covering(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
-    """Scale ``size`` (width, height) until it covers ``cover`` (height, width).
-
-    A square is covered as torchvision's Resize does (rounded down), other rectangles as timm's ResizeKeepRatio.
-    """
-    width, height = size
-    side = cover[0]
-    if cover[0] != cover[1]:
-        ratio = min(height / cover[0], width / cover[1])
-        return max(round(width / ratio), cover[1]), max(round(height / ratio), cover[0])
-    if width <= height:
-        return side, max(int(side * height / width), 1)
-    return max(int(side * width / height), 1), side
-
-
-def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Crop the middle, as torchvision rounds; what lies outside a smaller image is black."""
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
