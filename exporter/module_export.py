@@ -26,6 +26,7 @@ from na_deploy.exporter.tracing import quiet, root_cause
 from na_deploy.exporter.translation import translation_table
 from na_deploy.exporter.unfused_pairs import fuse_pairs, pair_translations, register_pair_schemas
 from na_deploy.exporter.verify import Difference
+from na_deploy.exporter.wrappers import unwrapped, without_wrappers
 from na_deploy.files import staged_output
 
 _PRECISION = {torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -96,6 +97,7 @@ def export_module(
     """
     if opset not in OPSETS:
         raise UsageError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
+    module = unwrapped(module)
     inputs = _named(module, example_inputs)
     report = progress or (lambda _: None)
     accepted = _tolerance(module, inputs) if tolerance is None else tolerance
@@ -103,7 +105,7 @@ def export_module(
     training = module.training
     module.eval()
     try:
-        with staged_output(target) as staged, replaced_natten(module), ExitStack() as changes:
+        with staged_output(target) as staged, without_wrappers(module), replaced_natten(module), ExitStack() as changes:
             errors = None
             if windows:
                 report("comparing windows with the original")

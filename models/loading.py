@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from na_deploy.errors import CheckpointError, UsageError
 from na_deploy.models.build import build_model, expected_shapes
 from na_deploy.models.checkpoint import Checkpoint, read_checkpoint
+from na_deploy.models.class_sets import class_set
 from na_deploy.models.config import ModelConfig
 from na_deploy.models.detect import read_structure
 from na_deploy.models.layers import relative_position_index
@@ -92,7 +93,7 @@ def load_model(
         source_name=checkpoint.name,
         source_sha256=checkpoint.sha256,
         preprocessing=preprocessing,
-        labels=checkpoint.labels if len(checkpoint.labels) == config.num_classes else {},
+        labels=_labels(checkpoint, settled, config),
         config=config,
     )
     return LoadedModel(module, config, settled.architecture, metadata, warnings, preprocessing.size)
@@ -174,6 +175,14 @@ def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, path: Pat
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return ", ".join(names[:2]) + more
+
+
+def _labels(checkpoint: Checkpoint, settled: Settled, config: ModelConfig) -> Mapping[int, str]:
+    """Return the file's own class names, or ImageNet's for a published network with its 1,000 classes."""
+    if checkpoint.labels:
+        return checkpoint.labels if len(checkpoint.labels) == config.num_classes else {}
+    imagenet = class_set("imagenet").labels
+    return imagenet if settled.entry is not None and config.num_classes == len(imagenet) else {}
 
 
 def _preprocessing(checkpoint: Checkpoint, settled: Settled, config: ModelConfig) -> Preprocessing:

@@ -14,6 +14,30 @@ from na_deploy.models.preprocessing import Preprocessing
 
 PREFIX = "na_deploy."
 
+TASKS = {
+    "classification": "class scores of the whole image",
+    "features": "pooled features, no head",
+    "backbone": "feature maps of several levels",
+    "semantic": "a class for every pixel",
+    "instance": "masks of countable objects, which may overlap",
+    "panoptic": "a segment for every pixel: an object, or all that is of one class",
+    "detection": "boxes of objects, with masks where the model has them",
+}
+"""Kinds of answers that models give."""
+
+THRESHOLDS = {
+    "score": 0.5,
+    "mask": 0.5,
+    "overlap": 0.8,
+    "mask_size": 0.0,
+}
+"""Numbers that turn outputs into segments, with their defaults.
+
+``score``: smallest score of a segment that is reported. ``mask``: probability from which a pixel counts as a mask's own
+area. ``overlap``: share of that area that a segment must keep where masks compete. ``mask_size``: side of the square
+that masks are scaled to first (transformers does so for Mask2Former, to 384 pixels); 0 for none.
+"""
+
 
 @dataclass(frozen=True)
 class ModelMetadata:
@@ -21,8 +45,7 @@ class ModelMetadata:
 
     Attributes:
         architecture: name in the registry, or the family for other sizes.
-        task: "classification" (class scores), "features" (pooled features, no head) or "backbone" (feature
-            maps of several levels).
+        task: one of :data:`TASKS`.
         num_classes: classes of the head, 0 if there is none.
         dilations: per level, one per block.
         source_name: file or folder the weights came from, without its path.
@@ -31,6 +54,11 @@ class ModelMetadata:
         preprocessing: how images become inputs.
         tool_version: version of na-deploy that wrote this.
         labels: class names by class number, empty if unknown.
+        palette: RGB of 0 to 255 by class number, empty if unknown.
+        things: numbers of the classes whose objects are counted one by one; ``None`` where nobody said. For
+            "panoptic"; in "instance" every class is a thing.
+        thresholds: for turning outputs into segments, by the names in :data:`THRESHOLDS`; those left out have the
+            values there.
         config: the network's full description, ``None`` if the file does not say.
     """
 
@@ -44,6 +72,9 @@ class ModelMetadata:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     tool_version: str = __version__
     labels: Mapping[int, str] = field(default_factory=dict)
+    palette: tuple[tuple[int, int, int], ...] = ()
+    things: tuple[int, ...] | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     config: ModelConfig | None = None
 
     @property
@@ -65,6 +96,12 @@ class ModelMetadata:
             "preprocessing": self.preprocessing.to_json(),
             "tool_version": self.tool_version,
         }
+        if self.palette:
+            values["palette"] = " ".join(f"{red:02x}{green:02x}{blue:02x}" for red, green, blue in self.palette)
+        if self.things is not None:
+            values["things"] = json.dumps(self.things, separators=(",", ":"))
+        if self.thresholds:
+            values["thresholds"] = json.dumps(dict(self.thresholds), separators=(",", ":"))
         if self.labels:
             values["labels"] = json.dumps({str(index): name for index, name in self.labels.items()}, ensure_ascii=False)
         if self.config is not None:
@@ -91,6 +128,9 @@ class ModelMetadata:
             "dilations": _read_dilations,
             "preprocessing": Preprocessing.from_json,
             "labels": _read_labels,
+            "palette": _read_palette,
+            "things": _read_things,
+            "thresholds": _read_thresholds,
             "config": ModelConfig.from_json,
         }
         for key, read in readers.items():
@@ -109,3 +149,20 @@ def _read_dilations(text: str) -> Dilations:
 
 def _read_labels(text: str) -> dict[int, str]:
     return {int(index): str(name) for index, name in json.loads(text).items()}
+
+
+def _read_palette(text: str) -> tuple[tuple[int, int, int], ...]:
+    def channels(colour: str) -> tuple[int, int, int]:
+        if len(colour) != 6:
+            raise ValueError(colour)
+        return int(colour[:2], 16), int(colour[2:4], 16), int(colour[4:], 16)
+
+    return tuple(channels(colour) for colour in text.split())
+
+
+def _read_things(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in json.loads(text))
+
+
+def _read_thresholds(text: str) -> dict[str, float]:
+    return {name: float(value) for name, value in json.loads(text).items() if name in THRESHOLDS}

@@ -7,19 +7,52 @@ wrong choice costs accuracy without any error; so the choice is a value that tra
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from na_deploy.errors import UsageError
 
-Mode = Literal["resize-then-crop", "square", "fit"]
+Mode = Literal["resize-then-crop", "square", "fit", "shortest-side"]
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_MEAN_255 = (123.675, 116.28, 103.53)
 IMAGENET_STD_255 = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in the network's input. All sizes are (height, width) in the input's pixels.
+
+    Attributes:
+        size: the input.
+        scaled: the whole picture after scaling; where it is smaller than the input, zeros follow right and below.
+        cut: pixels of it that were cut off above and at the left; negative where black was put there instead.
+    """
+
+    size: tuple[int, int]
+    scaled: tuple[int, int]
+    cut: tuple[int, int] = (0, 0)
+
+
+def _scaled(height: int, width: int, shortest: int, longest: int | None, *, down: bool) -> tuple[int, int]:
+    """Scale (height, width) so that the shorter side is ``shortest`` and the longer at most ``longest``.
+
+    torchvision and transformers round ``down``; Detectron2 and mmcv round to the nearest.
+    """
+    short, long = min(height, width), max(height, width)
+    if longest is not None and shortest * long > longest * short:
+        sides = (longest * short / long, float(longest))
+        if down:  # in this order, as transformers computes it
+            first = int(shortest * long / short)
+            sides = (longest * shortest / first, float(longest)) if first > longest else (float(shortest), first)
+    else:
+        sides = (float(shortest), shortest * long / short)
+    small, large = (max(int(side if down else side + 0.5), 1) for side in sides)
+    return (small, large) if height <= width else (large, small)
 
 
 @dataclass(frozen=True)
@@ -30,8 +63,14 @@ class Preprocessing:
         size: (H, W) the network gets.
         mode: "resize-then-crop" scales the shorter side to ``resize`` and cuts ``size`` from the centre;
             "square" scales straight to ``size``, whatever the proportions; "fit" keeps the proportions,
-            scales to fit inside ``size`` and pads with zeros right and bottom after normalisation.
-        resize: the shorter side before the crop, in pixels; only for "resize-then-crop".
+            scales to fit inside ``size`` and pads with zeros right and bottom after normalisation;
+            "shortest-side" keeps the proportions, scales the shorter side to ``resize`` and lets the network get what
+            comes out, in multiples of ``divisor``: for networks with free height and width.
+        resize: the shorter side before the crop, or of "shortest-side", in pixels.
+        longest: most pixels of the longer side; only for "shortest-side".
+        divisor: what both sides are made multiples of; only for "shortest-side".
+        filling: how: zeros right and bottom after normalisation (Detectron2, mmsegmentation), or stretched a little
+            (transformers); only for "shortest-side".
         mean: per channel, in the unit after ``scale``.
         std: likewise.
         scale: factor on pixels of 0…255: 1/255, or 1 where mean and std are in pixels.
@@ -47,6 +86,9 @@ class Preprocessing:
     scale: float = 1 / 255
     interpolation: Interpolation = "bicubic"
     channel_order: Literal["RGB", "BGR"] = "RGB"
+    longest: int | None = None
+    divisor: int = 1
+    filling: Literal["zeros", "stretch"] = "zeros"
 
     @property
     def crop_pct(self) -> float:
@@ -54,9 +96,34 @@ class Preprocessing:
         return 1.0 if self.resize is None else min(self.size) / self.resize
 
     def with_size(self, size: tuple[int, int]) -> Preprocessing:
-        """Return the same for another (H, W), the crop keeping its share."""
+        """Return the same for another (H, W), the crop keeping its share.
+
+        A network with a size of its own has no use for "shortest-side": the picture is fitted into that size.
+        """
+        if self.mode == "shortest-side":
+            return replace(self, size=size, mode="fit", resize=None, longest=None, divisor=1)
         resize = None if self.resize is None else round(min(size) / self.crop_pct)
         return replace(self, size=size, resize=resize)
+
+    def placement(self, height: int, width: int) -> Placement:
+        """Return where the network gets to see a picture of ``height`` and ``width`` pixels."""
+        match self.mode:
+            case "square":
+                return Placement(self.size, self.size)
+            case "fit":
+                ratio = min(self.size[0] / height, self.size[1] / width)
+                return Placement(self.size, (max(round(height * ratio), 1), max(round(width * ratio), 1)))
+            case "resize-then-crop":
+                scaled = _scaled(height, width, self.resize or min(self.size), None, down=True)
+                # As torchvision rounds; a smaller picture has black around it.
+                before = tuple(round((whole - kept) / 2) for whole, kept in zip(scaled, self.size, strict=True))
+                return Placement(self.size, scaled, (before[0], before[1]))
+            case "shortest-side":
+                shortest = self.resize or min(self.size)
+                scaled = _scaled(height, width, shortest, self.longest, down=self.filling == "stretch")
+                whole = (math.ceil(scaled[0] / self.divisor), math.ceil(scaled[1] / self.divisor))
+                size = (whole[0] * self.divisor, whole[1] * self.divisor)
+                return Placement(size, size if self.filling == "stretch" else scaled)
 
     def to_json(self) -> str:
         """Return a compact JSON object."""
@@ -103,6 +170,13 @@ def dense_prediction(size: tuple[int, int]) -> Preprocessing:
     )
 
 
+def shortest_side(shortest: int, longest: int, divisor: int = 32) -> Preprocessing:
+    """Return Detectron2's and mmsegmentation's for free sizes: shorter and longest side, zeros up to a multiple."""
+    return replace(
+        dense_prediction((shortest, shortest)), mode="shortest-side", resize=shortest, longest=longest, divisor=divisor
+    )
+
+
 _PIL_FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -115,13 +189,18 @@ def from_hugging_face(content: Mapping[str, Any]) -> Preprocessing:
     Raises:
         UsageError: a size or a filter in a form this does not know.
     """
-    filter_number = content.get("resample", 3)
+    segmenter = _segmenter(content)
+    filter_number = content.get("resample", 3 if segmenter is None else 2)
     if filter_number not in _PIL_FILTERS:
         raise UsageError(f"preprocessor_config.json asks for the filter {filter_number}, which is not supported")
     scale = float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 1.0
     normalize = content.get("do_normalize", True)
     mean = tuple(content.get("image_mean", IMAGENET_MEAN)) if normalize else (0.0, 0.0, 0.0)
     std = tuple(content.get("image_std", IMAGENET_STD)) if normalize else (1.0, 1.0, 1.0)
+    if segmenter is not None:
+        least, most, divisor = segmenter
+        dense = Preprocessing((least, least), "shortest-side", least, mean, std, scale, _PIL_FILTERS[filter_number])
+        return replace(dense, longest=most, divisor=divisor, filling="stretch")
     shortest, size = _sizes(content.get("size", 224))
     crops = content.get("do_center_crop", False)
     if crops:
@@ -130,6 +209,25 @@ def from_hugging_face(content: Mapping[str, Any]) -> Preprocessing:
             crop, "resize-then-crop", shortest or min(size), mean, std, scale, _PIL_FILTERS[filter_number]
         )
     return Preprocessing(size, "square", None, mean, std, scale, _PIL_FILTERS[filter_number])
+
+
+_SEGMENTERS = {"MaskFormer": 32, "Mask2Former": 32, "OneFormer": 1}
+"""transformers' processors that scale the shorter side, with the default of their ``size_divisor``."""
+
+
+def _segmenter(content: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Return shortest side, longest side and divisor, if the processor is a segmenter's that keeps proportions."""
+    kind = str(content.get("image_processor_type") or content.get("feature_extractor_type") or "")
+    family = next((name for name in _SEGMENTERS if kind.startswith(name)), None)
+    size = content.get("size")
+    if family is None or (isinstance(size, Mapping) and "height" in size):
+        return None
+    if isinstance(size, Mapping):
+        shortest, longest = size.get("shortest_edge", 800), size.get("longest_edge", 1333)
+    else:
+        shortest, longest = size or 800, content.get("max_size", 1333)
+    divisor = content.get("size_divisor", content.get("size_divisibility", _SEGMENTERS[family]))
+    return int(shortest), int(longest), max(int(divisor), 1) if family != "OneFormer" else 1
 
 
 def _sizes(value: Any) -> tuple[int | None, tuple[int, int]]:

@@ -22,6 +22,9 @@ METADATA = ModelMetadata(
     dtype="fp16",
     preprocessing=hugging_face_classification(384),
     labels={0: "tench", 1: "goldfish", 2: "Kākāpō"},
+    palette=((0, 1, 2), (255, 128, 0), (16, 32, 64)),
+    things=(0, 2),
+    thresholds={"score": 0.3, "mask_size": 384.0},
     config=get_model("dinat_tiny").config,
 )
 
