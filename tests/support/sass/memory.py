@@ -123,7 +123,7 @@ class SharedMemory:
 
 
 def wavefronts(addresses: np.ndarray, mask: np.ndarray, size: int) -> tuple[int, int]:
-    """Return what accesses of ``size`` bytes, (warps, 32), cost: wavefronts, and what they would cost without conflicts."""
+    """Return the wavefronts of accesses of ``size`` bytes, (warps, 32), and how many there were without conflicts."""
     lanes = {16: 8, 8: 16}.get(size, 32)
     taken = mask.reshape(-1, lanes)
     used = taken.any(1)

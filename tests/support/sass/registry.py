@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 Execute = Callable[[Mask], None]
-"""Executes an instruction for the lanes of a mask: (warps, 32), or (warps, 1) for an instruction on uniform registers."""
+"""Executes an instruction for the lanes of a mask: (warps, 32), or (warps, 1) for one on uniform registers."""
 
 Prepare = Callable[["Machine", Instruction], Execute]
 
