@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from na_deploy import __version__
 from na_deploy.errors import UsageError
@@ -13,6 +13,7 @@ from na_deploy.models.config import Dilations, ModelConfig
 from na_deploy.models.preprocessing import Preprocessing
 
 PREFIX = "na_deploy."
+SegmentRule = Literal["transformers", "detectron2"]
 
 TASKS = {
     "classification": "class scores of the whole image",
@@ -25,6 +26,9 @@ TASKS = {
     "detection": "boxes of objects, with masks where the model has them",
 }
 """Kinds of answers that models give."""
+
+SEGMENT_TASKS = ("semantic", "instance", "panoptic")
+"""Those whose answer is segments."""
 
 THRESHOLDS = {
     "score": 0.5,
@@ -70,6 +74,8 @@ class ModelMetadata:
             "panoptic"; in "instance" every class is a thing.
         thresholds: for turning outputs into segments, by the names in :data:`THRESHOLDS`; those left out have the
             values there.
+        segment_rule: whose rule turns queries into segments: "transformers" for checkpoints from there, else
+            "detectron2" (see ``runtime/results/queries.py``).
         config: the network's full description, ``None`` if the file does not say.
     """
 
@@ -87,6 +93,7 @@ class ModelMetadata:
     palette: tuple[tuple[int, int, int], ...] = ()
     things: tuple[int, ...] | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    segment_rule: SegmentRule = "detectron2"
     config: ModelConfig | None = None
 
     @property
@@ -109,6 +116,8 @@ class ModelMetadata:
             "preprocessing": self.preprocessing.to_json(),
             "tool_version": self.tool_version,
         }
+        if self.task in SEGMENT_TASKS:
+            values["segment_rule"] = self.segment_rule
         if self.palette:
             values["palette"] = " ".join(f"{red:02x}{green:02x}{blue:02x}" for red, green, blue in self.palette)
         if self.things is not None:
@@ -144,6 +153,7 @@ class ModelMetadata:
             "palette": _read_palette,
             "things": _read_things,
             "thresholds": _read_thresholds,
+            "segment_rule": _read_rule,
             "config": ModelConfig.from_json,
         }
         for key, read in readers.items():
@@ -183,3 +193,9 @@ def _read_things(text: str) -> tuple[int, ...]:
 
 def _read_thresholds(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in json.loads(text).items() if name in THRESHOLDS}
+
+
+def _read_rule(text: str) -> SegmentRule:
+    if text not in get_args(SegmentRule):
+        raise ValueError(text)
+    return text  # type: ignore[return-value]  # one of the two, as was just checked

@@ -1,5 +1,7 @@
 """What travels with an exported model: metadata and preprocessing survive, foreign files do not break it."""
 
+from dataclasses import replace
+
 import pytest
 
 from na_deploy import __version__
@@ -35,6 +37,15 @@ def test_metadata_survives_the_properties() -> None:
     assert ModelMetadata.from_props({**props, "author": "somebody"}) == METADATA
     assert METADATA.tool_version == __version__
     assert METADATA.input_size == (1, 3, 384, 384)
+
+
+def test_a_segmenter_keeps_whose_rule_makes_its_segments() -> None:
+    for rule in ("transformers", "detectron2"):
+        metadata = replace(METADATA, task="panoptic", segment_rule=rule)
+        assert ModelMetadata.from_props(metadata.to_props()) == metadata
+    read = ModelMetadata.from_props({**metadata.to_props(), "na_deploy.segment_rule": "somebody's"})
+    assert read is not None
+    assert read.segment_rule == "detectron2"
 
 
 def test_a_foreign_file_has_no_metadata() -> None:
