@@ -31,13 +31,13 @@ class Runtime:
         name: its name and version.
         packages: wheels that it needs, installed without their dependencies; empty for what the tests' environment has.
         free: it takes files with free height and width.
-        batch: it takes files with a free batch.
+        slow: it compiles for seconds; tests try it on fewer files.
     """
 
     name: str
     packages: tuple[str, ...] = ()
     free: bool = True
-    batch: bool = True
+    slow: bool = False
 
 
 RUNTIMES = {
@@ -48,8 +48,8 @@ RUNTIMES = {
     "onnxsim": Runtime("onnxsim 0.8.1", ("onnxsim==0.8.1",)),
     "web": Runtime("onnxruntime-web 1.30.0"),
     "tract": Runtime("tract 0.23.9", ("tract==0.23.9",), free=False),
-    "iree": Runtime("IREE 3.13.0", ("iree-base-compiler==3.13.0", "iree-base-runtime==3.13.0"), free=False),
-    "tvm": Runtime("TVM 0.27.0", ("apache-tvm==0.27.0.post1", "apache-tvm-ffi==0.1.15.post2"), free=False, batch=False),
+    "iree": Runtime("IREE 3.13.0", ("iree-base-compiler==3.13.0", "iree-base-runtime==3.13.0"), False, slow=True),
+    "tvm": Runtime("TVM 0.27.0", ("apache-tvm==0.27.0.post1", "apache-tvm-ffi==0.1.15.post2"), False, slow=True),
 }
 
 
