@@ -79,7 +79,7 @@ def _lanes(machine: Machine, address: Callable[[], np.ndarray], mask: Mask) -> l
 
 @instruction("SYNCS", control=True)
 def barrier_in_memory(machine: Machine, own: Instruction) -> Execute:
-    """mbarrier: EXCH sets one up, ARRIVE arrives and may expect bytes, PHASECHK waits for a phase of a parity to end."""
+    """mbarrier: EXCH sets one up, ARRIVE arrives and may expect bytes, PHASECHK waits for the end of a phase."""
     modifiers = expect_modifiers(own, "EXCH", "64", "ARRIVE", "TRANS64", "A1T0", "PHASECHK", "TRYWAIT")
     operands = machine.operands
     address = operands.address(own.operands[1])
