@@ -41,6 +41,12 @@ NA_DEVICE float exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
 }
+// One by x, within two units of the last place.
+NA_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
 NA_DEVICE float log(float x) { return logf(x); }
 NA_DEVICE float max(float a, float b) { return fmaxf(a, b); }
 
@@ -73,6 +79,9 @@ NA_DEVICE void copy_ahead(Shared to, const void* from, bool inside) {
   const int bytes = inside ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
+NA_DEVICE void copy_ahead(Shared to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
+}
 // Ends a group of copies.
 NA_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most `kPending` groups of this thread are under way; sync() then makes all threads' copies visible.
@@ -93,6 +102,22 @@ NA_DEVICE void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"(row)
                : "memory");
+}
+
+// Stores four 8x8 matrices of 16-bit numbers; lane l gives the address of row l % 8 of matrix l / 8.
+NA_DEVICE void store_matrices(Shared row, const uint32_t (&from)[4]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(row), "r"(from[0]),
+               "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+#else
+  const int lane = thread() % 32;
+  NA_UNROLL
+  for (int m = 0; m < 4; ++m) {
+    const Shared to = __shfl_sync(0xffffffffU, row, m * 8 + lane / 4) + static_cast<Shared>(lane % 4 * 4);
+    asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(to), "r"(from[m]) : "memory");
+  }
+#endif
 }
 
 NA_DEVICE float load_shared4(Shared from) {
@@ -173,6 +198,14 @@ NA_DEVICE void multiply<Bfloat>(float (&c)[4], const uint32_t (&a)[4], uint32_t 
       "{%0, %1, %2, %3};\n"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// d = c + a times b, likewise.
+template <typename T>
+NA_DEVICE void multiply_from(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
+  NA_UNROLL
+  for (int i = 0; i < 4; ++i) d[i] = c[i];
+  multiply<T>(d, a, b0, b1);
 }
 
 // c += a (16x8) times b (8x8) of TF32, one warp, in the register layouts of mma.m16n8k8; low bits are not looked at.

@@ -393,6 +393,7 @@ inline uint32_t any_bits(uint32_t bits) {
 inline bool any(bool yes) { return any_bits(yes ? 1 : 0) != 0; }
 
 inline float exp2(float x) { return x < -126.0F ? 0.0F : std::exp2(x); }
+inline float reciprocal(float x) { return 1.0F / x; }
 inline float log(float x) { return std::log(x); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 
@@ -421,6 +422,7 @@ inline T& shared_object(int offset) {
   return *reinterpret_cast<T*>(emulated::block().shared_object(offset, sizeof(T), alignof(T)));
 }
 inline void copy_ahead(Shared to, const void* from, bool inside) { emulated::block().copy({to, from, inside}); }
+inline void copy_ahead(Shared to, const void* from) { copy_ahead(to, from, true); }
 inline void commit_copies() { emulated::block().commit(); }
 template <int kPending>
 inline void wait_copies() {
@@ -455,6 +457,24 @@ inline void load_matrices(uint32_t (&to)[4], Shared row) {
 inline void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
   MatrixArguments own{row, to};
   emulated::block().together(&load_matrices_of_warp<true>, &own);
+}
+
+inline void store_matrices(Shared row, const uint32_t (&from)[4]) {
+  struct Arguments {
+    Shared row;
+    const uint32_t* from;
+  } own{row, from};
+  emulated::block().together(
+      [](void* const(&lane)[32]) {
+        for (int m = 0; m < 4; ++m) {
+          for (int i = 0; i < 32; ++i) {
+            const auto* to = static_cast<const Arguments*>(lane[m * 8 + i / 4]);
+            const uint32_t two = static_cast<const Arguments*>(lane[i])->from[m];
+            std::memcpy(emulated::block().shared(to->row, 16) + i % 4 * 4, &two, 4);
+          }
+        }
+      },
+      &own);
 }
 
 inline float load_shared4(Shared from) {
@@ -546,6 +566,12 @@ template <typename T>
 inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   MultiplyArguments<T> own{c, a, {b0, b1}};
   emulated::block().together(&MultiplyArguments<T>::of_warp, &own);
+}
+
+template <typename T>
+inline void multiply_from(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
+  std::memcpy(d, c, sizeof d);
+  multiply<T>(d, a, b0, b1);
 }
 
 struct Tf32Arguments {
