@@ -17,6 +17,7 @@ SegmentRule = Literal["transformers", "detectron2"]
 
 TASKS = {
     "classification": "class scores of the whole image",
+    "regression": "numbers, one for each output of the head",
     "features": "pooled features, no head",
     "backbone": "feature maps of several levels",
     "semantic": "a class for every pixel",
@@ -43,6 +44,15 @@ that masks are scaled to first (transformers does so for Mask2Former, to 384 pix
 """
 
 
+SCORES = ("softmax", "sigmoid")
+"""Functions that turn class scores into probabilities: of one class out of all, or of every class by itself."""
+
+
+def score_function(num_classes: int) -> str:
+    """Return the function for a head of which nothing else is known: a single score is that of a yes or no."""
+    return "sigmoid" if num_classes == 1 else "softmax"
+
+
 @dataclass(frozen=True)
 class ModelMetadata:
     """Where a model comes from and how to use it.
@@ -51,6 +61,7 @@ class ModelMetadata:
         architecture: name in the registry, or the family for other sizes.
         task: one of :data:`TASKS`.
         num_classes: classes of the head, 0 if there is none.
+        scores: one of :data:`SCORES`, for classifiers.
         dilations: per level, one per block.
         source_name: file or folder the weights came from, without its path.
         source_sha256: SHA-256 of that file, in hexadecimal.
@@ -71,6 +82,7 @@ class ModelMetadata:
     architecture: str
     task: str = "classification"
     num_classes: int = 0
+    scores: str = "softmax"
     dilations: Dilations = ()
     source_name: str = ""
     source_sha256: str = ""
@@ -96,6 +108,7 @@ class ModelMetadata:
             "architecture": self.architecture,
             "task": self.task,
             "num_classes": str(self.num_classes),
+            "scores": self.scores,
             "dilations": "/".join(",".join(map(str, level)) for level in self.dilations),
             "source_name": self.source_name,
             "source_sha256": self.source_sha256,
@@ -150,6 +163,10 @@ class ModelMetadata:
                 except (ValueError, TypeError, AttributeError, UsageError):
                     continue
         known.setdefault("tool_version", "unknown")
+        if values.get("scores") in SCORES:
+            known["scores"] = values["scores"]
+        else:  # written before it was recorded
+            known["scores"] = score_function(known.get("num_classes", 0))
         return cls(**known)
 
 

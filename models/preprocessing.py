@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from na_deploy.errors import UsageError
 
-Mode = Literal["resize-then-crop", "square", "fit", "shortest-side"]
+Mode = Literal["resize-then-crop", "square", "fit", "shortest-side", "none"]
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -36,6 +36,17 @@ class Placement:
     size: tuple[int, int]
     scaled: tuple[int, int]
     cut: tuple[int, int] = (0, 0)
+
+
+def _covering(height: int, width: int, cover: tuple[int, int]) -> tuple[int, int]:
+    """Scale a picture until it covers ``cover``.
+
+    A square is covered as torchvision's Resize does (rounded down), other rectangles as timm's ResizeKeepRatio.
+    """
+    if cover[0] == cover[1]:
+        return _scaled(height, width, cover[0], None, down=True)
+    ratio = min(height / cover[0], width / cover[1])
+    return max(round(height / ratio), cover[0]), max(round(width / ratio), cover[1])
 
 
 def _scaled(height: int, width: int, shortest: int, longest: int | None, *, down: bool) -> tuple[int, int]:
@@ -61,17 +72,18 @@ class Preprocessing:
 
     Attributes:
         size: (H, W) the network gets.
-        mode: "resize-then-crop" scales the shorter side to ``resize`` and cuts ``size`` from the centre;
-            "square" scales straight to ``size``, whatever the proportions; "fit" keeps the proportions,
-            scales to fit inside ``size`` and pads with zeros right and bottom after normalisation;
+        mode: "resize-then-crop" keeps the proportions, scales the image to cover :attr:`cover` and cuts ``size``
+            from the centre; "square" scales straight to ``size``, whatever the proportions; "fit" keeps the
+            proportions, scales to fit inside ``size`` and pads with zeros right and bottom after normalisation;
             "shortest-side" keeps the proportions, scales the shorter side to ``resize`` and lets the network get what
-            comes out, in multiples of ``divisor``: for networks with free height and width.
-        resize: the shorter side before the crop, or of "shortest-side", in pixels.
+            comes out, in multiples of ``divisor``: for networks with free height and width; "none": nobody said how
+            photographs become the input, so it takes arrays alone.
+        resize: the shorter side of the rectangle to cover before the crop, or of "shortest-side", in pixels.
         longest: most pixels of the longer side; only for "shortest-side".
         divisor: what both sides are made multiples of; only for "shortest-side".
         filling: how: zeros right and bottom after normalisation (Detectron2, mmsegmentation), or stretched a little
             (transformers); only for "shortest-side".
-        mean: per channel, in the unit after ``scale``.
+        mean: per channel, in the unit after ``scale``; one entry means greyscale.
         std: likewise.
         scale: factor on pixels of 0…255: 1/255, or 1 where mean and std are in pixels.
         interpolation: filter used for scaling.
@@ -81,8 +93,8 @@ class Preprocessing:
     size: tuple[int, int] = (224, 224)
     mode: Mode = "resize-then-crop"
     resize: int | None = 256
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     scale: float = 1 / 255
     interpolation: Interpolation = "bicubic"
     channel_order: Literal["RGB", "BGR"] = "RGB"
@@ -91,9 +103,18 @@ class Preprocessing:
     filling: Literal["zeros", "stretch"] = "zeros"
 
     @property
-    def crop_pct(self) -> float:
-        """Share of the resized shorter side that the crop keeps, as timm counts it; 1.0 without a crop."""
-        return 1.0 if self.resize is None else min(self.size) / self.resize
+    def prepares_images(self) -> bool:
+        """Whether photographs can be made into the input."""
+        return self.mode != "none" and len(self.mean) in (1, 3)
+
+    @property
+    def cover(self) -> tuple[int, int]:
+        """(H, W) that an image covers before the crop: ``size`` enlarged until its shorter side is ``resize``.
+
+        As in timm's evaluation transform, whose ``crop_pct`` is the share of this that the crop keeps.
+        """
+        side, shorter = self.resize or min(self.size), min(self.size)
+        return self.size[0] * side // shorter, self.size[1] * side // shorter
 
     def with_size(self, size: tuple[int, int]) -> Preprocessing:
         """Return the same for another (H, W), the crop keeping its share.
@@ -102,7 +123,7 @@ class Preprocessing:
         """
         if self.mode == "shortest-side":
             return replace(self, size=size, mode="fit", resize=None, longest=None, divisor=1)
-        resize = None if self.resize is None else round(min(size) / self.crop_pct)
+        resize = None if self.resize is None else min(size) * self.resize // min(self.size)
         return replace(self, size=size, resize=resize)
 
     def placement(self, height: int, width: int) -> Placement:
@@ -114,8 +135,8 @@ class Preprocessing:
                 ratio = min(self.size[0] / height, self.size[1] / width)
                 return Placement(self.size, (max(round(height * ratio), 1), max(round(width * ratio), 1)))
             case "resize-then-crop":
-                scaled = _scaled(height, width, self.resize or min(self.size), None, down=True)
-                # As torchvision rounds; a smaller picture has black around it.
+                scaled = _covering(height, width, self.cover)
+                # As torchvision rounds.
                 before = tuple(round((whole - kept) / 2) for whole, kept in zip(scaled, self.size, strict=True))
                 return Placement(self.size, scaled, (before[0], before[1]))
             case "shortest-side":
@@ -124,6 +145,11 @@ class Preprocessing:
                 whole = (math.ceil(scaled[0] / self.divisor), math.ceil(scaled[1] / self.divisor))
                 size = (whole[0] * self.divisor, whole[1] * self.divisor)
                 return Placement(size, size if self.filling == "stretch" else scaled)
+            case "none":
+                raise UsageError(
+                    f"the model takes {len(self.mean)} channels and does not say how images become them; "
+                    "give a .npy array"
+                )
 
     def to_json(self) -> str:
         """Return a compact JSON object."""
@@ -157,6 +183,11 @@ def hugging_face_classification(size: int = 224) -> Preprocessing:
     return Preprocessing(size=(size, size), mode="square", resize=None)
 
 
+def unprepared(size: tuple[int, int], channels: int) -> Preprocessing:
+    """Return a note of the input's size and channels, where nobody said how photographs become it."""
+    return Preprocessing(size, "none", None, (0.0,) * channels, (1.0,) * channels, 1.0)
+
+
 def dense_prediction(size: tuple[int, int]) -> Preprocessing:
     """Return detection's and segmentation's: RGB 0…255, proportions kept, zero padding."""
     return Preprocessing(
@@ -180,11 +211,12 @@ def shortest_side(shortest: int, longest: int, divisor: int = 32) -> Preprocessi
 _PIL_FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-def from_hugging_face(content: Mapping[str, Any]) -> Preprocessing:
+def from_hugging_face(content: Mapping[str, Any], channels: int = 3) -> Preprocessing:
     """Read a Hugging Face ``preprocessor_config.json``.
 
     Args:
         content: the parsed file; keys of ViTImageProcessor and its relatives.
+        channels: of the network's input.
 
     Raises:
         UsageError: a size or a filter in a form this does not know.
@@ -195,8 +227,8 @@ def from_hugging_face(content: Mapping[str, Any]) -> Preprocessing:
         raise UsageError(f"preprocessor_config.json asks for the filter {filter_number}, which is not supported")
     scale = float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 1.0
     normalize = content.get("do_normalize", True)
-    mean = tuple(content.get("image_mean", IMAGENET_MEAN)) if normalize else (0.0, 0.0, 0.0)
-    std = tuple(content.get("image_std", IMAGENET_STD)) if normalize else (1.0, 1.0, 1.0)
+    mean = _per_channel(content.get("image_mean", IMAGENET_MEAN)) if normalize else (0.0,) * channels
+    std = _per_channel(content.get("image_std", IMAGENET_STD)) if normalize else (1.0,) * channels
     if segmenter is not None:
         least, most, divisor = segmenter
         dense = Preprocessing((least, least), "shortest-side", least, mean, std, scale, _PIL_FILTERS[filter_number])
@@ -209,6 +241,10 @@ def from_hugging_face(content: Mapping[str, Any]) -> Preprocessing:
             crop, "resize-then-crop", shortest or min(size), mean, std, scale, _PIL_FILTERS[filter_number]
         )
     return Preprocessing(size, "square", None, mean, std, scale, _PIL_FILTERS[filter_number])
+
+
+def _per_channel(value: Any) -> tuple[float, ...]:
+    return tuple(float(each) for each in value) if isinstance(value, list | tuple) else (float(value),)
 
 
 _SEGMENTERS = {"MaskFormer": 32, "Mask2Former": 32, "OneFormer": 1}

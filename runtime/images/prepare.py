@@ -75,9 +75,19 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
         preprocessing: the model's own.
 
     Returns:
-        (1, 3, H, W) float32.
+        (1, C, H, W) float32: three channels, or one where the model takes greyscale.
+
+    Raises:
+        UsageError: the model takes other channels, or does not say how images become its input.
     """
+    if not preprocessing.prepares_images:
+        raise UsageError(
+            f"the model takes {len(preprocessing.mean)} channels and does not say how images become them; "
+            "give a .npy array"
+        )
     image = _to_rgb(image)
+    if len(preprocessing.mean) == 1:
+        image = image.convert("L")
     placement = preprocessing.placement(image.height, image.width)
     height, width = placement.size
     image = image.resize(placement.scaled[::-1], _RESAMPLING[preprocessing.interpolation])
@@ -85,6 +95,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
         top, left = placement.cut
         image = image.crop((left, top, left + width, top + height))
     pixels = np.asarray(image, np.float32)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if preprocessing.channel_order == "BGR":
         pixels = pixels[..., ::-1]
     pixels = pixels * np.float32(preprocessing.scale)
