@@ -14,9 +14,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import passes
+from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
 from na_deploy.exporter.saving import save
 from na_deploy.exporter.tracing import trace
+from na_deploy.exporter.type_agreement import make_types_agree
 from na_deploy.exporter.verify import VerificationCase, verify_outputs
 from na_deploy.files import staged_output
 from na_deploy.models import LoadedModel, load_model
@@ -40,7 +42,7 @@ class ExportReport:
         nodes: operators in the graph, function bodies not counted.
         attention_layers: neighborhood attention nodes among them.
         cases: verification results, one for each input shape tried.
-        warnings: remarks of the checkpoint loader.
+        warnings: remarks of the checkpoint loader, and on runtimes that cannot run the file.
         seconds: time taken by each step.
     """
 
@@ -145,6 +147,7 @@ def export(
         del model
         clock.lap("write")
         report("verifying in ONNX Runtime")
+        no_kernels = check_file(staged)
         cases = verify_outputs(loaded.module, staged, verification_shapes(loaded, shape, options))
         clock.lap("verify")
         worst = max(case.worst for case in cases)
@@ -161,13 +164,14 @@ def export(
         nodes=nodes,
         attention_layers=layers,
         cases=tuple(cases),
-        warnings=tuple(loaded.warnings),
+        warnings=(*loaded.warnings, *([no_kernels] if no_kernels else [])),
         seconds=clock.laps,
     )
 
 
 def finish_graph(model: ir.Model, metadata: ModelMetadata, options: ExportOptions) -> None:
     """Run the passes that make a traced graph a file of ours, and check it."""
+    make_types_agree(model, options.opset)
     passes.tidy_attention_nodes(model)
     passes.simplify_attention_reshapes(model)
     RemoveUnusedNodesPass()(model)
