@@ -10,10 +10,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
-from na_deploy import __version__
 from na_deploy.attention.registration import register_schemas
 from na_deploy.errors import NaDeployError, UsageError, VerificationError
 from na_deploy.exporter import passes
@@ -115,7 +113,8 @@ def export_module(
             model = _trace(module, inputs, dynamic or {}, output_names, opset)
             if output_names is None:
                 _name_outputs(model)
-            notices = _finish(model, type(module).__name__, opset)
+            notices = fuse_pairs(model)
+            passes.finish(model, type(module).__name__, opset)
             report("writing")
             files = save(model, staged, external_data=external_data)
             nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
@@ -214,16 +213,3 @@ def _name_outputs(model: ir.Model) -> None:
         name = "output" if len(outputs) == 1 else f"output_{number}"
         if not value.is_graph_input() and name not in inputs:
             value.name = name
-
-
-def _finish(model: ir.Model, name: str, opset: int) -> list[str]:
-    notices = fuse_pairs(model)
-    passes.tidy_attention_nodes(model)
-    passes.simplify_attention_reshapes(model)
-    RemoveUnusedNodesPass()(model)
-    passes.strip_traces(model)
-    passes.embed_function_bodies(model, opset)
-    model.graph.name = name
-    model.producer_name = "na-deploy"
-    model.producer_version = __version__
-    return notices
