@@ -15,6 +15,7 @@ from na_deploy.attention.tiling import tiled_pairs
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
 from na_deploy.exporter.function_parts import LARGE_SCORES
+from na_deploy.exporter.type_agreement import make_types_agree
 
 LARGE_WINDOW = 512
 """Keys of a window from which on a layer of unknown size is done in parts."""
@@ -31,6 +32,7 @@ def finish(model: ir.Model, name: str, opset: int) -> None:
         name: what the graph is called.
         opset: version of the standard operators in function bodies.
     """
+    make_types_agree(model, opset)
     tidy_attention_nodes(model)
     simplify_attention_reshapes(model)
     RemoveUnusedNodesPass()(model)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import passes
+from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
 from na_deploy.exporter.saving import save
 from na_deploy.exporter.tracing import trace
@@ -37,7 +38,7 @@ class ExportReport:
         nodes: operators in the graph, function bodies not counted.
         attention_layers: neighborhood attention nodes among them.
         cases: verification results, one for each input shape tried.
-        warnings: remarks of the checkpoint loader.
+        warnings: remarks of the checkpoint loader, and on runtimes that cannot run the file.
         seconds: time taken by each step.
     """
 
@@ -143,6 +144,7 @@ def export(
         del model
         clock.lap("write")
         report("verifying in ONNX Runtime")
+        no_kernels = check_file(staged)
         cases = verify_outputs(loaded.module, staged, verification_shapes(loaded, shape, options))
         clock.lap("verify")
         worst = max(case.worst for case in cases)
@@ -159,7 +161,7 @@ def export(
         nodes=nodes,
         attention_layers=layers,
         cases=tuple(cases),
-        warnings=tuple(loaded.warnings),
+        warnings=(*loaded.warnings, *([no_kernels] if no_kernels else [])),
         seconds=clock.laps,
     )
 

@@ -88,8 +88,7 @@ def _preprocessing(session: Session) -> Preprocessing | None:
     preprocessing = session.metadata.preprocessing
     if len(spec.shape) != 4 or spec.shape[1] != len(preprocessing.mean) or not preprocessing.prepares_images:
         return None
-    sides = [size for size in spec.shape[2:] if isinstance(size, int)]
-    return preprocessing.with_size((sides[0], sides[1])) if len(sides) == 2 else preprocessing
+    return preprocessing.for_input(spec.shape)
 
 
 def _labels(session: Session, source: Source, options: ServeOptions, scores: TensorSpec | None) -> Mapping[int, str]:

@@ -38,9 +38,8 @@ def read_inputs(session: Session, paths: Sequence[Path]) -> Array:
     from na_deploy.runtime.images.prepare import prepare_files
 
     preprocessing = session.metadata.preprocessing
-    sides = [size for size in spec.shape[2:] if isinstance(size, int)]
-    if len(spec.shape) == 4 and len(sides) == 2 and tuple(sides) != preprocessing.size:
-        preprocessing = preprocessing.with_size((sides[0], sides[1]))
+    if len(spec.shape) == 4:
+        preprocessing = preprocessing.for_input(spec.shape)
     return prepare_files(paths, preprocessing).astype(numpy_type(spec.dtype))
 
 

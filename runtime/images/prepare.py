@@ -177,8 +177,16 @@ def _resized(image: Image.Image, preprocessing: Preprocessing, placement: Placem
 
 
 def prepare_files(paths: Sequence[Path], preprocessing: Preprocessing) -> FloatArray:
-    """Read and prepare several images into one batch (N, 3, H, W). Errors as in :func:`read_image`."""
-    return np.concatenate([prepare(read_image(path), preprocessing) for path in paths])
+    """Read and prepare several images into one batch (N, 3, H, W). Errors as in :func:`read_image`.
+
+    Raises:
+        UsageError: the preprocessing keeps proportions, and the images have several.
+    """
+    images = [prepare(read_image(path), preprocessing) for path in paths]
+    sizes = sorted({f"{image.shape[2]}×{image.shape[3]}" for image in images})
+    if len(sizes) > 1:
+        raise UsageError(f"the images come out in several sizes ({', '.join(sizes[:4])}); run them one at a time")
+    return np.concatenate(images)
 
 
 _RESAMPLING = {

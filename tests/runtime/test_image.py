@@ -182,7 +182,7 @@ def test_a_file_that_is_no_image_is_refused_in_a_sentence(tmp_path: Path, conten
 
 def test_an_enormous_image_is_refused_before_it_is_decoded(tmp_path: Path):
     Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
-    with pytest.raises(NaDeployError, match="has 20000×20000 pixels, at most"):
+    with pytest.raises(NaDeployError, match=r"has more than \d+ pixels; scale it down first"):
         read_image(tmp_path / "bomb.png")
 
 
