@@ -50,6 +50,7 @@ def command(
     segments, draw them over the image (-o out.png) and give them as COCO's results (--json).
     """
     from na_deploy.cli.run_segments import is_drawing, run_segmenter, segments_asked
+    from na_deploy.model_file.answers import class_count, class_scores
     from na_deploy.runtime.images.batches import read_inputs, run_in_batches
     from na_deploy.runtime.results.classification import read_labels
     from na_deploy.runtime.session import load
@@ -71,10 +72,11 @@ def command(
                 raise UsageError(f"{model.name} gives no segments of these inputs; leave {option} away")
         if output is not None and output.suffix == ".npy" and len(session.outputs) > 1:
             raise UsageError(f"{model.name} has {len(session.outputs)} outputs; write them to a .npz file")
-        logits = _logits(session)
+        scores = class_scores(session.outputs, session.metadata, labelled=labels is not None)
+        logits = None if scores is None else scores.name
         if labels is not None and logits is None:
-            raise UsageError(f"{model.name} returns feature maps, not classes; leave --labels away")
-        names = read_labels(labels, _class_count(session, logits)) if labels is not None else None
+            raise UsageError(f"{model.name} returns features or maps, not classes; remove --labels")
+        names = read_labels(labels, class_count(scores)) if labels is not None else None
         loaded = perf_counter()
         batch = read_inputs(session, inputs)
         prepared = perf_counter()
@@ -99,21 +101,6 @@ def command(
         print_json(_as_dict(model, session, inputs, results, ranked, times))
     else:
         _print(model, session, inputs, results, ranked, times, output)
-
-
-def _logits(session: Session) -> str | None:
-    """Return the name of the output that holds one number per class, if the model is a classifier."""
-    classifies = session.metadata is None or session.metadata.task == "classification"
-    if classifies and len(session.outputs) == 1 and len(session.outputs[0].shape) == 2:
-        return session.outputs[0].name
-    return None
-
-
-def _class_count(session: Session, logits: str | None) -> int | None:
-    for spec in session.outputs:
-        if spec.name == logits and isinstance(spec.shape[1], int):
-            return spec.shape[1]
-    return None
 
 
 def _write(target: Path, results: dict[str, Array]) -> None:

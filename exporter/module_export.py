@@ -10,10 +10,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
-from na_deploy import __version__
 from na_deploy.attention.registration import register_schemas
 from na_deploy.errors import NaDeployError, UsageError, VerificationError
 from na_deploy.exporter import passes
@@ -25,7 +23,6 @@ from na_deploy.exporter.rewindow import SetWindow, WindowErrors, window_errors, 
 from na_deploy.exporter.saving import save
 from na_deploy.exporter.tracing import quiet, root_cause
 from na_deploy.exporter.translation import translation_table
-from na_deploy.exporter.type_agreement import make_types_agree
 from na_deploy.exporter.unfused_pairs import fuse_pairs, pair_translations, register_pair_schemas
 from na_deploy.exporter.verify import Difference
 from na_deploy.exporter.wrappers import unwrapped, without_wrappers
@@ -116,7 +113,8 @@ def export_module(
             model = _trace(module, inputs, dynamic or {}, output_names, opset)
             if output_names is None:
                 _name_outputs(model)
-            notices = _finish(model, type(module).__name__, opset)
+            notices = fuse_pairs(model)
+            passes.finish(model, type(module).__name__, opset)
             accepted = _tolerance(model) if tolerance is None else tolerance
             report("writing")
             files = save(model, staged, external_data=external_data)
@@ -227,17 +225,3 @@ def _name_outputs(model: ir.Model) -> None:
         name = "output" if len(outputs) == 1 else f"output_{number}"
         if not value.is_graph_input() and name not in inputs:
             value.name = name
-
-
-def _finish(model: ir.Model, name: str, opset: int) -> list[str]:
-    notices = fuse_pairs(model)
-    make_types_agree(model, opset)
-    passes.tidy_attention_nodes(model)
-    passes.simplify_attention_reshapes(model)
-    RemoveUnusedNodesPass()(model)
-    passes.strip_traces(model)
-    passes.embed_function_bodies(model, opset)
-    model.graph.name = name
-    model.producer_name = "na-deploy"
-    model.producer_version = __version__
-    return notices

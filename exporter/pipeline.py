@@ -9,22 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
-
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import passes
 from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
 from na_deploy.exporter.saving import save
 from na_deploy.exporter.tracing import trace
-from na_deploy.exporter.type_agreement import make_types_agree
 from na_deploy.exporter.verify import VerificationCase, verify_outputs
 from na_deploy.files import staged_output
 from na_deploy.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
-    from na_deploy.models.metadata import ModelMetadata
+    pass
 
 Progress = Callable[[str], None]
 Shape = tuple[int, int, int, int]
@@ -141,7 +137,8 @@ def export(
         model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options)
         clock.lap("trace")
         report("writing")
-        finish_graph(model, metadata, options)
+        passes.finish(model, metadata.architecture, options.opset)
+        model.metadata_props.update(replace(metadata, dtype=options.dtype).to_props())
         files = save(model, staged, external_data=options.external_data)
         nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
         del model
@@ -167,20 +164,6 @@ def export(
         warnings=(*loaded.warnings, *([no_kernels] if no_kernels else [])),
         seconds=clock.laps,
     )
-
-
-def finish_graph(model: ir.Model, metadata: ModelMetadata, options: ExportOptions) -> None:
-    """Run the passes that make a traced graph a file of ours, and check it."""
-    make_types_agree(model, options.opset)
-    passes.tidy_attention_nodes(model)
-    passes.simplify_attention_reshapes(model)
-    RemoveUnusedNodesPass()(model)
-    passes.strip_traces(model)
-    passes.embed_function_bodies(model, options.opset)
-    model.graph.name = metadata.architecture
-    model.producer_name = "na-deploy"
-    model.producer_version = metadata.tool_version
-    model.metadata_props.update(replace(metadata, dtype=options.dtype).to_props())
 
 
 def check_size(loaded: LoadedModel, shape: tuple[int, int, int, int], options: ExportOptions) -> None:
