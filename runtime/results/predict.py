@@ -83,12 +83,21 @@ def predict(session: Session, picture: Picture, options: ResultOptions | None = 
     """
     image = as_image(picture)
     preprocessing = image_preprocessing(session)
-    spec = session.inputs[0]
-    pixels = prepare(image, preprocessing).astype(numpy_type(spec.dtype), copy=False)
-    if isinstance(spec.shape[0], int) and spec.shape[0] > 1:  # a fixed batch: the picture fills all of it
-        pixels = pixels.repeat(spec.shape[0], axis=0)
-    outputs = {name: array[:1] for name, array in session.run(pixels).items()}
+    outputs = run_picture(session, prepare_picture(session, image, preprocessing))
     return read_result(session.metadata, outputs, preprocessing, (image.height, image.width), options)
+
+
+def prepare_picture(session: Session, image: Image.Image, preprocessing: Preprocessing) -> Array:
+    """Return a picture as a model's input of batch 1, in the input's type."""
+    return prepare(image, preprocessing).astype(numpy_type(session.inputs[0].dtype), copy=False)
+
+
+def run_picture(session: Session, pixels: Array) -> dict[str, Array]:
+    """Return the outputs of batch 1 of an input of batch 1, also of a model with a larger fixed batch."""
+    batch = session.inputs[0].shape[0]
+    if isinstance(batch, int) and batch > 1:  # the picture fills all of it
+        pixels = pixels.repeat(batch, axis=0)
+    return {name: array[:1] for name, array in session.run(pixels).items()}
 
 
 def as_image(picture: Picture) -> Image.Image:
@@ -120,12 +129,7 @@ def image_preprocessing(session: Session) -> Preprocessing:
     spec: TensorSpec = session.inputs[0]
     if session.metadata is None or len(spec.shape) != 4:
         raise UsageError(f"{session.path.name} does not say how images are prepared; give an array for {spec}")
-    preprocessing = session.metadata.preprocessing
-    sides = [size for size in spec.shape[2:] if isinstance(size, int)]
-    free = preprocessing.mode == "shortest-side"
-    if len(sides) == 2 and (free or tuple(sides) != preprocessing.size):
-        return preprocessing.with_size((sides[0], sides[1]))
-    return preprocessing
+    return session.metadata.preprocessing.for_input(spec.shape)
 
 
 def read_result(
@@ -159,7 +163,7 @@ def read_result(
         )
     if task == "classification":
         (logits,) = outputs.values()
-        return Classification(tuple(top_classes(logits, options.top, labels)[0]))
+        return Classification(tuple(top_classes(logits, options.top, labels, metadata.scores)[0]))
     if task not in SEGMENT_TASKS:
         return Features(dict(outputs))
     if preprocessing.mode == "resize-then-crop":
@@ -205,5 +209,7 @@ __all__ = [
     "as_image",
     "image_preprocessing",
     "predict",
+    "prepare_picture",
     "read_result",
+    "run_picture",
 ]
