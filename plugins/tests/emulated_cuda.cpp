@@ -2,6 +2,8 @@
 
 #include "hopper/kernel.h"
 #include "launch.h"
+#include "onepass/kernel.h"
+#include "onepass/plan.h"
 #include "plain_kernel.h"
 #include "tile_kernel.h"
 
@@ -72,6 +74,24 @@ struct Emulator {
 #undef NA_CASE
   }
 
+  template <typename T, int kDim>
+  int32_t onepass(const CudaProblem& problem, const onepass::Plan& plan, const onepass::Device& /*device*/) const {
+    const int64_t blocks = problem.batch > 0 ? plan.grid.blocks * plan.shares : 0;
+    const auto bytes = static_cast<size_t>(
+        onepass::room_of(plan, kDim * 2, !onepass::start_is_register(kDim, plan.chunks)).bytes);
+#define NA_CASE(chunks)                                              \
+  case chunks:                                                       \
+    grid(blocks, 32 * plan.warps, bytes, sizeof(T),                  \
+         [&] { onepass::OnePassKernel<T, kDim, chunks>(problem, plan).run(); }); \
+    return 0;
+    switch (plan.chunks) {
+      NA_ONEPASS_CHUNKS(NA_CASE)
+      default:
+        return 1;
+    }
+#undef NA_CASE
+  }
+
   template <typename T, int kDim, typename S>
   int32_t hopper_shape(const CudaProblem& problem) const {
     const TileGrid tiles = make_tile_grid(problem, S::tile());
@@ -98,6 +118,9 @@ struct Emulator {
 }  // namespace
 
 bool device_is_hopper() { return true; }
+
+// Small, so that blocks take several images.
+onepass::Device present_device() { return {2, 99 * 1024, 100 * 1024}; }
 
 }  // namespace na_deploy
 
