@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.output import console, print_json, table
+from na_deploy.cli.output import check_plot, console, print_json, table
 from na_deploy.cli.progress import progress_line
 from na_deploy.errors import UsageError
 
@@ -49,8 +49,7 @@ def command(
     from na_deploy.runtime.bench.compare import measure
 
     chosen = choose_targets(targets, compare_to, checkpoint, arch)
-    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"cannot draw into {plot}; end the name in .png, .svg or .pdf")
+    check_plot(plot, *targets, checkpoint)
     with progress_line("starting") as say:
         report = measure(chosen, parse_batches(batch), threads=threads, duration_s=duration, say=say)
     if as_json:

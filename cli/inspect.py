@@ -10,7 +10,7 @@ import click
 
 from na_deploy.cli.bundles import manifest_as_dict, opened_bundle, print_engine, print_manifest
 from na_deploy.cli.engine_layers import print_engine_layers, read_engine_layers
-from na_deploy.cli.output import console, print_json, size_text, table
+from na_deploy.cli.output import check_plot, console, print_json, size_text, table
 from na_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def command(
     from na_deploy.cli.simulate import describe
     from na_deploy.model_file.inspection import group_layers, inspect_model
 
+    check_plot(plot, model)
     size = parse_size(input_size) if input_size else None
     with opened_bundle(model) as (file, bundle):
         summary = inspect_model(file, size)

@@ -20,13 +20,13 @@ from na_deploy.exporter.module_verify import Dynamic, verify_module
 from na_deploy.exporter.natten_api import replaced_natten
 from na_deploy.exporter.options import DEFAULT_OPSET, OPSETS, TOLERANCE
 from na_deploy.exporter.rewindow import SetWindow, WindowErrors, window_errors, windowed
-from na_deploy.exporter.saving import save
+from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import quiet, root_cause
 from na_deploy.exporter.translation import translation_table
 from na_deploy.exporter.unfused_pairs import fuse_pairs, pair_translations, register_pair_schemas
 from na_deploy.exporter.verify import Difference
 from na_deploy.exporter.wrappers import unwrapped, without_wrappers
-from na_deploy.files import staged_output
+from na_deploy.files import check_output, staged_output
 
 _PRECISION = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
@@ -100,6 +100,7 @@ def export_module(
     inputs = _named(module, example_inputs)
     report = progress or (lambda _: None)
     target = Path(output or f"{type(module).__name__.lower()}.onnx")
+    check_output(target, endings=(".onnx",))
     training = module.training
     module.eval()
     try:
@@ -131,6 +132,7 @@ def export_module(
                 )
     finally:
         module.train(training)
+    drop_stale_weights(target, files)
     written = tuple(target.with_name(path.name) for path in files)
     return ModuleExportReport(
         target,

@@ -13,10 +13,10 @@ from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import passes
 from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
-from na_deploy.exporter.saving import save
+from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import trace
 from na_deploy.exporter.verify import VerificationCase, verify_outputs
-from na_deploy.files import staged_output
+from na_deploy.files import check_output, staged_output
 from na_deploy.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def export(
         tolerance=tolerance,
         **given,
     )
+    if output is not None:
+        check_output(Path(output), () if isinstance(source, LoadedModel) else (Path(source),), (".onnx",))
     report = progress or (lambda _: None)
     clock = _Clock()
     if isinstance(source, LoadedModel):
@@ -153,6 +155,7 @@ def export(
                 f"{target.name} differs from PyTorch by {worst:.1e} (relative), above the tolerance of "
                 f"{options.accepted_difference:.0e} for {options.dtype}; the file was not kept"
             )
+    drop_stale_weights(target, files)
     return ExportReport(
         path=target,
         files=tuple(target.with_name(path.name) for path in files),
