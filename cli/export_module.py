@@ -64,6 +64,7 @@ def export_factory(
             external_data=external_data,
             tolerance=tolerance,
             windows=changes,
+            origin=name,
             progress=progress,
             **given,
         )

@@ -140,7 +140,7 @@ def export(
         clock.lap("trace")
         report("writing")
         passes.finish(model, metadata.architecture, options.opset)
-        model.metadata_props.update(replace(metadata, dtype=options.dtype).to_props())
+        model.metadata_props.update(replace(metadata, dtype=options.dtype, inputs={"image": shape}).to_props())
         files = save(model, staged, external_data=options.external_data)
         nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
         del model
