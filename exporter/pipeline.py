@@ -76,6 +76,7 @@ def export(
     opset: int | None = None,
     external_data: bool = False,
     tolerance: float | None = None,
+    flat: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Turn a NAT or DiNAT checkpoint into one ONNX file, verified in ONNX Runtime before it is kept.
@@ -92,6 +93,7 @@ def export(
         opset: ONNX operator set.
         external_data: write weights to a file beside the model whatever their size.
         tolerance: largest accepted relative difference to PyTorch float32.
+        flat: write standard operators only, without functions: for runtimes that know none (:mod:`flatten`).
         progress: called with a few words at each step.
 
     Returns:
@@ -109,6 +111,7 @@ def export(
         dtype=dtype,
         external_data=external_data,
         tolerance=tolerance,
+        flat=flat,
         **given,
     )
     if output is not None:
@@ -141,7 +144,7 @@ def export(
         report("writing")
         passes.finish(model, metadata.architecture, options.opset)
         model.metadata_props.update(replace(metadata, dtype=options.dtype, inputs={"image": shape}).to_props())
-        files = save(model, staged, external_data=options.external_data)
+        files = save(model, staged, external_data=options.external_data, flat=options.flat)
         nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
         del model
         clock.lap("write")
