@@ -11,6 +11,7 @@ import click
 
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
+from na_deploy.files import check_output
 
 if TYPE_CHECKING:
     from na_deploy.exporter import ModuleExportReport
@@ -37,6 +38,8 @@ def export_factory(
     as_json: bool,
 ) -> None:
     """Build the module, export it and print the report."""
+    if output is not None:
+        check_output(output, (weights,), (".onnx",))
     with progress_line("starting") as progress:
         # After the first word: importing PyTorch takes seconds.
         from na_deploy.exporter import export
@@ -61,6 +64,7 @@ def export_factory(
             external_data=external_data,
             tolerance=tolerance,
             windows=changes,
+            origin=name,
             progress=progress,
             **given,
         )

@@ -10,8 +10,8 @@ import click
 
 from na_deploy.cli.bundles import manifest_as_dict, opened_bundle, print_engine, print_manifest
 from na_deploy.cli.engine_layers import print_engine_layers, read_engine_layers
-from na_deploy.cli.output import console, print_json, size_text, table
-from na_deploy.errors import UsageError
+from na_deploy.cli.output import check_plot, console, print_json, size_text, table
+from na_deploy.model_file.example_inputs import parse_shape
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +51,8 @@ def command(
     from na_deploy.cli.simulate import describe
     from na_deploy.model_file.inspection import group_layers, inspect_model
 
-    size = parse_size(input_size) if input_size else None
+    check_plot(plot, model)
+    size = parse_shape(input_size) if input_size else None
     with opened_bundle(model) as (file, bundle):
         summary = inspect_model(file, size)
         manifest = None if bundle is None else bundle.manifest
@@ -81,18 +82,6 @@ def command(
         if not as_json:
             note = f" ({left_out} further configurations are not drawn)" if left_out else ""
             click.echo(f"Drawn into {plot}{note}")
-
-
-def parse_size(text: str) -> tuple[int, ...]:
-    """Read ``1x3x224x224``.
-
-    Raises:
-        UsageError: it is not positive numbers joined by ``x``.
-    """
-    parts = text.lower().replace("×", "x").split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"cannot read the size {text!r}; write positive numbers joined by x, such as 1x3x224x224")
-    return tuple(int(part) for part in parts)
 
 
 def as_dict(summary: ModelSummary) -> dict[str, Any]:

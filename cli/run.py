@@ -10,6 +10,7 @@ import click
 
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.errors import UsageError
+from na_deploy.files import check_output
 from na_deploy.models.metadata import SEGMENT_TASKS
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def command(
     from na_deploy.runtime.results.classification import read_labels
     from na_deploy.runtime.session import load
 
+    if output is not None and not output.is_dir():
+        check_output(output, (model, *inputs, labels))
     drawing = output is not None and is_drawing(output)
     if output is not None and not drawing and output.suffix not in (".npy", ".npz"):
         raise UsageError(

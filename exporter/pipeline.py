@@ -12,10 +12,10 @@ from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import passes
 from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
-from na_deploy.exporter.saving import save
+from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import trace
 from na_deploy.exporter.verify import VerificationCase, verify_outputs
-from na_deploy.files import staged_output
+from na_deploy.files import check_output, staged_output
 from na_deploy.models import LoadedModel, load_model
 
 Progress = Callable[[str], None]
@@ -107,6 +107,8 @@ def export(
         tolerance=tolerance,
         **given,
     )
+    if output is not None:
+        check_output(Path(output), () if isinstance(source, LoadedModel) else (Path(source),), (".onnx",))
     report = progress or (lambda _: None)
     clock = _Clock()
     if isinstance(source, LoadedModel):
@@ -134,7 +136,7 @@ def export(
         clock.lap("trace")
         report("writing")
         passes.finish(model, metadata.architecture, options.opset)
-        model.metadata_props.update(replace(metadata, dtype=options.dtype).to_props())
+        model.metadata_props.update(replace(metadata, dtype=options.dtype, inputs={"image": shape}).to_props())
         files = save(model, staged, external_data=options.external_data)
         nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
         del model
@@ -149,6 +151,7 @@ def export(
                 f"{target.name} differs from PyTorch by {worst:.1e} (relative), above the tolerance of "
                 f"{options.accepted_difference:.0e} for {options.dtype}; the file was not kept"
             )
+    drop_stale_weights(target, files)
     return ExportReport(
         path=target,
         files=tuple(target.with_name(path.name) for path in files),

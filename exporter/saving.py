@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from na_deploy.exporter.options import EXTERNAL_DATA_BYTES
+
+
+def drop_stale_weights(target: Path, files: Sequence[Path]) -> None:
+    """Remove the weights beside a rewritten model that its predecessor kept there and nothing reads any more.
+
+    Args:
+        target: the model as it now stands.
+        files: what this export wrote.
+    """
+    beside = target.with_name(f"{target.name}.data")
+    if beside.name not in {path.name for path in files}:
+        beside.unlink(missing_ok=True)
 
 
 def weight_bytes(model: ir.Model) -> int:
