@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import passes
@@ -18,9 +17,6 @@ from na_deploy.exporter.tracing import trace
 from na_deploy.exporter.verify import VerificationCase, verify_outputs
 from na_deploy.files import check_output, staged_output
 from na_deploy.models import LoadedModel, load_model
-
-if TYPE_CHECKING:
-    pass
 
 Progress = Callable[[str], None]
 Shape = tuple[int, int, int, int]
@@ -138,7 +134,7 @@ def export(
 
     with staged_output(target) as staged:
         report("tracing")
-        names = _output_names(loaded)
+        names = list(loaded.config.output_names)
         model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options)
         clock.lap("trace")
         report("writing")
@@ -217,12 +213,6 @@ def verification_shapes(loaded: LoadedModel, shape: tuple[int, int, int, int], o
     least = loaded.config.total_stride
     small = (batch, channels, max(least, height // 3 + 2), max(least, width // 2 - 3))
     return list(dict.fromkeys([shape, small, (other, channels, height + 37, width + 81)]))
-
-
-def _output_names(loaded: LoadedModel) -> list[str]:
-    if loaded.metadata.task == "backbone":
-        return [f"stage{index + 1}" for index in loaded.config.out_indices]
-    return ["logits" if loaded.config.num_classes else "features"]
 
 
 class _Clock:
