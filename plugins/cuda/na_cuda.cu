@@ -37,7 +37,7 @@ struct Launcher {
   extern template int32_t launch_tile<type, dim>(const CudaProblem&, int32_t, na_cuda_stream);
 NA_TILE_UNITS(NA_EXTERN)
 #undef NA_EXTERN
-#define NA_EXTERN(type, dim)                                                                              \
+#define NA_EXTERN(type, dim)                                                                                          \
   extern template int32_t launch_onepass<type, dim>(const CudaProblem&, const onepass::Plan&, const onepass::Device&, \
                                                     na_cuda_stream);
 NA_ONEPASS_UNITS(NA_EXTERN)

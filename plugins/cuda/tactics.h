@@ -26,8 +26,9 @@ constexpr bool has_wide(int dim, size_t width) { return width == 2 && dim * widt
 
 // The one-pass kernel's: at most 4, 8 or 16 warps of a block. Shapes are chosen for each problem (onepass/plan.cpp).
 constexpr int32_t kOnePassTactics[] = {30, 31, 32};
-#define NA_ONEPASS_UNITS(use) \
-  use(dev::Half, 16) use(dev::Half, 32) use(dev::Half, 64) use(dev::Bfloat, 16) use(dev::Bfloat, 32) use(dev::Bfloat, 64)
+#define NA_ONEPASS_UNITS(use)                                                                        \
+  use(dev::Half, 16) use(dev::Half, 32) use(dev::Half, 64) use(dev::Bfloat, 16) use(dev::Bfloat, 32) \
+      use(dev::Bfloat, 64)
 
 constexpr int32_t kPlainTactic = 1;
 constexpr bool is_hopper(int32_t tactic) { return tactic >= 20 && tactic < 30; }

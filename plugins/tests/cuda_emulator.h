@@ -395,6 +395,7 @@ inline bool any(bool yes) { return any_bits(yes ? 1 : 0) != 0; }
 
 inline float exp2(float x) { return x < -126.0F ? 0.0F : std::exp2(x); }
 inline float reciprocal(float x) { return 1.0F / x; }
+inline float log2(float x) { return std::log2(x); }
 inline float log(float x) { return std::log(x); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 
@@ -411,6 +412,9 @@ inline float bits_float(uint32_t bits) {
 }
 
 inline void forget(float&) {}
+inline uint64_t element_at(uint64_t base, uint32_t number, uint32_t bytes) {
+  return base + static_cast<uint64_t>(number) * bytes;
+}
 
 inline uint32_t low_bits(int32_t count) {
   return count <= 0 ? 0 : count >= 32 ? 0xFFFFFFFFU : (uint32_t{1} << count) - 1;
@@ -460,6 +464,9 @@ inline void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
   emulated::block().together(&load_matrices_of_warp<true>, &own);
 }
 
+// Some blocks have it, so that both ways are tried.
+inline bool stores_matrices() { return emulated::block().number % 2 == 0; }
+inline void store_shared4(Shared to, uint32_t word) { std::memcpy(emulated::block().shared(to, 4), &word, 4); }
 inline void store_matrices(Shared row, const uint32_t (&from)[4]) {
   struct Arguments {
     Shared row;
@@ -508,6 +515,11 @@ inline float to_float(Bfloat x) { return emulated::bfloat_to_float(x.bits); }
 inline void from_float(float x, float& to) { to = x; }
 inline void from_float(float x, Half& to) { to.bits = emulated::float_to_half(x); }
 inline void from_float(float x, Bfloat& to) { to.bits = emulated::float_to_bfloat(x); }
+
+template <typename T>
+inline T load_global2(const T* from) {
+  return *from;
+}
 
 template <typename T>
 inline uint32_t pack(float low, float high) {

@@ -24,8 +24,7 @@ namespace na_deploy::onepass {
 template <typename T, int kDim, int kChunks>
 class OnePassKernel {
  public:
-  NA_DEVICE OnePassKernel(const CudaProblem& problem, const Plan& plan)
-      : p_(problem), plan_(plan), room_(room_of(plan, kRowBytes, kSharedStart)) {}
+  NA_DEVICE OnePassKernel(const CudaProblem& problem, const Plan& plan) : p_(problem), plan_(plan), room_(plan.room) {}
 
   NA_DEVICE void run() {
     auto& tile = dev::shared_object<Tile>(room_.tile);
@@ -38,11 +37,16 @@ class OnePassKernel {
     const int32_t step = plan_.images * plan_.shares;
     auto image = static_cast<int32_t>(tile.image) * plan_.images;
     const Corner corner = corner_of(plan_, tile);
-    begin(tile, corner);
+    const int32_t chunks = begin(tile, corner);
     load_constants(tile, corner);
+    dev::sync();
     load(smaller(image, last), stage(0));
     dev::commit_copies();
-    find_start(tile.head);
+    if (p_.rel_pos_bias != nullptr) {
+      find_start<true>(tile.head, chunks);
+    } else {
+      find_start<false>(tile.head, chunks);
+    }
     const bool ahead = plan_.stages == 2;
     for (int turn = 0; image < batch; ++turn, image += step) {
       const dev::Shared own = stage(ahead ? turn % 2 : 0);
@@ -67,13 +71,12 @@ class OnePassKernel {
   static constexpr int kPieces = R::kPieces;
   static constexpr int kSteps = kDim / 16;  // of 16 channels
   static constexpr int kFew = few_chunks(kChunks);
-  static constexpr bool kSharedStart = !start_is_register(kDim, kChunks);
-  static constexpr int kOwn = kDim / 16;             // pieces of queries that a lane brings, and takes away
-  static constexpr int kOwnRows = 32 / kPieces;      // rows of a warp at a time
-  static constexpr int kStartBytes = 2 * 512;        // of a chunk and warp
+  static constexpr int kRegisterChunks = register_chunks(kDim, kChunks);
+  static constexpr int kOwn = kDim / 16;         // pieces of queries that a lane brings, and takes away
+  static constexpr int kOwnRows = 32 / kPieces;  // rows of a warp at a time
   static constexpr uint32_t kOnes = std::is_same_v<T, dev::Half> ? 0x3C003C00U : 0x3F803F80U;
 
-  struct Start {
+  struct alignas(16) Start {
     float at[4];
   };
 
@@ -89,11 +92,17 @@ class OnePassKernel {
     return dev::shared_object<RowSeen>(room_.seen + (warp() * kRowQueries + row) * static_cast<int>(sizeof(RowSeen)));
   }
   NA_DEVICE Start& shared_start(int chunk, int half) const {
-    return dev::shared_object<Start>(room_.start + (warp() * kChunks + chunk) * kStartBytes + half * 512 + lane() * 16);
+    return dev::shared_object<Start>(room_.start +
+                                     (warp() * (kChunks - kRegisterChunks) + chunk - kRegisterChunks) * kStartBytes +
+                                     half * (kStartBytes / 2) + lane() * 16);
   }
-  // Positions of the four rows that the thread loads in trip `trip`.
-  NA_DEVICE int positions_at(int trip) const {
-    return room_.positions + (trip * rows_at_once(plan_.warps, kRowBytes) + dev::thread() / kPieces) * 16;
+  // The first of the four rows that the thread loads in trip `trip`; the others follow at a distance of kOwnRows.
+  NA_DEVICE int first_row(int trip) const {
+    return (trip * plan_.warps + warp()) * kTrip * kOwnRows + lane() / kPieces;
+  }
+  // Where it is written where these rows come from.
+  NA_DEVICE int sources_at(int trip) const {
+    return room_.positions + ((trip * plan_.warps + warp()) * kOwnRows + lane() / kPieces) * 16;
   }
 
   NA_DEVICE void find_keys_of_hulls() const {
@@ -102,117 +111,156 @@ class OnePassKernel {
     }
   }
 
-  // Where the thread's pieces come from and go to, image 0, and the warp's hull.
-  NA_DEVICE void begin(const Tile& tile, const Corner& corner) {
-    const int piece = dev::thread() % kPieces * 8;
-    const int32_t key_head = quotient(tile.head, p_.by_heads_per_key);
-    has_piece_ = piece < p_.head_dim;
-    query_ = static_cast<const T*>(p_.query) + int64_t{tile.head} * p_.head_dim + piece;
-    key_ = static_cast<const T*>(p_.key) + int64_t{key_head} * p_.head_dim + piece;
-    value_ = static_cast<const T*>(p_.value) + int64_t{key_head} * p_.head_dim + piece;
-    output_ = static_cast<T*>(p_.output) + int64_t{tile.head} * p_.head_dim + piece;
-    place_ = R::at(0, dev::thread() / kPieces, dev::thread() % kPieces);
-    head_ = tile.head;
+  // Finds where the thread's pieces come from and go to and the warp's hull; returns how many chunks that has.
+  NA_DEVICE int32_t begin(const Tile& tile, const Corner& corner) {
+    has_piece_ = dev::thread() % kPieces * 8 < p_.head_dim;
+    if (dev::thread() < kPieces) find_pieces(tile);
+    place_ = R::at(0, first_row(0), lane() % kPieces);
     const WarpHull hull = find_rows(p_, plan_, tile, corner, &dev::shared_object<RowSeen>(room_.seen));
     all_chunks_ = hull.chunks > kFew;
     NA_UNROLL
     for (int c = 0; c < kChunks; ++c) {
-      const int row = hull.row + key_of_hull(c * kChunk + lane() / 16 * 8 + lane() % 8).slot;
-      keys_at_[c] = R::at(0, smaller(row, plan_.rows - 1), lane() / 8 % 2);
+      const int key = hull.row + key_of_hull(c * kChunk + lane() / 16 * 8 + lane() % 8).slot;
+      const int value = hull.row + key_of_hull(c * kChunk + lane() % 16).slot;
+      rows_at_[c] = R::at(0, smaller(key, plan_.rows - 1), lane() / 8 % 2) |
+                    R::at(0, smaller(value, plan_.rows - 1), lane() / 16) << 16;
     }
-    NA_UNROLL
-    for (int i = 0; i < kOwn; ++i) own_[i] = seen(lane() / kPieces + i * kOwnRows).position;
+    return hull.chunks;
   }
+
+  // Piece number dev::thread().
+  NA_DEVICE void find_pieces(const Tile& tile) const {
+    const int32_t key_head = quotient(tile.head, p_.by_heads_per_key);
+    const auto at = [piece = dev::thread(), &p = p_](const void* tensor, int32_t head) {
+      return reinterpret_cast<uint64_t>(tensor) + static_cast<uint64_t>(head * p.head_dim + piece * 8) * 2;
+    };
+    dev::shared_object<PieceOfQuery>(pieces_at(0, dev::thread())) = {at(p_.query, tile.head), at(p_.output, tile.head)};
+    dev::shared_object<PieceOfKey>(pieces_at(1, dev::thread())) = {at(p_.key, key_head), at(p_.value, key_head)};
+  }
+  NA_DEVICE int pieces_at(int half, int piece) const { return room_.pieces + (half * kPieces + piece) * 16; }
 
   // Works out where the thread's rows come from, and brings those that are the same for all images.
   NA_DEVICE void load_constants(const Tile& tile, const Corner& corner) const {
     const int at_once = rows_at_once(plan_.warps, kRowBytes);
-    const int row = dev::thread() / kPieces;
-    const int piece = dev::thread() % kPieces;
-    const T* key = static_cast<const T*>(p_.padding_key) + head_ * p_.head_dim + piece * 8;
-    const T* value = static_cast<const T*>(p_.padding_value) + head_ * p_.head_dim + piece * 8;
+    const int piece = lane() % kPieces;
+    const T* const key = static_cast<const T*>(p_.padding_key) + tile.head * p_.head_dim + piece * 8;
+    const T* const value = static_cast<const T*>(p_.padding_value) + tile.head * p_.head_dim + piece * 8;
     NA_NO_UNROLL
     for (int trip = 0; trip * kTrip * at_once < plan_.rows; ++trip) {
-      auto* const positions = &dev::shared_object<int32_t>(positions_at(trip));
+      auto* const sources = &dev::shared_object<int32_t>(sources_at(trip));
       NA_NO_UNROLL
       for (int i = piece; i < kTrip; i += kPieces) {
-        const int32_t number = (trip * kTrip + i) * at_once + row;
-        positions[i] = key_position(p_, plan_, tile, corner, number);
+        const int32_t position = key_position(p_, plan_, tile, corner, first_row(trip) + i * kOwnRows);
+        sources[i] = position < 0 ? position : position * (p_.key_position / 8);
       }
       dev::sync_warp();
       NA_NO_UNROLL
       for (int i = 0; i < kTrip; ++i) {
-        const int32_t number = (trip * kTrip + i) * at_once + row;
-        if ((positions[i] >= 0 && has_piece_) || number >= plan_.rows) continue;
+        const int32_t row = first_row(trip) + i * kOwnRows;
+        if ((sources[i] >= 0 && has_piece_) || row >= plan_.rows) continue;
         for (int n = 0; n < plan_.stages; ++n) {
-          const dev::Shared to = R::at(stage(n), number, piece);
-          dev::copy_ahead(to, key, has_piece_ && positions[i] == kPadding);
-          dev::copy_ahead(to + static_cast<dev::Shared>(room_.values), value, has_piece_ && positions[i] == kPadding);
+          const dev::Shared to = R::at(stage(n), row, piece);
+          dev::copy_ahead(to, key, has_piece_ && sources[i] == kPadding);
+          dev::copy_ahead(to + static_cast<dev::Shared>(room_.values), value, has_piece_ && sources[i] == kPadding);
         }
       }
     }
     for (int i = 0; i < kOwn && !has_piece_; ++i) {
-      for (int n = 0; n < plan_.stages; ++n) dev::copy_ahead(own_at(stage(n), i), query_, false);
+      for (int n = 0; n < plan_.stages; ++n) dev::copy_ahead(own_from(own_at(stage(n)), i), p_.query, false);
     }
   }
 
-  NA_DEVICE dev::Shared own_at(dev::Shared stage, int i) const {
-    return R::at(stage + static_cast<dev::Shared>(room_.queries),
-                 warp() * kRowQueries + lane() / kPieces + i * kOwnRows, lane() % kPieces);
+  NA_DEVICE dev::Shared own_at(dev::Shared stage) const {
+    return R::at(stage + static_cast<dev::Shared>(room_.queries), warp() * kRowQueries + lane() / kPieces,
+                 lane() % kPieces);
   }
 
-  NA_DEVICE static const void* row_at(const T* from, int32_t position, int32_t distance) {
-    return from + static_cast<uint64_t>(static_cast<uint32_t>(position)) * static_cast<uint32_t>(distance);
+  // Where the lane's piece `i` is, from where piece 0 is: rows are swizzled alike again after eight.
+  NA_DEVICE static dev::Shared own_from(dev::Shared first, int i) {
+    constexpr int kAlike = 8 / kOwnRows;
+    const int swizzle = kOwnRows < 8 ? i % kAlike * kOwnRows * 16 : 0;
+    return (first ^ static_cast<dev::Shared>(swizzle)) + static_cast<dev::Shared>(i * kOwnRows * kRowBytes);
+  }
+
+  // Position of the query whose pieces the lane moves.
+  NA_DEVICE int32_t own_position(int i) const { return seen(lane() / kPieces + i * kOwnRows).position; }
+
+  // The thread's PieceOfQuery or PieceOfKey, as words.
+  NA_DEVICE dev::Bytes16 own_pieces(int half) const {
+    return dev::load_shared16(dev::shared_base() + static_cast<dev::Shared>(pieces_at(half, lane() % kPieces)));
+  }
+  NA_DEVICE static uint64_t address(uint32_t low, uint32_t high) { return low | static_cast<uint64_t>(high) << 32; }
+  NA_DEVICE static void copy(dev::Shared to, uint64_t from) {
+    dev::copy_ahead(to, reinterpret_cast<const void*>(from));
   }
 
   // The thread's share of queries, keys and values of the images from `image` on.
   NA_DEVICE void load(int32_t image, dev::Shared stage) const {
     if (!has_piece_) return;
-    const int64_t first = int64_t{image} * p_.positions;
-    const T* const query = query_ + first * p_.query_position;
-    const T* const key = key_ + first * p_.key_position;
-    const T* const value = value_ + first * p_.value_position;
+    const dev::Bytes16 query = own_pieces(0);
+    const auto query_bytes = static_cast<uint32_t>(p_.query_position) * 2;
+    const auto first = static_cast<uint32_t>(image * p_.positions);
+    const dev::Shared own = own_at(stage);
     NA_UNROLL
     for (int i = 0; i < kOwn; ++i) {
-      if (own_[i] >= 0) dev::copy_ahead(own_at(stage, i), row_at(query, own_[i], p_.query_position));
+      const int32_t at = own_position(i);
+      const uint64_t from =
+          dev::element_at(address(query.word[0], query.word[1]), first + static_cast<uint32_t>(at), query_bytes);
+      if (at >= 0) copy(own_from(own, i), from);
     }
-    const int at_once = rows_at_once(plan_.warps, kRowBytes);
-    const auto further = static_cast<dev::Shared>(at_once * kRowBytes);
+    const dev::Bytes16 base = own_pieces(1);
+    const uint64_t further = static_cast<uint64_t>(first) * (static_cast<uint32_t>(p_.key_position) * 2);
+    const uint64_t key = address(base.word[0], base.word[1]) + further;
+    const uint64_t value = address(base.word[2], base.word[3]) + further;
     dev::Shared to = stage + place_;
+    dev::Shared from = dev::shared_base() + static_cast<dev::Shared>(sources_at(0));
+    const dev::Shared end = dev::shared_base() + static_cast<dev::Shared>(room_.list);
     NA_NO_UNROLL
-    for (int trip = 0; trip * kTrip * at_once < plan_.rows; ++trip) {
-      const dev::Bytes16 positions = dev::load_shared16(dev::shared_base() + static_cast<dev::Shared>(positions_at(trip)));
+    for (; from < end; from += static_cast<dev::Shared>(plan_.warps * kOwnRows * 16)) {
+      const dev::Bytes16 sources = dev::load_shared16(from);
+      const dev::Shared to_value = to + static_cast<dev::Shared>(room_.values);
       NA_UNROLL
       for (int i = 0; i < kTrip; ++i) {
-        const auto position = static_cast<int32_t>(positions.word[i]);
-        if (position >= 0) {
-          dev::copy_ahead(to, row_at(key, position, p_.key_position));
-          dev::copy_ahead(to + static_cast<dev::Shared>(room_.values), row_at(value, position, p_.value_position));
+        if (static_cast<int32_t>(sources.word[i]) >= 0) {
+          const uint64_t at = static_cast<uint64_t>(sources.word[i]) * 16;
+          copy(own_from(to, i), key + at);
+          copy(own_from(to_value, i), value + at);
         }
-        to += further;
       }
+      to += static_cast<dev::Shared>(plan_.warps * kTrip * kOwnRows * kRowBytes);
     }
   }
 
   // Bias and mask of the lane's scores, as products start from them.
-  NA_DEVICE void find_start(int32_t head) {
+  template <bool kHasBias>
+  NA_DEVICE void find_start(int32_t head, int32_t chunks) {
     const RowSeen rows[2] = {seen(lane() / 4), seen(lane() / 4 + 8)};
     const T* const bias = static_cast<const T*>(p_.rel_pos_bias) + head * bias_numbers(p_);
     const float share = 1.0F / p_.scale;
+    const dev::Shared keys =
+        dev::shared_base() + static_cast<dev::Shared>(room_.list + lane() % 4 * 2 * static_cast<int>(sizeof(KeyPlace)));
     NA_UNROLL
     for (int n = 0; n < 2 * kChunks; ++n) {
-      Start own;
-      NA_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const KeyPlace key = key_of_hull(n * 8 + lane() % 4 * 2 + i % 2);
-        const RowSeen& row = rows[i / 2];
-        own.at[i] = -INFINITY;
-        if (sees(row, key)) {
-          own.at[i] = p_.rel_pos_bias == nullptr ? 0.0F : dev::to_float(bias[row.bias + key.bias]) * share;
+      Start own{{-INFINITY, -INFINITY, -INFINITY, -INFINITY}};
+      // Also keeps the compiler from reading all biases at once, for which there are no registers.
+      if (n < 2 * chunks) {
+        NA_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const dev::Bytes16 words =
+              dev::load_shared16(keys + static_cast<dev::Shared>((n * 8 + i % 2) * static_cast<int>(sizeof(KeyPlace))));
+          const KeyPlace key{words.word[0], static_cast<int32_t>(words.word[1]), 0, 0};
+          const RowSeen& row = rows[i / 2];
+          const bool is_seen = sees(row, key);
+          float begin = 0.0F;
+          if constexpr (kHasBias) {
+            begin = dev::to_float(dev::load_global2(bias + (is_seen ? row.bias + key.bias : 0))) * share;
+          }
+          own.at[i] = is_seen ? begin : -INFINITY;
         }
-        if constexpr (!kSharedStart) start_[n][i] = own.at[i];
       }
-      if constexpr (kSharedStart) shared_start(n / 2, n % 2) = own;
+      NA_UNROLL
+      for (int i = 0; i < 4 && n < 2 * kRegisterChunks; ++i) start_[n][i] = own.at[i];
+      if (n >= 2 * kRegisterChunks) shared_start(n / 2, n % 2) = own;
     }
   }
 
@@ -225,13 +273,13 @@ class OnePassKernel {
       NA_UNROLL
       for (int k = 0; k < kSteps; ++k) {
         uint32_t keys[4];
-        dev::load_matrices(keys, (stage + keys_at_[c]) ^ static_cast<dev::Shared>(k * 32));
+        dev::load_matrices(keys, stage + ((rows_at_[c] & 0xFFFF) ^ static_cast<dev::Shared>(k * 32)));
         NA_UNROLL
         for (int half = 0; half < 2; ++half) {
-          float(&own)[4] = score[2 * c + half];
+          float (&own)[4] = score[2 * c + half];
           if (k > 0) {
             dev::multiply<T>(own, query[k], keys[2 * half], keys[2 * half + 1]);
-          } else if constexpr (kSharedStart) {
+          } else if (c >= kRegisterChunks) {
             const Start start = shared_start(c, half);
             dev::multiply_from<T>(own, query[k], keys[2 * half], keys[2 * half + 1], start.at);
           } else {
@@ -256,16 +304,16 @@ class OnePassKernel {
       uint32_t weights[4];
       NA_UNROLL
       for (int w = 0; w < 4; ++w) {
-        const float(&own)[4] = score[2 * c + w / 2];
+        const float (&own)[4] = score[2 * c + w / 2];
         weights[w] = dev::pack<T>(dev::exp2(own[w % 2 * 2] * unit - base[w % 2]),
                                   dev::exp2(own[w % 2 * 2 + 1] * unit - base[w % 2]));
       }
       NA_UNROLL
       for (int k = 0; k < kSteps; ++k) {
-        uint32_t value[4];  // keys 0 to 7 of eight channels and of the next eight, then keys 8 to 15
-        dev::load_matrices_transposed(value, (values + keys_at_[c]) ^ static_cast<dev::Shared>(k * 32));
-        dev::multiply<T>(sums[2 * k], weights, value[0], value[2]);
-        dev::multiply<T>(sums[2 * k + 1], weights, value[1], value[3]);
+        uint32_t value[4];
+        dev::load_matrices_transposed(value, values + ((rows_at_[c] >> 16) ^ static_cast<dev::Shared>(k * 32)));
+        dev::multiply<T>(sums[2 * k], weights, value[0], value[1]);
+        dev::multiply<T>(sums[2 * k + 1], weights, value[2], value[3]);
       }
       dev::multiply<T>(total, weights, kOnes, kOnes);
     }
@@ -274,6 +322,7 @@ class OnePassKernel {
   // The natural logarithm of the softmax's denominator, from weights that are not rounded.
   NA_DEVICE void write_lse(const float (&score)[2 * kChunks][4], const float (&base)[2], float unit,
                            int32_t image) const {
+    const int32_t head = dev::shared_object<Tile>(room_.tile).head;
     float total[2] = {};
     NA_UNROLL
     for (int n = 0; n < 2 * kChunks; ++n) {
@@ -287,7 +336,7 @@ class OnePassKernel {
       for (int mask = 1; mask < 4; mask *= 2) total[half] += dev::shuffle_xor(total[half], mask);
       const int32_t at = seen(lane() / 4 + half * 8).position;
       if (lane() % 4 == 0 && at >= 0) {
-        p_.lse[(int64_t{image} * p_.positions + at) * p_.heads + head_] = base[half] * kLn2 + dev::log(total[half]);
+        p_.lse[(int64_t{image} * p_.positions + at) * p_.heads + head] = (base[half] + dev::log2(total[half])) * kLn2;
       }
     }
   }
@@ -331,36 +380,48 @@ class OnePassKernel {
       uint32_t rows[4];
       NA_UNROLL
       for (int m = 0; m < 4; ++m) {
-        const float(&from)[4] = sums[2 * k + m / 2];
+        const float (&from)[4] = sums[2 * k + m / 2];
         rows[m] = dev::pack<T>(from[m % 2 * 2] * share[m % 2], from[m % 2 * 2 + 1] * share[m % 2]);
       }
-      dev::store_matrices(own ^ static_cast<dev::Shared>(k * 32), rows);
+      if (dev::stores_matrices()) {
+        dev::store_matrices(own ^ static_cast<dev::Shared>(k * 32), rows);
+        continue;
+      }
+      // Rows of eight further are swizzled alike.
+      const dev::Shared queries = stage + static_cast<dev::Shared>(room_.queries);
+      const dev::Shared first = R::at(queries, warp() * kRowQueries + lane() / 4, 0);
+      NA_UNROLL
+      for (int m = 0; m < 4; ++m) {
+        const dev::Shared row = first + static_cast<dev::Shared>(m % 2 * 8 * kRowBytes);
+        dev::store_shared4(
+            (row ^ static_cast<dev::Shared>(k * 32 + m / 2 * 16)) + static_cast<dev::Shared>(lane() % 4 * 4), rows[m]);
+      }
     }
     dev::sync_warp();
     if (!has_piece_) return;
-    const int32_t distance = p_.heads * p_.head_dim;
-    T* const output = output_ + int64_t{image} * p_.positions * distance;
+    const dev::Bytes16 base = own_pieces(0);
+    const auto output_bytes = static_cast<uint32_t>(p_.heads * p_.head_dim) * 2;
+    const auto first = static_cast<uint32_t>(image * p_.positions);
+    const dev::Shared from = own_at(stage);
     NA_UNROLL
     for (int i = 0; i < kOwn; ++i) {
-      const dev::Bytes16 piece = dev::load_shared16(own_at(stage, i));
-      if (own_[i] >= 0) dev::store_global16(const_cast<void*>(row_at(output, own_[i], distance)), piece);
+      const dev::Bytes16 piece = dev::load_shared16(own_from(from, i));
+      const int32_t at = own_position(i);
+      const uint64_t to =
+          dev::element_at(address(base.word[2], base.word[3]), first + static_cast<uint32_t>(at), output_bytes);
+      if (at >= 0) dev::store_global16(reinterpret_cast<void*>(to), piece);
     }
   }
 
   const CudaProblem& p_;
   const Plan& plan_;
-  const Room room_;
-  int32_t head_ = 0;
-  bool has_piece_ = false;   // or zeros, behind a head's last channel
-  bool all_chunks_ = false;  // whether the warp's hull has more than kFew
-  const T* query_ = nullptr;
-  const T* key_ = nullptr;
-  const T* value_ = nullptr;
-  T* output_ = nullptr;
-  int32_t own_[kOwn];              // positions of the queries whose pieces the lane moves
-  dev::Shared place_ = 0;          // of the first row that the thread loads, from a stage
-  dev::Shared keys_at_[kChunks];   // of the row whose address the lane gives for a chunk
-  float start_[kSharedStart ? 1 : 2 * kChunks][4];
+  const Room& room_;
+  bool has_piece_ = false;       // or zeros, behind a head's last channel
+  bool all_chunks_ = false;      // whether the warp's hull has more than kFew
+  dev::Shared place_ = 0;        // of the first row that the thread loads, from a stage
+  uint32_t rows_at_[kChunks];    // of the rows whose addresses the lane gives for a chunk: the key's in 16 low bits,
+                                 // the value's in the high ones
+  float start_[2 * kChunks][4];  // those of kRegisterChunks are used
 };
 
 }  // namespace na_deploy::onepass

@@ -9,8 +9,14 @@
 namespace na_deploy {
 namespace onepass {
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kIsOld = true;
+#else
+constexpr bool kIsOld = false;
+#endif
+
 template <typename T, int kDim, int kChunks>
-__global__ void __launch_bounds__(32 * most_warps(kDim, kChunks), 1)
+__global__ void __launch_bounds__(resident_threads(kDim, kChunks, kIsOld), 1)
     entry(const __grid_constant__ CudaProblem problem, const __grid_constant__ Plan plan) {
   OnePassKernel<T, kDim, kChunks>(problem, plan).run();
 }
@@ -22,9 +28,8 @@ int32_t launch_plan(const CudaProblem& problem, const Plan& plan, const Device& 
   if (blocks > kMostBlocks) return cudaErrorInvalidConfiguration;
   const cudaError_t allowed = allow_shared(entry<T, kDim, kChunks>, device.block_shared);
   if (allowed != cudaSuccess) return allowed;
-  const int32_t bytes = room_of(plan, kDim * 2, !start_is_register(kDim, kChunks)).bytes;
   entry<T, kDim, kChunks><<<static_cast<unsigned>(blocks), static_cast<unsigned>(32 * plan.warps),
-                            static_cast<size_t>(bytes), stream>>>(problem, plan);
+                            static_cast<size_t>(plan.room.bytes), stream>>>(problem, plan);
   return cudaGetLastError();
 }
 

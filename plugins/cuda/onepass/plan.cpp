@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <limits>
 #include <map>
 
 #include "tactics.h"
@@ -64,7 +64,6 @@ struct Search {
     } else {
       plan.warps = plan.images * (whole / (plan.part[0] * plan.part[1] * plan.part[2]));
     }
-    if (dim == 64) plan.warps += plan.warps % 2;  // rows of a thread then are swizzled alike
     for (int a = 0; a < kAxes; ++a) {
       plan.hull.at[a] = span_of(problem.axis[a], plan.tile[a], reached[a]);
       plan.span.at[a] = std::min(span_of(problem.axis[a], extent[a], reached[a]), plan.hull[a]);
@@ -82,17 +81,18 @@ struct Search {
     plan.pitch.at[0] = with_rest(plan.hull[1] * plan.pitch[1], plan.span[1] * plan.span[2]);
     plan.image_pitch = with_rest(plan.hull[0] * plan.pitch[0], plan.keys);
     plan.rows = up(plan.images * plan.image_pitch + kChunk, 8) * 8;
+    constexpr int32_t kMostBytes = 1 << 16;  // places of rows are 16 bits
+    if (plan.rows * row_bytes() > kMostBytes) return;
     plan.stages = 2;
-    const bool shared_start = !start_is_register(dim, plan.chunks);
-    if (room_of(plan, row_bytes(), shared_start).bytes > device.block_shared) plan.stages = 1;
-    const int32_t bytes = room_of(plan, row_bytes(), shared_start).bytes;
+    if (room_of(plan, dim).bytes > device.block_shared) plan.stages = 1;
+    const int32_t bytes = room_of(plan, dim).bytes;
     if (bytes > device.block_shared) return;
-    const double own = cost(plan, bytes, shared_start);
+    const double own = cost(plan, bytes);
     if (!best || own < best->cost) best = Costed{plan, own};
   }
 
   // Of all warps together, in instructions.
-  double cost(const Plan& plan, int32_t bytes, bool shared_start) const {
+  double cost(const Plan& plan, int32_t bytes) const {
     const double rows = plan.hull[0] * plan.hull[1] * plan.hull[2] * plan.images;  // that are loaded
     const double warps = plan.warps;
     // A warp passes over chunks that few_chunks() leaves out if its queries are of one image.
@@ -101,14 +101,16 @@ struct Search {
     if (up(plan.keys, kChunk) <= few) chunks = few;
     if (plan.image_span > 1 && chunks < plan.chunks) chunks += (plan.chunks - few) * (plan.images - 1) / warps;
     const double trips = up(plan.rows, kTrip * rows_at_once(plan.warps, row_bytes()));
-    const double instructions = 120.0 + 1.2 * dim + chunks * (32.0 + dim / 16 * 6.0 + (shared_start ? 2 : 0)) + trips * 26;
+    const double read =
+        std::max(chunks - register_chunks(dim, plan.chunks), 0.0);  // of which the start is not there yet
+    const double instructions = 120.0 + 1.2 * dim + chunks * (32.0 + dim / 16 * 6.0) + read * 2 + trips * 26;
     const double wavefronts =
-        chunks * (kChunk * row_bytes() / 64.0 + (shared_start ? 8 : 0)) + row_bytes() / 2 + rows * row_bytes() / 64 / warps;
+        chunks * kChunk * row_bytes() / 64.0 + read * 8 + row_bytes() / 2 + rows * row_bytes() / 64 / warps;
     const double row_numbers = 2 * rows + 2 * kRowQueries * warps;
     constexpr double kCacheBytes = 40;  // that a multiprocessor gets in a cycle
     const double cached = row_numbers * row_bytes() / kCacheBytes / warps;
-    const int32_t registers = plan.chunks == 4 && dim <= 32 ? 512 : plan.chunks == 7 && dim <= 32 ? 384 : 256;
-    const int32_t resident = std::max(1, std::min(registers / (32 * plan.warps), device.shared / (bytes + 1024)));
+    const int32_t threads = resident_threads(dim, plan.chunks, false);
+    const int32_t resident = std::max(1, std::min(threads / (32 * plan.warps), device.shared / (bytes + 1024)));
     const double idle = 1.0 + 2.0 / (resident * warps) + (plan.stages == 1 ? 0.1 : 0.0);
     double blocks = problem.heads * up(static_cast<int32_t>(std::min<int64_t>(problem.batch, 1 << 20)), plan.images);
     for (int a = 0; a < kAxes; ++a) {
@@ -173,8 +175,8 @@ struct Search {
 // Shares each tile's images among blocks so that all multiprocessors have as much to do: a block's beginning costs as
 // much as two images.
 void share(const CudaProblem& p, const Device& device, int dim, int32_t bytes, Plan& plan) {
-  const int32_t registers = plan.chunks == 4 && dim <= 32 ? 512 : plan.chunks == 7 && dim <= 32 ? 384 : 256;
-  const int32_t resident = std::max(1, std::min(registers / (32 * plan.warps), device.shared / (bytes + 1024)));
+  const int32_t threads = resident_threads(dim, plan.chunks, false);
+  const int32_t resident = std::max(1, std::min(threads / (32 * plan.warps), device.shared / (bytes + 1024)));
   const int64_t places = int64_t{device.multiprocessors} * resident;
   const int64_t works = plan.grid.blocks;
   const int64_t turns = (p.batch + plan.images - 1) / plan.images;
@@ -202,8 +204,8 @@ void finish(const CudaProblem& p, const Device& device, int dim, Plan& plan) {
   plan.by_image_pitch = make_divisor(plan.image_pitch);
   plan.grid = make_tile_grid(p, plan.tile);
   plan.grid.blocks = p.batch > 0 ? plan.grid.blocks / p.batch : 0;
-  const int32_t bytes = room_of(plan, dim * 2, !start_is_register(dim, plan.chunks)).bytes;
-  share(p, device, dim, bytes, plan);
+  plan.room = room_of(plan, dim);
+  share(p, device, dim, plan.room.bytes, plan);
 }
 
 std::optional<Costed> search(const na_params& p, int32_t most_warps, const Device& device) {
@@ -213,6 +215,10 @@ std::optional<Costed> search(const na_params& p, int32_t most_warps, const Devic
   const int dim = tile_dim(p.head_dim, p.value_dim, 2);
   if (dim == 0) return std::nullopt;
   const CudaProblem problem = make_cuda_problem(p, 2);
+  constexpr int64_t kMostPositions = std::numeric_limits<int32_t>::max();  // of all images, counted in 32 bits
+  constexpr int64_t kMostImage = int64_t{1} << 30;  // bytes, so that pieces of several count in 31 bits
+  if (problem.batch * problem.positions > kMostPositions) return std::nullopt;
+  if (int64_t{2} * problem.positions * problem.query_position > kMostImage) return std::nullopt;
   Search found{problem, device, p.rank, dim, most_warps, {}, std::nullopt};
   for (int a = 0; a < kAxes; ++a) found.reached[a] = std::max(problem.axis[a].longest, problem.axis[a].kernel_size);
   found.run();
@@ -226,13 +232,15 @@ Question question_of(const na_params& p, int32_t most_warps, const Device& devic
   Question q{};
   size_t n = 0;
   for (int a = 0; a < p.rank; ++a) {
-    for (const int64_t size : {p.length[a], p.kernel_size[a], p.dilation[a], p.stride[a], p.is_causal[a]}) q[n++] = size;
+    for (const int64_t size : {p.length[a], p.kernel_size[a], p.dilation[a], p.stride[a], p.is_causal[a]})
+      q[n++] = size;
   }
   const bool has_scale = p.scale == 0.0F || p.scale > 1e-20F;
-  for (const int64_t size : {p.batch, p.heads, p.head_dim, p.value_dim,
-                             int64_t{p.rank} + 4 * p.dtype + (p.additional > 0 ? 64 : 0) + (has_scale ? 128 : 0),
-                             int64_t{most_warps}, int64_t{device.multiprocessors}, int64_t{device.block_shared},
-                             int64_t{device.shared}}) {
+  for (const int64_t size :
+       {p.batch, p.heads, p.head_dim, p.value_dim,
+        int64_t{p.rank} + 4 * p.dtype + 256 * p.key_heads + (p.packed != 0 ? 32 : 0) + (p.additional > 0 ? 64 : 0) +
+            (has_scale ? 128 : 0),
+        int64_t{most_warps}, int64_t{device.multiprocessors}, int64_t{device.block_shared}, int64_t{device.shared}}) {
     q[n++] = size;
   }
   return q;

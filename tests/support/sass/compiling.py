@@ -99,6 +99,27 @@ def _shapes(macro: str) -> dict[int, str]:
             (re.split(r",\s*", own) for own in re.findall(r"use\((\d+[^)]*)\)", listed[1]))}  # fmt: skip
 
 
+_ONEPASS = (30, 31, 32)
+_H100 = "132, 227 * 1024, 228 * 1024"
+"""Multiprocessors, and bytes of shared memory that a block and a multiprocessor may have."""
+
+
+def _onepass_source(kind: str, dim: int) -> str:
+    """Return the one-pass kernel's unit with a function that plans for an H100 and launches it."""
+    text = (CUDA / "onepass" / "unit.cu.in").read_text()
+    return f"""#include "onepass/plan.cpp"
+{text.replace("@NA_TYPE@", kind).replace("@NA_DIM@", str(dim))}
+namespace na_deploy {{
+extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, int32_t tactic) {{
+  const onepass::Device device{{{_H100}}};
+  const auto found = onepass::make_plan(*params, onepass::tactic_warps(tactic), device);
+  if (!found) return cudaErrorInvalidValue;
+  return launch_onepass<{kind}, {dim}>(make_cuda_problem(*params, sizeof({kind})), found->plan, device, nullptr);
+}}
+}}  // namespace na_deploy
+"""
+
+
 def _source(unit: Unit) -> str:
     """Return a unit of one kernel, with a function that launches it."""
     macros = ("NA_TILE_SHAPES", "NA_WIDE_SHAPES", "NA_HOPPER_SHAPES")
@@ -111,6 +132,8 @@ def _source(unit: Unit) -> str:
         if unit.tactic in shapes:
             template, launch = ("hopper/unit.cu.in", "launch_hopper") if "HOPPER" in macro else (
                 "tile_unit.cu.in", "launch_tile")  # fmt: skip
+    if unit.tactic in _ONEPASS:
+        return _onepass_source(kind, unit.dim)
     if template is not None:
         text = (CUDA / template).read_text()
         lines.append(text.replace("@NA_TYPE@", kind).replace("@NA_DIM@", str(unit.dim)))
