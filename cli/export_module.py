@@ -34,6 +34,7 @@ def export_factory(
     windows: tuple[str, ...],
     opset: int | None,
     external_data: bool,
+    flat: bool,
     tolerance: float | None,
     as_json: bool,
 ) -> None:
@@ -62,6 +63,7 @@ def export_factory(
             output or f"{name.rpartition(':')[2]}.onnx",
             dynamic=axes,
             external_data=external_data,
+            flat=flat,
             tolerance=tolerance,
             windows=changes,
             origin=name,

@@ -109,9 +109,13 @@ def _print(summary: ModelSummary) -> None:
     facts.add_row("parameters", size_text(summary.parameters, ""))
     facts.add_row("size", size_text(summary.file_bytes))
     facts.add_row("graph", f"opset {summary.opset}, {summary.nodes} nodes")
-    facts.add_row("function bodies", ", ".join(summary.functions) or "none: needs our kernels or plugin to run")
+    bodies = "inlined (a flat file)" if summary.flat else "none: needs the operator library or plugin to run"
+    facts.add_row("function bodies", ", ".join(summary.functions) or bodies)
     facts.add_row("attention", _work(summary))
     out.print(facts)
+    if summary.flat:
+        out.print("Attention is inlined into standard operators; inspect the file it was made from to see its layers.")
+        return
     if not summary.layers:
         out.print("No neighborhood attention layers.")
         return

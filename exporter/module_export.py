@@ -74,6 +74,7 @@ def export_module(
     external_data: bool = False,
     tolerance: float | None = None,
     windows: Sequence[SetWindow] = (),
+    flat: bool = False,
     origin: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> ModuleExportReport:
@@ -90,6 +91,7 @@ def export_module(
         tolerance: largest accepted relative difference; by default that of the lowest precision in the graph.
         windows: layers of full attention to turn into neighborhood attention; the file then differs from the original
             as ``window_errors`` says, and is verified against the re-windowed module.
+        flat: write standard operators only, without functions.
         origin: where the module comes from, as ``package.module:factory``, for the file to say.
         progress: called with a few words at each step.
 
@@ -124,7 +126,7 @@ def export_module(
             accepted = TOLERANCE[precision] if tolerance is None else tolerance
             model.metadata_props.update(_metadata(module, inputs, origin, precision, errors).to_props())
             report("writing")
-            files = save(model, staged, external_data=external_data)
+            files = save(model, staged, external_data=external_data, flat=flat)
             nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
             del model
             report("verifying in ONNX Runtime")

@@ -21,6 +21,7 @@ from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file import graph
 from na_deploy.model_file.example_inputs import example_shapes
+from na_deploy.model_file.flatten import is_flat
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 
@@ -106,6 +107,7 @@ class ModelSummary:
         parameters: numbers in floating-point initializers.
         nodes: nodes in the graph.
         functions: operators of ours whose body the file carries.
+        flat: functions were inlined: attention runs in standard operators, which stand for no layer.
         layers: neighborhood attention nodes in graph order.
         other_multiply_adds: of MatMul, Gemm and Conv.
         uncounted: MatMul, Gemm and Conv nodes whose shapes the file does not state; they are not in
@@ -122,6 +124,7 @@ class ModelSummary:
     parameters: int
     nodes: int
     functions: tuple[str, ...]
+    flat: bool
     layers: tuple[NeighborhoodLayer, ...]
     other_multiply_adds: int
     uncounted: int
@@ -192,6 +195,7 @@ def inspect_model(path: str | Path, input_size: Sequence[int] | None = None) -> 
         parameters=graph.parameter_count(model),
         nodes=len(model.graph.node),
         functions=tuple(function.name for function in model.functions if function.domain == schema.DOMAIN),
+        flat=is_flat(model),
         layers=tuple(replace(layer, share=layer.multiply_adds / total if total else 0.0) for layer in layers),
         other_multiply_adds=other,
         uncounted=uncounted,
