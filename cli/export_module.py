@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
 
@@ -49,8 +51,7 @@ def export_factory(
         examples, axes, changes = example_inputs(inputs), dynamic_axes(dynamic), set_windows(windows)
         progress("building the module")
         module = build_module(name) if natten is None else build_module(name, natten)
-        if weights is not None:
-            load_weights(module, weights)
+        warnings = [] if weights is None else load_weights(module, weights)
         given = {} if opset is None else {"opset": opset}
         report = export(
             module,
@@ -63,8 +64,10 @@ def export_factory(
             progress=progress,
             **given,
         )
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
     if as_json:
-        print_json(_as_json(report))
+        print_json(_as_json(report) | {"warnings": warnings})
     else:
         _print(report)
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from na_deploy.errors import CheckpointError, UsageError
 from na_deploy.exporter.natten_api import STAND_INS, importable_natten
 from na_deploy.exporter.rewindow import SetWindow
-from na_deploy.models.checkpoint_files import read_file
+from na_deploy.exporter.wrappers import unwrapped
+from na_deploy.models.weights import checked, fitted, read_weights, unwrapped_names
 
 DTYPES = {
     "fp32": torch.float32,
@@ -25,7 +26,6 @@ DTYPES = {
     "int32": torch.int32,
     "bool": torch.bool,
 }
-_WRAPPERS = ("state_dict", "model", "module", "ema")
 SEED = 20221
 
 
@@ -64,24 +64,29 @@ def build_module(name: str, natten: str = STAND_INS[-1]) -> nn.Module:
     return module
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a state dict into ``module``; only tensors are unpickled, never code.
+def load_weights(module: nn.Module, path: Path) -> list[str]:
+    """Load a checkpoint into ``module``, of every form that checkpoints of known models may have.
+
+    Averaged weights come first where a file holds several. No code in the file runs.
+
+    Returns:
+        A sentence for each choice and for everything left aside.
 
     Raises:
-        CheckpointError: the file cannot be read so, or its names or shapes are not the module's.
+        CheckpointError: the file cannot be read, or its names or shapes are not the module's.
     """
-    state = read_file(path)
-    for wrapper in _WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-            break
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path.name} holds {type(state).__name__}, not a state dict")
+    weights = read_weights(path)
+    warnings = list(weights.warnings)
+    inner = unwrapped(module)
+    own = inner.state_dict()
+    state = checked(path, fitted(path, weights, unwrapped_names("the module", own), warnings), warnings)
+    wrapped = dict(zip(unwrapped_names("the module", own), own, strict=True))
     try:
-        module.load_state_dict(state)
+        inner.load_state_dict({wrapped.get(name, name): tensor for name, tensor in state.items()})
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path.name} does not fit {type(module).__name__}: {reason}") from error
+        raise CheckpointError(f"{path.name} does not fit {type(inner).__name__}: {reason}") from error
+    return warnings
 
 
 def example_inputs(texts: Sequence[str]) -> dict[str, Tensor]:

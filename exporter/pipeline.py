@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
-
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import passes
+from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
 from na_deploy.exporter.saving import save
 from na_deploy.exporter.tracing import trace
@@ -22,7 +20,7 @@ from na_deploy.files import staged_output
 from na_deploy.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
-    from na_deploy.models.metadata import ModelMetadata
+    pass
 
 Progress = Callable[[str], None]
 Shape = tuple[int, int, int, int]
@@ -40,7 +38,7 @@ class ExportReport:
         nodes: operators in the graph, function bodies not counted.
         attention_layers: neighborhood attention nodes among them.
         cases: verification results, one for each input shape tried.
-        warnings: remarks of the checkpoint loader.
+        warnings: remarks of the checkpoint loader, and on runtimes that cannot run the file.
         seconds: time taken by each step.
     """
 
@@ -125,8 +123,12 @@ def export(
         name = loaded.metadata.source_name or loaded.architecture
         output = Path(name).with_suffix(".onnx").name
     target = Path(output)
-    shape = options.shape or (1, 3, *loaded.input_size)
+    shape = options.shape or (1, loaded.config.in_channels, *loaded.input_size)
     options = replace(options, shape=shape)
+    preprocessing = loaded.metadata.preprocessing
+    if "spatial" not in options.dynamic or preprocessing.mode != "shortest-side":
+        preprocessing = preprocessing.with_size(shape[2:])
+    metadata = replace(loaded.metadata, preprocessing=preprocessing)
     check_size(loaded, shape, options)
 
     with staged_output(target) as staged:
@@ -135,12 +137,14 @@ def export(
         model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options)
         clock.lap("trace")
         report("writing")
-        finish_graph(model, loaded.metadata, options)
+        passes.finish(model, metadata.architecture, options.opset)
+        model.metadata_props.update(replace(metadata, dtype=options.dtype).to_props())
         files = save(model, staged, external_data=options.external_data)
         nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
         del model
         clock.lap("write")
         report("verifying in ONNX Runtime")
+        no_kernels = check_file(staged)
         cases = verify_outputs(loaded.module, staged, verification_shapes(loaded, shape, options))
         clock.lap("verify")
         worst = max(case.worst for case in cases)
@@ -157,30 +161,23 @@ def export(
         nodes=nodes,
         attention_layers=layers,
         cases=tuple(cases),
-        warnings=tuple(loaded.warnings),
+        warnings=(*loaded.warnings, *([no_kernels] if no_kernels else [])),
         seconds=clock.laps,
     )
 
 
-def finish_graph(model: ir.Model, metadata: ModelMetadata, options: ExportOptions) -> None:
-    """Run the passes that make a traced graph a file of ours, and check it."""
-    passes.tidy_attention_nodes(model)
-    passes.simplify_attention_reshapes(model)
-    RemoveUnusedNodesPass()(model)
-    passes.strip_traces(model)
-    passes.embed_function_bodies(model, options.opset)
-    model.graph.name = metadata.architecture
-    model.producer_name = "na-deploy"
-    model.producer_version = metadata.tool_version
-    model.metadata_props.update(replace(metadata, dtype=options.dtype).to_props())
-
-
 def check_size(loaded: LoadedModel, shape: tuple[int, int, int, int], options: ExportOptions) -> None:
-    """Refuse images smaller than one step of the network's last level.
+    """Refuse images of other channels, or smaller than one step of the network's last level.
 
     Raises:
-        UsageError: names the smallest size.
+        UsageError: names the channels or the smallest size.
     """
+    channels = loaded.config.in_channels
+    if shape[1] != channels:
+        raise UsageError(
+            f"an input of {'x'.join(map(str, shape))} has {shape[1]} channels, {loaded.architecture} takes {channels}; "
+            f"give {shape[0]}x{channels}x{shape[2]}x{shape[3]}"
+        )
     least = loaded.config.total_stride
     if min(shape[2:]) < least:
         raise UsageError(

@@ -13,30 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from na_deploy.errors import CheckpointError
 from na_deploy.models import huggingface
-from na_deploy.models.checkpoint_files import finite, read_file, read_json, sha256_of, weight_files
+from na_deploy.models.checkpoint_files import read_json, sha256_of
+from na_deploy.models.classifier_head import adopt_head
 from na_deploy.models.preprocessing import Preprocessing, from_hugging_face
+from na_deploy.models.weights import checked, left_aside, network_prefix, read_weights
 
-WRAPPERS = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher",
-    "state_dict", "model", "model_state_dict", "module", "net", "weights", "student",
-)  # fmt: skip
-"""Entries that hold the weights, averaged ones first, as timm prefers them."""
-
-PREFERRED_PREFIXES = (
-    "",
-    "module.",
-    "backbone.",
-    "encoder.",
-    "model.",
-    "module.backbone.",
-    "teacher.",
-    "student.",
-)
 ANCHORS = ("patch_embed.proj.0.weight", "patch_embed.proj.weight", huggingface.ANCHOR)
 
 
@@ -67,6 +52,7 @@ class Checkpoint:
         evidence: statements about the architecture, the most direct first.
         hugging_face: the Hugging Face configuration, if there is one.
         preprocessing: the file's own preprocessing, if it says.
+        problem: what the head was trained for, by Hugging Face's word, such as "multi_label_classification".
         labels: class names by number.
         warnings: what was left aside.
     """
@@ -78,6 +64,7 @@ class Checkpoint:
     evidence: tuple[Evidence, ...] = ()
     hugging_face: Mapping[str, Any] | None = None
     preprocessing: Preprocessing | None = None
+    problem: str | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -94,15 +81,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     configuration: Mapping[str, Any] | None = None
     preprocessing: Preprocessing | None = None
     folder = path if path.is_dir() else path.parent
-    files = weight_files(path) if path.is_dir() else [path]
-    content: Any = read_file(files[0])
-    if len(files) > 1:
-        content = {name: tensor for file in files for name, tensor in _tensors(file, read_file(file)).items()}
-    is_mapping = isinstance(content, Mapping)
-    if is_mapping:
-        evidence += _embedded_evidence(content)
-    tensors = _unwrap(path, content, warnings)
-    tensors, converted = _strip_prefix(path, tensors, warnings)
+    weights = read_weights(path)
+    warnings += weights.warnings
+    if isinstance(weights.content, Mapping):
+        evidence += _embedded_evidence(weights.content)
+    tensors, converted = _strip_prefix(path, weights.tensors, warnings)
     if converted or path.is_dir():
         beside = folder / "config.json"
         if beside.is_file():
@@ -110,20 +93,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         elif path.is_dir():
             raise CheckpointError(f"{path} holds no config.json; download the folder again, or give the weights file")
         if (folder / "preprocessor_config.json").is_file():
-            preprocessing = from_hugging_face(read_json(folder / "preprocessor_config.json"))
-    if converted:
-        tensors = huggingface.convert_state_dict(tensors, path)
+            channels = 3 if configuration is None else int(configuration.get("num_channels", 3))
+            preprocessing = from_hugging_face(read_json(folder / "preprocessor_config.json"), channels)
     if configuration is not None:
         evidence.insert(0, Evidence("config.json", *huggingface.evidence(configuration, path)))
-    tensors = _in_float32(path, tensors, warnings)
+    tensors = checked(path, tensors, warnings)
     return Checkpoint(
         path=path,
         name=_source_name(path),
         state_dict=tensors,
-        sha256=sha256_of(files),
+        sha256=sha256_of(weights.files),
         evidence=tuple(evidence),
         hugging_face=configuration,
         preprocessing=preprocessing,
+        problem=None if configuration is None else configuration.get("problem_type"),
         labels=huggingface.labels(configuration) if configuration is not None else {},
         warnings=tuple(warnings),
     )
@@ -136,39 +119,8 @@ def _source_name(path: Path) -> str:
     return cached.removeprefix("models--").replace("--", "/") if cached else whole.name
 
 
-def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds {_kind(content)}, expected weights by name; save model.state_dict()")
-    return {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def _kind(content: Any) -> str:
-    return f"a {type(content).__name__}"
-
-
-def _unwrap(path: Path, content: Any, warnings: list[str]) -> dict[str, Tensor]:
-    """Follow wrappers down to the mapping that holds tensors."""
-    trail: list[str] = []
-    while isinstance(content, Mapping):
-        inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping) and content[key]]
-        tensors = _tensors(path, content)
-        if tensors and (not inner or len(tensors) > len(inner)):
-            return tensors
-        if not inner or len(trail) > 4:
-            names = ", ".join(map(str, list(content)[:5])) or "nothing"
-            raise CheckpointError(
-                f"{path} holds {names}{' inside ' + '.'.join(trail) if trail else ''} and no weights; "
-                f"expected a state_dict, or one under 'state_dict' or 'model'"
-            )
-        if len(inner) > 1:
-            warnings.append(f"{path.name} holds several sets of weights ({', '.join(inner)}); '{inner[0]}' was taken")
-        trail.append(inner[0])
-        content = content[inner[0]]
-    raise CheckpointError(f"{path} holds {_kind(content)}, expected weights by name; save model.state_dict()")
-
-
 def _strip_prefix(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -> tuple[dict[str, Tensor], bool]:
-    """Find the network inside a larger model by its first layer; say whether names are Hugging Face's."""
+    """Find the network inside a larger model by its first layer; tell Hugging Face's layout, which is converted."""
     found = {
         name.removesuffix(anchor): anchor
         for anchor in ANCHORS
@@ -177,26 +129,14 @@ def _strip_prefix(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -
     }
     if not found:
         raise CheckpointError(f"{path} holds no NAT or DiNAT network: {_what_else(tensors)}")
-    order = [prefix for prefix in PREFERRED_PREFIXES if prefix in found]
-    if not order and len(found) > 1:
-        raise CheckpointError(
-            f"{path} holds several networks ({', '.join(sorted(found))}); save the one you want with "
-            "torch.save(model.state_dict(), 'weights.pth')"
-        )
-    prefix = order[0] if order else next(iter(found))
-    if len(found) > 1:
-        warnings.append(f"{path.name} holds several networks ({', '.join(found)}); '{prefix}' was taken")
+    prefix = network_prefix(path, found, warnings)
     converted = found[prefix] == huggingface.ANCHOR
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    outside = [name for name in tensors if not name.startswith(prefix)]
+    outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
     if converted:
-        heads = [name for name in outside if name in ("classifier.weight", "classifier.bias")]
-        inside.update({name: tensors[name] for name in heads})
-        outside = [name for name in outside if name not in heads]
-    if outside:
-        groups = sorted({name.split(".", 1)[0] for name in outside})
-        shown = ", ".join(groups[:6]) + (", …" if len(groups) > 6 else "")
-        warnings.append(f"only the part '{prefix.rstrip('.')}' of {path.name} is the network; left aside: {shown}")
+        inside = huggingface.convert_state_dict(inside, path)
+    taken = adopt_head(path, inside, outside, warnings)
+    left_aside(path, prefix, {name: tensor for name, tensor in outside.items() if name not in taken}, warnings)
     return inside, converted
 
 
@@ -206,23 +146,6 @@ def _what_else(tensors: Mapping[str, Tensor]) -> str:
         return "these look like the weights of a Swin Transformer; expected attn.rpb and patch_embed.proj"
     shown = ", ".join(names[:3])
     return f"its first weights are {shown or 'none'}; expected names such as levels.0.blocks.0.attn.rpb"
-
-
-def _in_float32(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -> dict[str, Tensor]:
-    quantised = [name for name, tensor in tensors.items() if tensor.is_quantized or tensor.is_complex()]
-    if quantised:
-        raise CheckpointError(f"{path} holds quantised or complex weights ({quantised[0]}); give the original ones")
-    for name, trouble in finite(tensors):
-        raise CheckpointError(
-            f"{path} holds {trouble} values in {name}; the training diverged or the file is damaged: use another one"
-        )
-    narrow = {str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()} - {"float32"}
-    if narrow:
-        warnings.append(f"weights of {path.name} are stored as {', '.join(sorted(narrow))}; they are read as float32")
-    return {
-        name: tensor.to(torch.float32).contiguous() if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 def _embedded_evidence(content: Mapping[Any, Any]) -> list[Evidence]:

@@ -1,26 +1,26 @@
 """Reading weights from disk without ever running what a file contains: torch.save files and safetensors.
 
-Knows file formats and nothing of networks. Pickled code is refused by PyTorch's weights-only reader.
+Knows file formats and nothing of networks. PyTorch's weights-only reader comes first; a file it refuses is read by
+:mod:`inert_pickle`, which builds tensors and plain data and leaves every other object unbuilt.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import pathlib
 import pickle
 import re
-import warnings
+import warnings as warnings_module
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from na_deploy.errors import CheckpointError, MissingDependencyError
+from na_deploy.models.inert_pickle import InertPickle, Unread
 
 _KNOWN_STARTS = {
     b"\xff\xd8\xff": "a JPEG image",
@@ -31,26 +31,16 @@ _KNOWN_STARTS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
 }
 
-_REBUILD_SCALAR = np.float64(0).__reduce__()[0]
-_REBUILD_ARRAY = np.zeros(1).__reduce__()[0]
-_NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # before NumPy 2, and since
-_DATA_TYPES: list[Any] = [
-    argparse.Namespace,
-    pathlib.PosixPath,
-    np.dtype,
-    np.ndarray,
-    *((_REBUILD_SCALAR, f"{module}.scalar") for module in _NUMPY_MODULES),
-    *((_REBUILD_ARRAY, f"{module}._reconstruct") for module in _NUMPY_MODULES),
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool", "uint8")),
-]
-"""Plain data that training scripts store beside the weights; rebuilding it runs no code from the file."""
 
+def read_file(path: Path, warnings: list[str] | None = None) -> Any:
+    """Return the content of a checkpoint file, tensors on the CPU.
 
-def read_file(path: Path) -> Any:
-    """Return what a checkpoint file holds, tensors on the CPU.
+    Args:
+        path: a file of ``torch.save``, a pickle of arrays, or safetensors.
+        warnings: gets a sentence about objects in the file that were not built.
 
     Raises:
-        CheckpointError: not there, empty, truncated, no checkpoint, or holding code; the message says which.
+        CheckpointError: not there, empty, truncated, or no checkpoint; the message says which.
     """
     if not path.exists():
         raise CheckpointError(f"cannot read {path}: there is no such file; check the path")
@@ -70,10 +60,10 @@ def read_file(path: Path) -> Any:
             raise CheckpointError(f"{path} is {kind}, not a checkpoint; give a .pth, .pt, .bin or .safetensors file")
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is truncated: its archive has no end; copy or download it again")
-    return _read_torch(path)
+    return _read_torch(path, [] if warnings is None else warnings)
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, warnings: list[str]) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -85,29 +75,69 @@ def _read_torch(path: Path) -> Any:
         if not any(name.endswith("/data.pkl") for name in names):
             raise CheckpointError(f"{path} is an archive but not one of torch.save's; give the checkpoint itself")
     try:
-        with torch.serialization.safe_globals(_DATA_TYPES), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what matters is said below
+        with stray_warnings():
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError,
-            TypeError, UnicodeDecodeError, AssertionError, OSError) as error:  # fmt: skip
-        raise _unreadable(path, str(error)) from None
+    except _DAMAGED as error:
+        reason = str(error)
+    return _read_inertly(path, reason, warnings)
 
 
-def _unreadable(path: Path, reason: str) -> CheckpointError:
-    found = re.search(r"(?:GLOBAL|class|function) ([\w<>]+\.[\w.<>]+)", reason)
+_DAMAGED = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError,
+    UnicodeDecodeError, AssertionError, OSError, OverflowError, MemoryError, RecursionError,
+)  # fmt: skip
+"""Errors that damaged files raise in PyTorch's and Python's readers."""
+
+
+def _read_inertly(path: Path, reason: str, warnings: list[str]) -> Any:
+    """Read a file that PyTorch's weights-only reader refuses; unknown objects in it are not built.
+
+    Raises:
+        CheckpointError: the file is damaged, or no checkpoint.
+    """
     with path.open("rb") as stream:
         start = stream.read(2)
-    pickled = start == b"PK" or start[:1] == b"\x80"
-    if found or (pickled and re.search("[Uu]nsupported|not allowed", reason)):
-        what = f" ({found.group(1)})" if found else ""
-        return CheckpointError(
-            f"{path} holds Python objects{what} besides weights, and loading those would run code from the "
-            "file, which na-deploy never does; where you trust it, load it in its own project and save the "
-            "weights alone with torch.save(model.state_dict(), 'weights.pth')"
+    if start != b"PK" and start[:1] != b"\x80":
+        raise CheckpointError(
+            f"{path} is not a checkpoint; expected a file written by torch.save or a .safetensors file"
         )
-    if pickled:
-        return CheckpointError(f"{path} is damaged or truncated ({_first_sentence(reason)}); copy or download it again")
-    return CheckpointError(f"{path} is not a checkpoint; expected a file written by torch.save or a .safetensors file")
+    reader = InertPickle()
+    try:
+        content = _plain_pickle(path, reader) if start != b"PK" else None
+        if start == b"PK" or content == _TORCH_MAGIC:  # torch.save's, as an archive or as it was before 1.6
+            with stray_warnings():
+                content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
+    except _DAMAGED as error:
+        said = reason if "Unsupported" not in reason and "GLOBAL" not in reason else str(error)
+        raise CheckpointError(
+            f"{path} is damaged or truncated ({_first_sentence(said)}); copy or download it again"
+        ) from None
+    if reader.unread:
+        names = sorted(reader.unread)
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        if not isinstance(content, Mapping) or (isinstance(content, Unread) and not content):
+            raise CheckpointError(
+                f"{path} holds a Python object ({shown}) and no weights; loading that would run code from the file: "
+                "save the weights in their own project with torch.save(model.state_dict(), 'weights.pth')"
+            )
+        warnings.append(f"{path.name} also holds Python objects ({shown}); they were not built, and ran no code")
+    return content
+
+
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def _plain_pickle(path: Path, reader: InertPickle) -> Any:
+    with path.open("rb") as stream:
+        return reader.load(stream, encoding="latin1")  # as Detectron2 reads Python 2's
+
+
+@contextmanager
+def stray_warnings() -> Iterator[None]:
+    """Keep warnings about pickle protocols and deprecated storages off the terminal."""
+    with warnings_module.catch_warnings():
+        warnings_module.simplefilter("ignore")
+        yield
 
 
 def _first_sentence(text: str) -> str:

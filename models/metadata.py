@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from na_deploy import __version__
 from na_deploy.errors import UsageError
@@ -13,6 +13,44 @@ from na_deploy.models.config import Dilations, ModelConfig
 from na_deploy.models.preprocessing import Preprocessing
 
 PREFIX = "na_deploy."
+SegmentRule = Literal["transformers", "detectron2"]
+
+TASKS = {
+    "classification": "class scores of the whole image",
+    "regression": "numbers, one for each output of the head",
+    "features": "pooled features, no head",
+    "backbone": "feature maps of several levels",
+    "semantic": "a class for every pixel",
+    "instance": "masks of countable objects, which may overlap",
+    "panoptic": "a segment for every pixel: an object, or all that is of one class",
+    "detection": "boxes of objects, with masks where the model has them",
+}
+"""Kinds of answers that models give."""
+
+SEGMENT_TASKS = ("semantic", "instance", "panoptic")
+"""Those whose answer is segments."""
+
+THRESHOLDS = {
+    "score": 0.5,
+    "mask": 0.5,
+    "overlap": 0.8,
+    "mask_size": 0.0,
+}
+"""Numbers that turn outputs into segments, with their defaults.
+
+``score``: smallest score of a segment that is reported. ``mask``: probability from which a pixel counts as a mask's own
+area. ``overlap``: share of that area that a segment must keep where masks compete. ``mask_size``: side of the square
+that masks are scaled to first (transformers does so for Mask2Former, to 384 pixels); 0 for none.
+"""
+
+
+SCORES = ("softmax", "sigmoid")
+"""Functions that turn class scores into probabilities: of one class out of all, or of every class by itself."""
+
+
+def score_function(num_classes: int) -> str:
+    """Return the function for a head of which nothing else is known: a single score is that of a yes or no."""
+    return "sigmoid" if num_classes == 1 else "softmax"
 
 
 @dataclass(frozen=True)
@@ -21,9 +59,9 @@ class ModelMetadata:
 
     Attributes:
         architecture: name in the registry, or the family for other sizes.
-        task: "classification" (class scores), "features" (pooled features, no head) or "backbone" (feature
-            maps of several levels).
+        task: one of :data:`TASKS`.
         num_classes: classes of the head, 0 if there is none.
+        scores: one of :data:`SCORES`, for classifiers.
         dilations: per level, one per block.
         source_name: file or folder the weights came from, without its path.
         source_sha256: SHA-256 of that file, in hexadecimal.
@@ -31,12 +69,20 @@ class ModelMetadata:
         preprocessing: how images become inputs.
         tool_version: version of na-deploy that wrote this.
         labels: class names by class number, empty if unknown.
+        palette: RGB of 0 to 255 by class number, empty if unknown.
+        things: numbers of the classes whose objects are counted one by one; ``None`` where nobody said. For
+            "panoptic"; in "instance" every class is a thing.
+        thresholds: for turning outputs into segments, by the names in :data:`THRESHOLDS`; those left out have the
+            values there.
+        segment_rule: whose rule turns queries into segments: "transformers" for checkpoints from there, else
+            "detectron2" (see ``runtime/results/queries.py``).
         config: the network's full description, ``None`` if the file does not say.
     """
 
     architecture: str
     task: str = "classification"
     num_classes: int = 0
+    scores: str = "softmax"
     dilations: Dilations = ()
     source_name: str = ""
     source_sha256: str = ""
@@ -44,6 +90,10 @@ class ModelMetadata:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     tool_version: str = __version__
     labels: Mapping[int, str] = field(default_factory=dict)
+    palette: tuple[tuple[int, int, int], ...] = ()
+    things: tuple[int, ...] | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    segment_rule: SegmentRule = "detectron2"
     config: ModelConfig | None = None
 
     @property
@@ -58,6 +108,7 @@ class ModelMetadata:
             "architecture": self.architecture,
             "task": self.task,
             "num_classes": str(self.num_classes),
+            "scores": self.scores,
             "dilations": "/".join(",".join(map(str, level)) for level in self.dilations),
             "source_name": self.source_name,
             "source_sha256": self.source_sha256,
@@ -65,6 +116,14 @@ class ModelMetadata:
             "preprocessing": self.preprocessing.to_json(),
             "tool_version": self.tool_version,
         }
+        if self.task in SEGMENT_TASKS:
+            values["segment_rule"] = self.segment_rule
+        if self.palette:
+            values["palette"] = " ".join(f"{red:02x}{green:02x}{blue:02x}" for red, green, blue in self.palette)
+        if self.things is not None:
+            values["things"] = json.dumps(self.things, separators=(",", ":"))
+        if self.thresholds:
+            values["thresholds"] = json.dumps(dict(self.thresholds), separators=(",", ":"))
         if self.labels:
             values["labels"] = json.dumps({str(index): name for index, name in self.labels.items()}, ensure_ascii=False)
         if self.config is not None:
@@ -91,6 +150,10 @@ class ModelMetadata:
             "dilations": _read_dilations,
             "preprocessing": Preprocessing.from_json,
             "labels": _read_labels,
+            "palette": _read_palette,
+            "things": _read_things,
+            "thresholds": _read_thresholds,
+            "segment_rule": _read_rule,
             "config": ModelConfig.from_json,
         }
         for key, read in readers.items():
@@ -100,6 +163,10 @@ class ModelMetadata:
                 except (ValueError, TypeError, AttributeError, UsageError):
                     continue
         known.setdefault("tool_version", "unknown")
+        if values.get("scores") in SCORES:
+            known["scores"] = values["scores"]
+        else:  # written before it was recorded
+            known["scores"] = score_function(known.get("num_classes", 0))
         return cls(**known)
 
 
@@ -109,3 +176,26 @@ def _read_dilations(text: str) -> Dilations:
 
 def _read_labels(text: str) -> dict[int, str]:
     return {int(index): str(name) for index, name in json.loads(text).items()}
+
+
+def _read_palette(text: str) -> tuple[tuple[int, int, int], ...]:
+    def channels(colour: str) -> tuple[int, int, int]:
+        if len(colour) != 6:
+            raise ValueError(colour)
+        return int(colour[:2], 16), int(colour[2:4], 16), int(colour[4:], 16)
+
+    return tuple(channels(colour) for colour in text.split())
+
+
+def _read_things(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in json.loads(text))
+
+
+def _read_thresholds(text: str) -> dict[str, float]:
+    return {name: float(value) for name, value in json.loads(text).items() if name in THRESHOLDS}
+
+
+def _read_rule(text: str) -> SegmentRule:
+    if text not in get_args(SegmentRule):
+        raise ValueError(text)
+    return text  # type: ignore[return-value]  # one of the two, as was just checked

@@ -21,10 +21,14 @@ rm -rf build/wheel
 pip wheel --quiet --no-deps --wheel-dir build/wheel .
 bash scripts/triton_server.sh build/wheel/*.whl
 
-echo "== ruff"
+echo "== Style"
 ruff check .
 ruff format --check .
-echo "== mypy"
+echo "== Types"
 mypy
-echo "== pytest"
-pytest "$@"
+echo "== Imports"
+lint-imports --no-logo
+echo "== Documentation"
+mkdocs build --strict --quiet
+echo "== Tests"
+pytest -n "${NA_DEPLOY_TEST_PROCESSES:-2}" --dist worksteal "$@"

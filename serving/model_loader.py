@@ -14,6 +14,7 @@ from time import perf_counter
 import numpy as np
 
 from na_deploy.errors import NaDeployError
+from na_deploy.model_file.answers import class_count, class_scores
 from na_deploy.model_file.tensors import Array, TensorSpec, random_input
 from na_deploy.models.preprocessing import Preprocessing
 from na_deploy.runtime.results.classification import read_labels
@@ -57,8 +58,8 @@ def open_model(source: Source, options: ServeOptions) -> OpenedModel:
     session = load(source.path, threads=options.threads, custom_operators=options.custom_operators)
     try:
         preprocessing = _preprocessing(session)
-        logits = _logits(session)
-        labels = _labels(session, source, options, logits)
+        scores = class_scores(session.outputs, session.metadata, labelled=source.labels is not None)
+        labels = _labels(session, source, options, scores)
         one = _example(session, preprocessing)
         max_batch = 0
         if one is None:
@@ -73,6 +74,7 @@ def open_model(source: Source, options: ServeOptions) -> OpenedModel:
                         source.name,
                         source.version,
                     )
+        logits = None if scores is None else scores.name
         return OpenedModel(session, max_batch, labels, logits, preprocessing, perf_counter() - started)
     except BaseException:
         session.close()
@@ -83,26 +85,16 @@ def _preprocessing(session: Session) -> Preprocessing | None:
     if session.metadata is None or len(session.inputs) != 1:
         return None
     spec = session.inputs[0]
-    if len(spec.shape) != 4 or spec.shape[1] != 3:
-        return None
     preprocessing = session.metadata.preprocessing
-    sides = [size for size in spec.shape[2:] if isinstance(size, int)]
-    return preprocessing.with_size((sides[0], sides[1])) if len(sides) == 2 else preprocessing
+    if len(spec.shape) != 4 or spec.shape[1] != len(preprocessing.mean) or not preprocessing.prepares_images:
+        return None
+    return preprocessing.for_input(spec.shape)
 
 
-def _logits(session: Session) -> str | None:
-    """Return the name of the output that holds one number per class."""
-    if len(session.outputs) == 1 and len(session.outputs[0].shape) == 2:
-        features = session.metadata is not None and session.metadata.task != "classification"
-        return None if features else session.outputs[0].name
-    return None
-
-
-def _labels(session: Session, source: Source, options: ServeOptions, logits: str | None) -> Mapping[int, str]:
-    classes = next((spec.shape[1] for spec in session.outputs if spec.name == logits), None)
-    path = source.labels or (options.labels if logits is not None else None)
+def _labels(session: Session, source: Source, options: ServeOptions, scores: TensorSpec | None) -> Mapping[int, str]:
+    path = source.labels or (options.labels if scores is not None else None)
     if path is not None:
-        return read_labels(path, classes if isinstance(classes, int) else None)
+        return read_labels(path, class_count(scores))
     return {} if session.metadata is None else dict(session.metadata.labels)
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rtx_engines import require_rtx
 
 from na_deploy.cli.build import condense, parse_range, parse_sizes
 from na_deploy.cli.main import run
-from na_deploy.errors import MissingDependencyError, UsageError
+from na_deploy.errors import UsageError
 from na_deploy.runtime.bench import compare as bench
 from na_deploy.runtime.bench.compare import percentile
-from na_deploy.runtime.tensorrt_rtx_library import find_libraries
 
 WriteModel = Callable[..., Path]
 
@@ -92,10 +92,7 @@ def test_build_names_the_nodes_that_nothing_runs(model: Path, tmp_path: Path, ca
 
 
 def test_a_bundle_for_tensorrt_rtx_holds_an_engine(model: Path, tmp_path: Path, capsys):
-    try:
-        find_libraries()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
+    require_rtx()
     bundle = tmp_path / "small.bundle"
     code, out, err = call(
         capsys, "build", model, "-o", bundle, "--backend", "tensorrt-rtx", "--batch", "1:2:8", "--json"
@@ -103,13 +100,13 @@ def test_a_bundle_for_tensorrt_rtx_holds_an_engine(model: Path, tmp_path: Path, 
     assert code == 0, err
     content = json.loads(out)
     assert content["members"]["model.engine"]["bytes"] == content["build"]["engine_bytes"]
-    assert content["requires"]["tensorrt_rtx"] == "1.7.1"
+    assert content["requires"]["tensorrt_rtx"].startswith("1.")
     assert content["build"]["layers"] > 10
     array = tmp_path / "image.npy"
     np.save(array, np.zeros((1, 3, 32, 32), np.float32))
     code, _, err = call(capsys, "run", bundle, array)
-    assert code == 1  # neither its Python module nor a GPU are here
-    assert "TensorRT-RTX is not installed; install it with" in err or "engines run on an NVIDIA GPU" in err
+    assert code == 1  # there is no GPU here
+    assert "engines run on an NVIDIA GPU" in err
 
 
 @pytest.mark.parametrize(("text", "expected"), [("4", (4, 4, 4)), ("1:8", (1, 1, 8)), ("1:2:8", (1, 2, 8))])

@@ -91,12 +91,12 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert not list(folder.glob("*.onnx"))
 
 
-def test_weights_of_another_model_and_pickled_code_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_weights_of_another_model_or_without_weights_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert run(["export", "users_network:build", *INPUT, "--weights", str(weights(folder, 64))]) == 1
     assert "does not fit NeighborhoodAttention2D" in capsys.readouterr().err
     torch.save({"code": Path}, folder / "code.pt")
     assert run(["export", "users_network:build", *INPUT, "--weights", "code.pt"]) == 1
-    assert "code.pt holds Python objects" in capsys.readouterr().err
+    assert "code.pt holds code and no weights" in capsys.readouterr().err
 
 
 FULL = """

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from filelock import FileLock
 
 from na_deploy.attention.reference import AttentionResult
 from na_deploy.attention.windows import NeighborhoodSpec
@@ -57,10 +58,12 @@ def build(folder: Path, *options: str, target: str = "all") -> Path:
     """
     configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-DNA_DEPLOY_NATIVE=ON", "-DNA_DEPLOY_TESTS=ON", *options]
     compile_ = ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count()), "--target", target]
-    for command in (configure, compile_):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):  # tests run in several processes
+        for command in (configure, compile_):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return folder
 
 

@@ -49,7 +49,7 @@ def sources(tmp_path: Path) -> Path:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = project["tool"]["scikit-build"]["wheel"]["packages"].values()
     for name in (*packages, "cmake", "licenses", "plugins"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "lib"))
     for name in FILES:
         shutil.copy(ROOT / name, copy / name)
     return copy

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 FOLDER = Path(os.environ.get("NA_DEPLOY_TEST_WHEELS", Path(sys.prefix) / "share" / "na-deploy-test-wheels"))
 
@@ -26,8 +27,14 @@ def install(name: str, requirements: Sequence[str]) -> Path:
     Their dependencies are not installed.
     """
     folder = FOLDER / name
-    if is_complete(name):
-        return folder
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with FileLock(FOLDER / f"{name}.lock"):  # tests run in several processes
+        if not is_complete(name):
+            _install(folder, requirements)
+    return folder
+
+
+def _install(folder: Path, requirements: Sequence[str]) -> None:
     if importlib.util.find_spec("pip") is None:
         pytest.skip(f"{requirements[0]} is not in {folder}, and this environment has no pip to install it")
     shutil.rmtree(folder, ignore_errors=True)
@@ -37,4 +44,3 @@ def install(name: str, requirements: Sequence[str]) -> Path:
     if done.returncode != 0:
         pytest.skip(f"{requirements[0]} cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
     (folder / "complete").touch()
-    return folder
