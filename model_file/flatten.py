@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from na_deploy.errors import NaDeployError
+from na_deploy.model_file.graph import read_model
+
+EXTERNAL_DATA_BYTES = 2_000_000_000
+"""A protobuf file cannot pass 2 GiB; larger weights go to a file beside the model."""
 
 FOLD_LIMIT = 64 << 20
 """Bytes of the largest tensor that is stored instead of computed at run time."""
@@ -62,6 +67,32 @@ def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
     flat.opset_import.extend(opsets)
     helper.set_model_props(flat, {entry.key: entry.value for entry in model.metadata_props} | {FLAT: "1"})
     return flat
+
+
+def flatten_file(source: Path, target: Path) -> list[Path]:
+    """Write a flat copy of an ONNX file, with weights beside it where it would pass protobuf's 2 GiB.
+
+    Args:
+        source: the file; its weights may lie beside it.
+        target: the file to write; may be ``source``.
+
+    Returns:
+        The files written, the model first.
+
+    Raises:
+        UsageError: the file does not exist.
+        NaDeployError: it is not an ONNX model, or holds operators of others.
+    """
+    model = read_model(source)
+    onnx.load_external_data_for_model(model, str(source.resolve().parent))
+    flat = flatten(model)
+    beside = target.with_name(f"{target.name}.data")
+    if sum(tensor.ByteSize() for tensor in flat.graph.initializer) <= EXTERNAL_DATA_BYTES:
+        onnx.save(flat, target)
+        return [target]
+    beside.unlink(missing_ok=True)  # onnx appends to an old one
+    onnx.save(flat, target, save_as_external_data=True, location=beside.name)
+    return [target, beside]
 
 
 def is_flat(model: onnx.ModelProto) -> bool:

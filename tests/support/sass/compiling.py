@@ -175,6 +175,32 @@ def compile_source(source: str, architecture: str) -> Compiled:
     return made
 
 
+TACTICS = """#include "tactics.h"
+#include "na_cuda.h"
+static bool hopper = true;
+bool na_deploy::device_is_hopper() { return hopper; }
+extern "C" NA_CUDA_API void na_pretend_hopper(int32_t yes) { hopper = yes != 0; }
+"""
+
+
+@cache
+def compile_tactics() -> Path:
+    """Compile what chooses tactics, for the host, and return the library; ``na_pretend_hopper`` tells it the device."""
+    folder = BUILD / hashlib.sha256(TACTICS.encode() + _sources()).hexdigest()[:16]
+    library = folder / "tactics.so"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not library.exists():
+            folder.mkdir(exist_ok=True)
+            unit = folder / "device.cpp"
+            unit.write_text(TACTICS)
+            sources = [str(path) for path in (unit, CUDA / "tactics.cpp", CORE / "check.cpp")]
+            options = ["-std=c++17", "-O1", "-fPIC", "-shared", f"-I{CUDA}", f"-I{CORE}"]
+            _run([os.environ.get("CXX", "c++"), *options, *sources, "-o", str(library.with_suffix(".part"))], folder)
+            library.with_suffix(".part").rename(library)
+    return library
+
+
 def compile_unit(unit: Unit) -> Compiled:
     """Compile a kernel of plugins/cuda.
 
