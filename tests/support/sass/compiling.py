@@ -119,12 +119,12 @@ def _source(unit: Unit) -> str:
         lines.append('#include "launch.cuh"')
         call = f"{launch}<{kind}>(problem, nullptr)"
     lines.append(f"""
-namespace na_deploy {{
+namespace na_deploy::cuda {{
 extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, [[maybe_unused]] int32_t tactic) {{
   const CudaProblem problem = make_cuda_problem(*params, sizeof({kind}));
   return {call};
 }}
-}}  // namespace na_deploy
+}}  // namespace na_deploy::cuda
 """)
     return "\n".join(lines)
 
