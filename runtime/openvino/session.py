@@ -1,7 +1,7 @@
 """Sessions on OpenVINO, on the processor.
 
-A file is flattened first, because OpenVINO knows no model-local functions. Precision is explicit: float32 unless bfloat16
-is asked for, whatever OpenVINO would choose by itself on a processor with bfloat16 products.
+A file is flattened first, because OpenVINO knows no model-local functions. Precision is explicit: float32 unless
+bfloat16 is asked for, whatever OpenVINO would choose by itself on a processor with bfloat16 products.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def check_precision(precision: str, core: Any) -> str:
     """Return the precision if this processor computes in it.
 
     Raises:
-        UsageError: another name, or a processor without such products: OpenVINO would compute in float32 without a word.
+        UsageError: another name, or a processor without such products, where OpenVINO would compute in float32 in
+            silence.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
@@ -90,7 +91,8 @@ def reason(error: BaseException) -> str:
 def _flat_bytes(path: Path, model: onnx.ModelProto) -> bytes:
     onnx.load_external_data_for_model(model, str(path.resolve().parent))
     try:
-        return (model if is_flat(model) else flatten(model)).SerializeToString()
+        content: bytes = (model if is_flat(model) else flatten(model)).SerializeToString()
+        return content
     except ValueError:  # protobuf's limit of 2 GiB
         raise NaDeployError(
             f"{path} is too large to be flattened in memory; write a flat file with: na-deploy flatten {path}"
