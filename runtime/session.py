@@ -264,8 +264,8 @@ def load(
         path: an ONNX file; a bundle of ``na-deploy build``, a folder or a .zip archive, whose members are verified by
             hash before anything in them is loaded; an engine; or a checkpoint, which PyTorch runs as the reference.
         backend: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``. By default a
-            bundle says itself what it is for, and else the file's ending decides: .engine, .plan and .trt are TensorRT's, .pt, .pth, .bin
-            and .safetensors PyTorch's, others ONNX.
+            bundle says itself what it is for, and else the file's ending decides: .engine, .plan and .trt are
+            TensorRT's, .pt, .pth, .bin and .safetensors PyTorch's, others ONNX.
         threads: threads inside one operator; by default the runtime decides.
         providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
             Runtime has it, then the CPU.
