@@ -38,6 +38,11 @@ def image_input(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> F
         InvalidRequestError: it is not such a file, or is damaged or truncated.
         TooLargeError: it has more pixels.
     """
+    return prepare(decoded_image(data, max_pixels), preprocessing)
+
+
+def decoded_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode an image, upright; arguments and errors as in :func:`image_input`."""
     if not data:
         raise InvalidRequestError("the request has no image; send the bytes of a JPEG or PNG file as its body")
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MOST_SCANS:
@@ -46,7 +51,7 @@ def image_input(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> F
         )
     try:
         with _one_large if _pixels(data) > _LARGE else nullcontext():
-            return prepare(decode_image(data, formats=FORMATS, max_pixels=max_pixels), preprocessing)
+            return decode_image(data, formats=FORMATS, max_pixels=max_pixels)
     except ImageTooLargeError as error:
         raise TooLargeError(str(error)) from None
     except NaDeployError as error:
