@@ -60,7 +60,7 @@ def function_bodies(bench: Bench) -> str:
 
 
 def plugin(bench: Bench) -> str:
-    """Build with our plugin; the inspector must show it; compare."""
+    """Build with na-deploy's plugin; the inspector must show it; compare."""
     _need_plugin()
     bundle = bench.bundle("tensorrt")
     figures = read_manifest(bundle).build
@@ -278,7 +278,7 @@ def _inner(session: Any) -> Any:
 
 def _need_plugin() -> None:
     if tensorrt_library() is None:
-        raise Skipped("our plugin library for TensorRT is not built; NA_DEPLOY_TRT_LIBRARY names one elsewhere")
+        raise Skipped("the plugin library for TensorRT is not built; NA_DEPLOY_TRT_LIBRARY names one elsewhere")
 
 
 def _to_gpu(library: Any, name: str, array: Any, device: int) -> Any:

@@ -33,7 +33,7 @@ def onnxruntime_library() -> Path | None:
 
 
 def tensorrt_library() -> Path | None:
-    """Return our plugin library for TensorRT, or ``None`` where it is not built.
+    """Return the plugin library for TensorRT, or ``None`` where it is not built.
 
     The environment variable ``NA_DEPLOY_TRT_LIBRARY`` names another file; empty, it hides the installed one.
 

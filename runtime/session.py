@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from na_deploy.runtime.bundle.manifest import Manifest
     from na_deploy.runtime.results.predict import Picture, Result
 
-BACKENDS = {
+SESSION_BACKENDS = {
     "onnxruntime": "na_deploy.runtime.backends.onnxruntime",
     "tensorrt": "na_deploy.runtime.tensorrt",
     "tensorrt-rtx": "na_deploy.runtime.tensorrt.rtx",
@@ -49,7 +49,7 @@ class SessionOptions:
     Attributes:
         threads: threads inside one operator; ``None`` leaves the runtime's own default.
         providers: ONNX Runtime execution providers in order of preference; ``None`` takes the installed ones.
-        custom_operators: use our operator library where it is installed.
+        custom_operators: use the operator library where it is installed.
         library: that library's file, if another than the installed one is to be used.
         device: number of the GPU; ``None`` is the first for engines, and the CPU for PyTorch.
         contexts: calls of an engine that run at the same time; ``None`` leaves the backend's own default.
@@ -83,7 +83,7 @@ class Session(Closeable):
         metadata: what the exporter recorded in the file, ``None`` for a model from elsewhere.
         backend: the backend's name.
         device: what it runs on, in words.
-        library: our operator library, where attention runs on it; ``None`` where the function bodies do.
+        library: the operator library, where attention runs on it; ``None`` where the function bodies do.
         batches: smallest and largest batch that an engine takes; ``None`` for any.
         usual_shapes: shapes that a bundle was built for, by input; empty for others.
     """
@@ -97,6 +97,11 @@ class Session(Closeable):
     metadata: ModelMetadata | None
     backend: str
     device: str
+
+    @property
+    def attention(self) -> str:
+        """The part that computes neighborhood attention, in words."""
+        return "operator library" if self.library else "function bodies"
 
     def run(self, inputs: Mapping[str, Any] | Any, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run the model once.
@@ -259,7 +264,7 @@ def load(
         threads: threads inside one operator; by default the runtime decides.
         providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
             Runtime has it, then the CPU.
-        custom_operators: register our operator library when it is installed and has kernels for the first provider:
+        custom_operators: register the operator library when it is installed and has kernels for the first provider:
             always for the CPU, for CUDA where it was compiled with them. Without it, or when false, the function
             bodies embedded in the model run. A library that does not load gives a warning.
         device: number of the GPU that an engine, or ONNX Runtime with CUDA, runs on, 0 by default; ``torch`` runs on
@@ -276,8 +281,8 @@ def load(
     """
     location = Path(path)
     name = backend or _BY_SUFFIX.get(location.suffix, "onnxruntime")
-    if name not in BACKENDS:
-        raise UsageError(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    if name not in SESSION_BACKENDS:
+        raise UsageError(f"there is no backend {name!r}; choose one of {', '.join(SESSION_BACKENDS)}")
     if contexts is not None and contexts < 1:
         raise UsageError(f"contexts must be at least 1, got {contexts}")
     if cuda_graphs is not None and cuda_graphs < 0:
@@ -310,5 +315,5 @@ def load(
 
 def open_session(path: Path, backend: str, options: SessionOptions) -> Session:
     """Open an ONNX file with a backend. Use :func:`load`, which checks what it is given."""
-    session: Session = import_module(BACKENDS[backend]).open_session(path, options)
+    session: Session = import_module(SESSION_BACKENDS[backend]).open_session(path, options)
     return session

@@ -1,4 +1,4 @@
-"""Sessions on ONNX Runtime: any installed execution provider, our operator library where it is installed."""
+"""Sessions on ONNX Runtime: any installed execution provider, the operator library where it is installed."""
 
 from __future__ import annotations
 

@@ -62,6 +62,11 @@ class TorchSession(Session):
         self._lock = threading.Lock()
         self._module: Any | None = loaded.module if device is None else loaded.module.to(device)
 
+    @property
+    def attention(self) -> str:
+        """The part that computes neighborhood attention, in words."""
+        return "tiles in PyTorch"
+
     def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
         import torch
 

@@ -14,7 +14,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, sleep
@@ -22,6 +22,7 @@ from typing import Any
 
 from na_deploy.closeable import Closeable
 from na_deploy.errors import NaDeployError
+from na_deploy.progress import Progress, silent
 
 _GOODBYE_S = 5
 WORKER = "na_deploy.runtime.bench.worker"
@@ -161,7 +162,7 @@ def measure(
     shapes: Sequence[str] = (),
     threads: int | None = None,
     duration_s: float = 5.0,
-    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Measure targets side by side.
 
@@ -171,17 +172,17 @@ def measure(
         shapes: input sizes as users write them, ``1x3x512x512`` or ``name=1x3x512x512``; those of the files by default.
         threads: threads of each target; ``None`` leaves its default.
         duration_s: seconds each target is timed for each batch size.
-        say: told what is being done.
+        progress: called with a few words as each step begins.
 
     Raises:
         NaDeployError: a target does not load or run, or its process dies; it is named.
     """
-    say = say or (lambda _: None)
+    progress = progress or silent
     order = random.Random(0)
     workers: list[_Worker] = []
     try:
         for target in targets:
-            say(f"loading {target.label}")
+            progress(f"loading {target.label}")
             workers.append(_Worker(target, threads, shapes))
         measurements = []
         for batch in batches:
@@ -189,12 +190,12 @@ def measure(
             times: dict[str, list[float]] = {worker.target.label: [] for worker in workers}
             actual: dict[str, dict[str, Any]] = {}
             for worker in workers:
-                say(f"{shown}warming {worker.target.label} up")
+                progress(f"{shown}warming {worker.target.label} up")
                 actual[worker.target.label] = worker.ask(do="prepare", batch=batch, shapes=list(shapes))
             started = perf_counter()
             total = duration_s * len(workers)
             while (spent := perf_counter() - started) < total or not all(times.values()):
-                say(f"{shown}timing, {max(total - spent, 0):.0f} s left")
+                progress(f"{shown}timing, {max(total - spent, 0):.0f} s left")
                 for worker in order.sample(workers, len(workers)):
                     sleep(SETTLE_S)
                     times[worker.target.label] += worker.ask(do="time", seconds=SLICE_S)["ms"]

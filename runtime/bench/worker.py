@@ -77,8 +77,7 @@ class Worker:
             session = load(path, threads=threads, **options)
             self.inputs, self.metadata, self.usual = session.inputs, session.metadata, session.usual_shapes
             self.run = session.run
-            attention = "our operators" if session.library else "function bodies"
-            return f"{session.backend} {session.device}, {attention}"
+            return f"{session.backend} {session.device}, {session.attention}"
 
         return prepare
 

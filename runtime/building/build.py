@@ -22,8 +22,9 @@ from na_deploy.files import check_output
 from na_deploy.model_file.graph import read_model, tensor_specs, weight_files
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import PREFIX
+from na_deploy.progress import Progress, silent
 from na_deploy.runtime.building.lint import lint
-from na_deploy.runtime.building.options import BuildOptions, BuildTask, Built, Say
+from na_deploy.runtime.building.options import BuildOptions, BuildTask, Built
 from na_deploy.runtime.bundle.archive import check_target, read_manifest, write_bundle
 from na_deploy.runtime.bundle.manifest import Manifest, Member, Profile
 from na_deploy.runtime.native_libraries import onnxruntime_library, tensorrt_library
@@ -31,7 +32,7 @@ from na_deploy.runtime.native_libraries import onnxruntime_library, tensorrt_lib
 if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.progress import Phases
 
-_FINDINGS_SHOWN = 8
+_NODES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def build(
     model: str | Path,
     output: str | Path,
     options: BuildOptions | None = None,
-    say: Say | None = None,
+    progress: Progress | None = None,
     watch: Callable[[Phases], None] | None = None,
 ) -> BuildSummary:
     """Build a bundle.
@@ -70,7 +71,7 @@ def build(
         model: an exported ONNX file.
         output: where the bundle goes: a ``.zip`` archive if it ends so, else a folder. An older bundle is replaced.
         options: what to build for; ONNX Runtime by default.
-        say: told each step as it begins.
+        progress: called with a few words as each step begins.
         watch: told how far an engine is, where the backend says that.
 
     Raises:
@@ -79,14 +80,14 @@ def build(
         MissingDependencyError: the backend is not installed.
     """
     model, output, options = Path(model), Path(output), options or BuildOptions()
-    say = say or (lambda _: None)
+    progress = progress or silent
     check_output(output, (model,), ("", ".bundle", ".zip"))
     if options.timing_cache is not None:
         check_output(options.timing_cache, (model, output))
     check_target(output)
-    say("checking the model")
+    progress("checking the model")
     content = read_model(model)
-    _refuse_findings(model, options)
+    _check_nodes(model, options)
     inputs, outputs = _interface(content)
     profiles = choose_profiles(inputs, options)
     seconds: dict[str, float] = {}
@@ -95,10 +96,10 @@ def build(
         files |= {name: ("weights", model.parent / name) for name in _external_files(model, content)}
         started = perf_counter()
         builder = import_module(_BUILDERS[options.backend])
-        built: Built = builder.build_files(BuildTask(model, Path(scratch), inputs, profiles, options, say, watch))
+        built: Built = builder.build_files(BuildTask(model, Path(scratch), inputs, profiles, options, progress, watch))
         seconds[built.step] = perf_counter() - started
         files |= built.files
-        say("hashing and writing the bundle")
+        progress("hashing and writing the bundle")
         started = perf_counter()
 
         def describe(members: tuple[Member, ...]) -> Manifest:
@@ -181,14 +182,14 @@ _BUILDERS: dict[str, str] = {
 """Module of each backend's ``build_files(task) -> Built``."""
 
 
-def _refuse_findings(model: Path, options: BuildOptions) -> None:
+def _check_nodes(model: Path, options: BuildOptions) -> None:
     library = {"onnxruntime": onnxruntime_library, "tensorrt": tensorrt_library}.get(options.backend)
     plugins = library is not None and library() is not None
-    findings = lint(model, options.backend, plugins)
-    if findings:
-        shown = [str(finding) for finding in findings[:_FINDINGS_SHOWN]]
-        if len(findings) > _FINDINGS_SHOWN:
-            shown.append(f"and {len(findings) - _FINDINGS_SHOWN} more")
+    refused = lint(model, options.backend, plugins)
+    if refused:
+        shown = [str(node) for node in refused[:_NODES_SHOWN]]
+        if len(refused) > _NODES_SHOWN:
+            shown.append(f"and {len(refused) - _NODES_SHOWN} more")
         raise NaDeployError(f"{options.backend} cannot take {model}: " + "; ".join(shown))
 
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from na_deploy.errors import UsageError
 from na_deploy.model_file.tensors import TensorSpec
+from na_deploy.progress import Progress
 from na_deploy.runtime.bundle.manifest import Profile
 
 if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.progress import Phases
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+BUNDLE_BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 """What bundles can be built for."""
 
 PLUGINS = ("beside", "embed")
 """Whether our compiled library stays with the installation or travels in the bundle."""
-
-Say = Callable[[str], None]
 
 _ENGINES_ONLY = "builds no engine; leave it out, or build for tensorrt"
 _REFUSALS = {
@@ -41,7 +41,7 @@ class BuildOptions:
     """What a bundle is built for.
 
     Attributes:
-        backend: one of :data:`BACKENDS`.
+        backend: one of :data:`BUNDLE_BACKENDS`.
         batch: smallest, most usual and largest batch, for a model whose batch is free.
         size: smallest, most usual and largest height and width, for a model whose size is free.
         plugins: one of :data:`PLUGINS`.
@@ -72,9 +72,28 @@ class BuildOptions:
     library: Path | None = None
     profiles: Mapping[str, Profile] | None = None
 
+    def to_json(self) -> str:
+        """Return a JSON object, for the process that builds an engine."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> BuildOptions:
+        """Read what :meth:`to_json` wrote."""
+        values: dict[str, Any] = json.loads(text)
+        for name in ("timing_cache", "library"):
+            values[name] = None if values[name] is None else Path(values[name])
+        for name in ("batch", "size"):
+            values[name] = _as_tuple(values[name])
+        if values["profiles"] is not None:
+            values["profiles"] = {
+                name: Profile(**{key: tuple(sizes) for key, sizes in profile.items()})
+                for name, profile in values["profiles"].items()
+            }
+        return cls(**values)
+
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise UsageError(f"cannot build for {self.backend!r}; choose one of {', '.join(BACKENDS)}")
+        if self.backend not in BUNDLE_BACKENDS:
+            raise UsageError(f"cannot build for {self.backend!r}; choose one of {', '.join(BUNDLE_BACKENDS)}")
         if self.plugins not in PLUGINS:
             raise UsageError(f"plugins are {' or '.join(PLUGINS)}, got {self.plugins!r}")
         if self.plugins == "embed" and self.backend == "tensorrt-rtx":
@@ -84,6 +103,10 @@ class BuildOptions:
         for (name, backend), why in _REFUSALS.items():
             if backend == self.backend and getattr(self, name):
                 raise UsageError(f"--{name.replace('_', '-')} does not apply: {why}")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(each) for each in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -96,7 +119,7 @@ class BuildTask:
         inputs: the model's inputs.
         profiles: each free input's sizes.
         options: what the bundle is built for.
-        say: told each step as it begins.
+        progress: called with a few words as each step begins.
         watch: told how far an engine is.
     """
 
@@ -105,7 +128,7 @@ class BuildTask:
     inputs: Sequence[TensorSpec]
     profiles: Mapping[str, Profile]
     options: BuildOptions
-    say: Say
+    progress: Progress
     watch: Callable[[Phases], None] | None = None
 
 

@@ -24,8 +24,6 @@ from na_deploy.runtime.bundle.manifest import MAX_BYTES, NAME, Manifest, Member,
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 20
-Progress = Callable[[int], None]
-"""Told how many more bytes have been read."""
 
 
 def is_bundle(path: Path) -> bool:
@@ -82,7 +80,7 @@ def read_manifest(path: Path) -> Manifest:
         return source.manifest()
 
 
-def open_bundle(path: Path, progress: Progress | None = None) -> Bundle:
+def open_bundle(path: Path) -> Bundle:
     """Open a bundle and verify every member against the manifest.
 
     Members of an archive are unpacked into a private temporary folder; a folder is used in place.
@@ -96,7 +94,7 @@ def open_bundle(path: Path, progress: Progress | None = None) -> Bundle:
         if isinstance(source, _Folder):
             for member in manifest.members:
                 with source.open(member) as file:
-                    _copy_verified(path, member, file, None, progress)
+                    _copy_verified(path, member, file, None)
             return Bundle(path, manifest, path, temporary=False)
         folder = Path(tempfile.mkdtemp(prefix="na-deploy-bundle-"))
         try:
@@ -104,7 +102,7 @@ def open_bundle(path: Path, progress: Progress | None = None) -> Bundle:
                 target = folder / member.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with source.open(member) as file, target.open("xb") as copy:
-                    _copy_verified(path, member, file, copy, progress)
+                    _copy_verified(path, member, file, copy)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -249,9 +247,7 @@ def _missing(path: Path, member: Member) -> NaDeployError:
     return NaDeployError(f"{path}: {member.name}, which {NAME} names, is missing; copy or build the bundle again")
 
 
-def _copy_verified(
-    path: Path, member: Member, file: IO[bytes], copy: IO[bytes] | None, progress: Progress | None
-) -> None:
+def _copy_verified(path: Path, member: Member, file: IO[bytes], copy: IO[bytes] | None) -> None:
     digest, size = hashlib.sha256(), 0
     while chunk := file.read(min(_CHUNK, member.bytes - size + 1)):
         size += len(chunk)
@@ -260,8 +256,6 @@ def _copy_verified(
         digest.update(chunk)
         if copy is not None:
             copy.write(chunk)
-        if progress is not None:
-            progress(len(chunk))
     if size != member.bytes:
         given = f"more than {member.bytes}" if size > member.bytes else str(size)
         raise NaDeployError(

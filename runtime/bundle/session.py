@@ -14,7 +14,7 @@ from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array
 from na_deploy.runtime.bundle.archive import Bundle, open_bundle
 from na_deploy.runtime.bundle.manifest import Manifest
-from na_deploy.runtime.session import BACKENDS, ENGINE_BACKENDS, Session, SessionOptions, open_session
+from na_deploy.runtime.session import ENGINE_BACKENDS, SESSION_BACKENDS, Session, SessionOptions, open_session
 
 
 def open_bundle_session(path: Path, backend: str | None, options: SessionOptions) -> Session:
@@ -22,8 +22,8 @@ def open_bundle_session(path: Path, backend: str | None, options: SessionOptions
     bundle = open_bundle(path)
     try:
         wanted = backend or bundle.manifest.backend
-        if wanted not in BACKENDS:
-            runnable = ", ".join(BACKENDS)
+        if wanted not in SESSION_BACKENDS:
+            runnable = ", ".join(SESSION_BACKENDS)
             raise UsageError(f"{path} was built for {wanted}; this version has sessions for {runnable}")
         if wanted == "torch":
             raise UsageError(f"{path} holds an exported model; PyTorch runs checkpoints, so give the one it is from")

@@ -28,7 +28,7 @@ class Flavor:
         modules: Python modules that have its interface; the first that is installed is used.
         majors: versions that this code was written against.
         install: what installs it.
-        takes_plugins: whether engines can use our plugin.
+        takes_plugins: whether engines can use na-deploy's plugin.
     """
 
     backend: str

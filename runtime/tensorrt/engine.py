@@ -112,7 +112,7 @@ def load_engine(
         path: the engine's file.
         module: the library's Python module.
         flavor: which library.
-        library: our plugin library, registered before; ``None`` where the engine needs none.
+        library: the plugin library, registered before; ``None`` where the engine needs none.
         host_code_allowed: run code inside the engine, which version-compatible ones carry. For trusted files only.
 
     Raises:

@@ -79,7 +79,7 @@ def parse_layers(text: str, source: str) -> list[EngineLayer]:
 
 
 def summarize_layers(layers: Sequence[EngineLayer]) -> dict[str, Any]:
-    """Return what a bundle's manifest keeps: layers by precision, and our plugins with their tactics."""
+    """Return what a bundle's manifest keeps: layers by precision, and na-deploy's plugins with their tactics."""
     plugins = [layer for layer in layers if layer.operator]
     return {
         "engine_layers": len(layers),

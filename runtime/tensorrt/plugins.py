@@ -28,7 +28,7 @@ def register_plugins(module: Any, library: Path, messages: Messages) -> None:
         messages: where the logger of the process writes.
 
     Raises:
-        NaDeployError: the library does not load or brings none of our plugins.
+        NaDeployError: the library does not load or brings none of na-deploy's plugins.
     """
     with _lock:
         if registered(module):
