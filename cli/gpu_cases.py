@@ -248,14 +248,14 @@ def overhead(bench: Bench) -> str:
         del on_gpu
     per_second = []
     large = bench.images(8)
-    for lanes in (1, 2):
-        with bench.session(bench.bundle("tensorrt"), contexts=lanes) as session, ThreadPoolExecutor(2) as pool:
+    for streams in (1, 2):
+        with bench.session(bench.bundle("tensorrt"), contexts=streams) as session, ThreadPoolExecutor(2) as pool:
             list(pool.map(session.run, [large] * 8))
             started, calls = perf_counter(), 64
             list(pool.map(session.run, [large] * calls))
             per_second.append(8 * calls / (perf_counter() - started))
     text = ", ".join(f"{name} {value:.0f} µs" for name, value in figures.items())
-    overlap = f"1 lane {per_second[0]:.0f}, 2 lanes {per_second[1]:.0f}"
+    overlap = f"1 stream {per_second[0]:.0f}, 2 streams {per_second[1]:.0f}"
     return f"a call of one image: {text}; images per second of 2 threads: {overlap}"
 
 

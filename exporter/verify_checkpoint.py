@@ -51,7 +51,7 @@ class VerificationReport:
         return self.worst.relative <= self.tolerance
 
 
-def recheck(
+def verify_checkpoint(
     checkpoint: str | os.PathLike[str],
     model: str | os.PathLike[str],
     *,

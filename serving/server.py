@@ -21,7 +21,7 @@ from na_deploy.serving.http_guard import is_loopback
 from na_deploy.serving.http_protocol import limited_protocol
 from na_deploy.serving.options import ServeOptions
 from na_deploy.serving.service import Service
-from na_deploy.serving.startup_message import greeting
+from na_deploy.serving.startup_message import startup_message
 
 log = logging.getLogger("na_deploy.serving")
 
@@ -69,7 +69,9 @@ async def serve(
             if not await _load(service, stopping):
                 return
             announce(
-                greeting([service.repository.get(n) for n in service.repository.names], options.host, port, grpc_port)
+                startup_message(
+                    [service.repository.get(n) for n in service.repository.names], options.host, port, grpc_port
+                )
             )
             if started is not None:
                 started(service, port, grpc_port)

@@ -2,7 +2,7 @@
 
 TensorRT's rule for graphs is that nothing of a context may change between recording and launching: not its shapes, its
 profile or its addresses. So every combination of shapes has a context of its own, the least recently used is given up
-for a new one, and all of them share one block of activation memory, since a lane runs one at a time.
+for a new one, and all of them share one block of activation memory, since a stream runs one at a time.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class ShapeContext(Closeable):
 
 
 class ShapeContexts(Closeable):
-    """The contexts of one lane, no more of them than a bound. Not for several threads at once."""
+    """The contexts of one stream, no more of them than a bound. Not for several threads at once."""
 
     def __init__(self, engine: Engine, cuda: Cuda, stream: int, limit: int, figures: GraphFigures) -> None:
         self._engine, self._cuda, self._stream, self._figures = engine, cuda, stream, figures

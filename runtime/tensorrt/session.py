@@ -23,16 +23,16 @@ from na_deploy.runtime.tensorrt.contexts import GraphFigures
 from na_deploy.runtime.tensorrt.cuda import Cuda, load_cuda
 from na_deploy.runtime.tensorrt.engine import Engine, load_engine, named_like
 from na_deploy.runtime.tensorrt.probe import probe_engine
-from na_deploy.runtime.tensorrt.stream_pool import Lane, LanePool
+from na_deploy.runtime.tensorrt.stream_pool import PooledStream, StreamPool
 
 if TYPE_CHECKING:
     from na_deploy.runtime.bundle import Bundle
 
-LANES = 2
+STREAMS = 2
 """Calls that run at the same time by default: while one computes, the other copies."""
 
 SHAPES_KEPT = 4
-"""Combinations of shapes, per lane, whose contexts and graphs are kept by default."""
+"""Combinations of shapes, per stream, whose contexts and graphs are kept by default."""
 
 
 def open_engine_session(path: Path, options: SessionOptions, flavor: Flavor) -> TensorRTSession:
@@ -93,11 +93,11 @@ class TensorRTSession(Session):
         self.device = f"{cuda.device_name(self._number)} (device {self._number})"
         self._cuda = cuda
         self._engine = engine
-        self._pool = LanePool(
+        self._pool = StreamPool(
             engine,
             cuda,
             self._number,
-            LANES if options.contexts is None else options.contexts,
+            STREAMS if options.contexts is None else options.contexts,
             SHAPES_KEPT if options.cuda_graphs is None else max(1, options.cuda_graphs),
             options.cuda_graphs != 0,
         )
@@ -110,7 +110,7 @@ class TensorRTSession(Session):
 
     @property
     def graph_figures(self) -> list[GraphFigures]:
-        """What happened to CUDA graphs, per lane."""
+        """What happened to CUDA graphs, per stream."""
         return self._pool.figures
 
     @property
@@ -118,8 +118,8 @@ class TensorRTSession(Session):
         """The library's Python module."""
         return self._engine.module
 
-    def borrow_lane(self) -> AbstractContextManager[Lane]:
-        """Lend one of the session's lanes, for measuring."""
+    def borrow_stream(self) -> AbstractContextManager[PooledStream]:
+        """Lend one of the session's streams, for measuring."""
         return self._pool.borrow()
 
     def layer_information(self) -> str:
@@ -142,9 +142,9 @@ class TensorRTSession(Session):
         for name, array in places.items():
             if not isinstance(array, DeviceArray):
                 raise UsageError(f"the array to write {name} into does not lie on a GPU; leave it out, or use run")
-        with self._pool.borrow() as lane:
-            self._wait_for((*given.values(), *places.values()), lane.stream)
-            return dict(lane.run_on_device(given, names, places))
+        with self._pool.borrow() as pooled:
+            self._wait_for((*given.values(), *places.values()), pooled.stream)
+            return dict(pooled.run_on_device(given, names, places))
 
     def close(self) -> None:
         """Release the engine once calls in progress have finished. Arrays left on the GPU stay valid."""
@@ -175,9 +175,9 @@ class TensorRTSession(Session):
 
     def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
         try:
-            with self._pool.borrow() as lane:
-                self._wait_for(inputs.values(), lane.stream)
-                return lane.run(inputs, outputs)
+            with self._pool.borrow() as pooled:
+                self._wait_for(inputs.values(), pooled.stream)
+                return pooled.run(inputs, outputs)
         except NaDeployError:
             raise
         except Exception as error:
