@@ -39,7 +39,7 @@ class PackagedModel:
         backend: Triton's backend, or "ensemble".
         max_batch: largest batch, 0 where batches are fixed.
         folder: its folder.
-        notes: what a person should know about it.
+        notes: remarks for people.
     """
 
     name: str
@@ -61,7 +61,7 @@ def package(
     Args:
         models: ONNX files and bundles.
         output: the repository's folder, made if it does not exist. Models that are in it get a new version.
-        options: how Triton is to run them, all alike.
+        options: settings of Triton, the same for all.
         progress: called with a few words as each step begins.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What `package` writes: versions, files, settings; and that it writes all of it or nothing."""
+"""Output of `package`: versions, files, settings; and that it writes all of it or nothing."""
 
 from __future__ import annotations
 

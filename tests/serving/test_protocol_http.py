@@ -1,4 +1,4 @@
-"""What tritonclient's HTTP client can call works, or is refused in a sentence."""
+"""Every call of tritonclient's HTTP client works, or is refused in a sentence."""
 
 from __future__ import annotations
 
