@@ -35,7 +35,7 @@ from na_deploy.runtime.native_libraries import onnxruntime_library, why_missing
 def natten_cpu(
     query: Tensor, key: Tensor, value: Tensor, spec: NeighborhoodSpec, scale: float, *_: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """NATTEN's own attention, as one of our implementations."""
+    """NATTEN's own attention, as an implementation of the operators."""
     output = natten.na2d(
         query.contiguous(),
         key.contiguous(),

@@ -241,7 +241,7 @@ def child(layer: Layer, candidate: str, threads: int, seconds: float) -> dict[st
 
 
 def why_not(layer: Layer, candidate: str) -> str | None:
-    """Return why a candidate cannot run a layer."""
+    """Return the reason why a candidate cannot run a layer."""
     if candidate != "NATTEN":
         return None
     if layer.bias:

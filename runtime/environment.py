@@ -1,6 +1,6 @@
-"""What this machine has for exporting and running models, found without importing more than is needed.
+"""The components of this machine for exporting and running models, found with as few imports as possible.
 
-Looks only; whether neighborhood attention really runs is checked by ``cli/self_check.py``.
+Nothing is run: ``cli/self_check.py`` checks that neighborhood attention works.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ GPU_KERNELS = "operator library's GPU kernels"
 
 @dataclass(frozen=True)
 class Component:
-    """One thing that na-deploy can use.
+    """A library, compiled part or device that na-deploy can use.
 
     Attributes:
-        name: what it is.
-        needed_for: what works with it.
+        name: its name in tables.
+        needed_for: the features that use it.
         status: ``"works"``, ``"missing"`` or ``"broken"``.
-        detail: its version or what was found; for something broken, what is wrong.
-        remedy: what to do to have it, empty where it works.
+        detail: its version or the file found; for something broken, the fault.
+        remedy: advice for getting it, empty where it works.
         core: running exported models does not work without it.
     """
 
@@ -51,7 +51,7 @@ class Component:
 
 
 def examine() -> list[Component]:
-    """Return everything na-deploy can use, what of it is here, and what to do about the rest."""
+    """Return every component, installed or not, with advice on those that are missing or broken."""
     return [
         Component(
             "na-deploy",
@@ -149,7 +149,7 @@ def _gpu_kernels() -> Component:
     detail = f"{library}, for compute capability {capabilities}"
     try:
         has_cuda = CUDA_PROVIDER in importlib.import_module("onnxruntime").get_available_providers()
-    except Exception:  # what is wrong with onnxruntime is a component of its own
+    except Exception:  # onnxruntime has an entry of its own
         has_cuda = False
     if not has_cuda:
         detail += ", but onnxruntime has no CUDA provider"

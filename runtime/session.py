@@ -1,7 +1,7 @@
 """The session: one interface over every backend that runs an exported model.
 
 A backend is a module with a function ``open_session(path, options) -> Session``; it is imported when asked
-for. This file knows names of backends, not how they work.
+for. Only the names of backends are known here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BY_SUFFIX = {".engine": "tensorrt", ".plan": "tensorrt", ".trt": "tensorrt"} | 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """What :func:`load` was asked for, as backends receive it.
+    """The options of :func:`load`, as backends receive them.
 
     Attributes:
         threads: threads inside one operator; ``None`` leaves the runtime's own default.
@@ -54,9 +54,9 @@ class SessionOptions:
         device: number of the GPU; ``None`` is the first for engines, and the CPU for PyTorch.
         contexts: calls of an engine that run at the same time; ``None`` leaves the backend's own default.
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps; 0 for none, ``None`` for the default.
-        arch: architecture of a checkpoint that does not say itself.
-        dilations: the same for its dilations.
-        manifest: of the verified bundle that the file is from.
+        arch: architecture of a checkpoint that does not record it.
+        dilations: dilations of such a checkpoint.
+        manifest: manifest of the verified bundle that the file is from.
     """
 
     threads: int | None = None
@@ -78,11 +78,11 @@ class Session(Closeable):
 
     Attributes:
         path: the file the model was read from.
-        inputs: what ``run`` takes.
-        outputs: what ``run`` returns.
+        inputs: specs of the arrays that ``run`` takes.
+        outputs: specs of the arrays that ``run`` returns.
         metadata: what the exporter recorded in the file, ``None`` for a model from elsewhere.
         backend: the backend's name.
-        device: what it runs on, in words.
+        device: the processor or GPU it runs on, in words.
         library: the operator library, where attention runs on it; ``None`` where the function bodies do.
         batches: smallest and largest batch that an engine takes; ``None`` for any.
         usual_shapes: shapes that a bundle was built for, by input; empty for others.
@@ -129,7 +129,7 @@ class Session(Closeable):
         task: str | None = None,
         labels: Mapping[int, str] | None = None,
     ) -> Result:
-        """Run the model on one picture and return what it found.
+        """Run the model on one picture and return its answer.
 
         Args:
             picture: a file, a Pillow image, or an array (H, W, 3) of uint8. It is prepared as the model's file says.
@@ -197,7 +197,7 @@ class Session(Closeable):
 
         Args:
             sizes: shape of each input that has free dimensions.
-            runs: how often.
+            runs: number of runs.
 
         Raises:
             UsageError: an input's free dimensions are not given, or the sizes do not fit the model.
@@ -227,7 +227,7 @@ class Session(Closeable):
 
     @abstractmethod
     def close(self) -> None:
-        """Release the model; calls in progress finish, later ones are refused. Closeable twice does nothing."""
+        """Release the model; calls in progress finish, later ones are refused. Closing twice does nothing."""
 
     def __repr__(self) -> str:
         inputs = ", ".join(str(spec) for spec in self.inputs)
@@ -258,9 +258,9 @@ def load(
     Args:
         path: an ONNX file; a bundle of ``na-deploy build``, a folder or a .zip archive, whose members are verified by
             hash before anything in them is loaded; an engine; or a checkpoint, which PyTorch runs as the reference.
-        backend: ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``. By default a bundle says itself
-            what it is for, and else the file's ending decides: .engine, .plan and .trt are TensorRT's, .pt, .pth, .bin
-            and .safetensors PyTorch's, others ONNX.
+        backend: ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``. By default a bundle
+            names its own, and the file's ending decides otherwise: .engine, .plan and .trt are TensorRT's, .pt, .pth,
+            .bin and .safetensors PyTorch's, others ONNX.
         threads: threads inside one operator; by default the runtime decides.
         providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
             Runtime has it, then the CPU.
@@ -271,8 +271,8 @@ def load(
             the CPU without it.
         contexts: calls of an engine that run at the same time, 2 by default; more of them wait.
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps per context, 4 by default; 0 for none.
-        arch: for a checkpoint, its architecture if it does not say itself.
-        dilations: the same for its dilations.
+        arch: architecture of a checkpoint that does not record it.
+        dilations: dilations of such a checkpoint.
 
     Raises:
         UsageError: the file does not exist, or an option is not one of the possible values.

@@ -34,13 +34,13 @@ SETTLE_S = 0.02
 
 @dataclass(frozen=True)
 class Target:
-    """Something to measure.
+    """A model, bundle or checkpoint to measure.
 
     Attributes:
         label: its name in tables.
         kind: "session" for a model or bundle, "torch" for a checkpoint in PyTorch.
         path: the file.
-        options: what the worker passes on when loading.
+        options: arguments of the worker for loading it.
     """
 
     label: str
@@ -62,7 +62,7 @@ class Measurement:
         p90_ms: nine of ten were faster.
         p99_ms: 99 of 100 were faster; the slowest where there were fewer calls.
         items_per_s: throughput of one caller: items over the time of its calls.
-        runs_on: device and what computes attention, in words.
+        runs_on: device, and the part that computes attention, in words.
     """
 
     label: str
@@ -78,7 +78,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Startup:
-    """What a target costs before its first answer, in a fresh process.
+    """The costs of a target before its first answer, in a fresh process.
 
     Attributes:
         label: the target.
@@ -149,7 +149,7 @@ class _Worker(Closeable):
 
     def close(self) -> None:
         try:
-            self._process.communicate(timeout=_GOODBYE_S)  # at the end of its input it leaves, and tidies up
+            self._process.communicate(timeout=_GOODBYE_S)  # the end of its input ends the worker
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
@@ -167,7 +167,7 @@ def measure(
     """Measure targets side by side.
 
     Args:
-        targets: what to compare; labels differ.
+        targets: models to compare; their labels differ.
         batches: batch sizes; ``None`` takes the model's own.
         shapes: input sizes as users write them, ``1x3x512x512`` or ``name=1x3x512x512``; those of the files by default.
         threads: threads of each target; ``None`` leaves its default.
@@ -210,12 +210,12 @@ def measure(
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Return the smallest of the ascending numbers that at least ``share`` of them do not exceed."""
+    """Return the smallest of the ascending numbers that is at least as large as a ``share`` of them."""
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
 
 def machine() -> str:
-    """Return this machine's processor and how many of its threads this process may use, in words."""
+    """Return this machine's processor and the number of its threads that this process may use, in words."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Building a bundle: an exported model, what a backend makes of it, and a manifest that says what it needs.
+"""Building a bundle: an exported model, a backend's files for it, and a manifest of its needs.
 
 Backends build; :mod:`na_deploy.runtime.bundle.archive` writes. A bundle is written only after it has been tried as far
 as the machine allows.
@@ -37,15 +37,15 @@ _NODES_SHOWN = 8
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What was built.
+    """The bundle that was built, and figures of the build.
 
     Attributes:
         path: the bundle.
         bytes: size of all members.
         seconds: time the build took, by step.
-        manifest: what the bundle says of itself.
-        attention_nodes: how many neighborhood attention nodes the model has.
-        attention_runs: what computes them, in words.
+        manifest: the bundle's manifest.
+        attention_nodes: number of neighborhood attention nodes in the model.
+        attention_runs: the part that computes them, in words.
         log: warnings of the backend.
     """
 
@@ -69,10 +69,10 @@ def build(
 
     Args:
         model: an exported ONNX file.
-        output: where the bundle goes: a ``.zip`` archive if it ends so, else a folder. An older bundle is replaced.
-        options: what to build for; ONNX Runtime by default.
+        output: the bundle to write: a ``.zip`` archive if it ends so, else a folder. An older bundle is replaced.
+        options: backend and sizes to build for; ONNX Runtime by default.
         progress: called with a few words as each step begins.
-        watch: told how far an engine is, where the backend says that.
+        watch: called with the phases of an engine's build, where the backend reports them.
 
     Raises:
         UsageError: the files or options do not fit.
@@ -199,7 +199,7 @@ def _interface(content: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[
 
 
 def _external_files(model: Path, content: onnx.ModelProto) -> list[str]:
-    """Names of the files beside the model that hold its weights."""
+    """Return the names of the files beside the model that hold its weights."""
     names = weight_files(content)
     for name in names:
         if Path(name).name != name or name in ("model.onnx", "manifest.json"):

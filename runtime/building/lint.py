@@ -1,4 +1,4 @@
-"""Which nodes of a model a backend would not take, and why, before its parser is asked.
+"""The nodes of a model that a backend would refuse, with reasons, before its parser is asked.
 
 Looks at names, versions and types in the file. It loads no weights and runs nothing; the backend's own parser has the
 last word.
@@ -66,9 +66,9 @@ class RefusedNode:
     """A node that will be refused.
 
     Attributes:
-        node: its name, or where it stands.
+        node: its name, or its place in the graph.
         operator: domain and operator.
-        reason: why, and what to do.
+        reason: the reason, and advice.
     """
 
     node: str
@@ -80,12 +80,12 @@ class RefusedNode:
 
 
 def lint(path: Path, backend: str, plugins: bool = False) -> list[RefusedNode]:
-    """Return what ``backend`` would refuse of an ONNX file.
+    """Return the nodes of an ONNX file that ``backend`` would refuse.
 
     Args:
         path: the file.
         backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``.
-        plugins: whether the plugin or operator library will be registered, so that its nodes need no function body.
+        plugins: true if the plugin or operator library will be registered, so that its nodes need no function body.
 
     Raises:
         UsageError: the file does not exist.

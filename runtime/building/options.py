@@ -1,4 +1,4 @@
-"""What a bundle is built for, what a backend is told, and what it returns."""
+"""The options of a build, the task that a backend gets, and the result that it returns."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.progress import Phases
 
 BUNDLE_BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
-"""What bundles can be built for."""
+"""Backends that bundles can be built for."""
 
 PLUGINS = ("beside", "embed")
-"""Whether our compiled library stays with the installation or travels in the bundle."""
+"""Tell whether our compiled library stays with the installation or travels in the bundle."""
 
-_ENGINES_ONLY = "builds no engine; leave it out, or build for tensorrt"
+_ENGINES_ONLY = "builds no engine; remove it, or build for tensorrt"
 _REFUSALS = {
     ("timing_cache", "onnxruntime"): f"onnxruntime {_ENGINES_ONLY}",
     ("workspace", "onnxruntime"): f"onnxruntime {_ENGINES_ONLY}",
@@ -33,12 +33,12 @@ _REFUSALS = {
     ("hardware_compatible", "tensorrt-rtx"): "TensorRT-RTX's engines run on every GPU from compute capability 8.0 on",
     ("version_compatible", "tensorrt-rtx"): "TensorRT-RTX's engines run with the version that built them only",
 }
-"""Options that make no sense for a backend, and why."""
+"""Reasons why an option does not apply to a backend."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a bundle is built for.
+    """The options of a build.
 
     Attributes:
         backend: one of :data:`BUNDLE_BACKENDS`.
@@ -53,7 +53,7 @@ class BuildOptions:
         hardware_compatible: an engine of TensorRT for every GPU from compute capability 8.0 on.
         version_compatible: an engine of TensorRT for later versions too. It carries code, which sessions then run.
         device: number of the GPU to build on.
-        library: our library for the backend, if another than the installed one is to be used.
+        library: the backend's operator or plugin library, if another than the installed one is to be used.
         profiles: sizes of the free inputs by name, in place of ``batch`` and ``size``.
     """
 
@@ -97,7 +97,7 @@ class BuildOptions:
         if self.plugins not in PLUGINS:
             raise UsageError(f"plugins are {' or '.join(PLUGINS)}, got {self.plugins!r}")
         if self.plugins == "embed" and self.backend == "tensorrt-rtx":
-            raise UsageError(f"{self.backend} takes no library of ours, so none can be embedded")
+            raise UsageError(f"{self.backend} takes no operator library, so none can be embedded")
         if self.workspace is not None and self.workspace < 1:
             raise UsageError(f"workspace must be at least one byte, got {self.workspace}")
         for (name, backend), why in _REFUSALS.items():
@@ -111,16 +111,16 @@ def _as_tuple(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class BuildTask:
-    """What a backend is told.
+    """A build, as a backend receives it.
 
     Attributes:
         model: the ONNX file.
         scratch: a folder of this build's own, removed after it.
         inputs: the model's inputs.
         profiles: each free input's sizes.
-        options: what the bundle is built for.
+        options: the options of the build.
         progress: called with a few words as each step begins.
-        watch: told how far an engine is.
+        watch: called with the phases of an engine's build.
     """
 
     model: Path
@@ -134,14 +134,14 @@ class BuildTask:
 
 @dataclass(frozen=True)
 class Built:
-    """What a backend returns.
+    """A backend's part of a bundle.
 
     Attributes:
-        step: what it did, for the table of times.
+        step: name of its work in the table of times.
         files: members of the bundle: name to role and file.
-        requires: what the bundle needs to run.
-        figures: of the build, for people.
-        attention_runs: what computes neighborhood attention, in words.
+        requires: needs of the bundle at run time, by name.
+        figures: figures of the build, for people.
+        attention_runs: the part that computes neighborhood attention, in words.
         log: warnings.
     """
 

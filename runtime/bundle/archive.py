@@ -1,7 +1,7 @@
 """Reading and writing bundles: a folder, or the same in one .zip file. Knows no runtime.
 
-Nothing of a bundle is handed out before every member has the size and SHA-256 that the manifest states. What the
-manifest does not name is never touched.
+No file of a bundle is used before every member has the size and SHA-256 that the manifest states. Files that the
+manifest does not name are never touched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ATTEMPTS = 20
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether ``path`` is meant as a bundle: a folder with a manifest, or a zip archive."""
+    """Tell whether ``path`` is meant as a bundle: a folder with a manifest, or a zip archive."""
     if path.is_dir():
         return (path / NAME).is_file()
     if not path.is_file():
@@ -41,8 +41,8 @@ class Bundle(Closeable):
 
     Attributes:
         path: the folder or archive it was opened from.
-        manifest: what it says of itself.
-        folder: where its members lie: the bundle's own folder, or a private temporary one.
+        manifest: its manifest.
+        folder: folder of its members: the bundle's own folder, or a private temporary one.
     """
 
     def __init__(self, path: Path, manifest: Manifest, folder: Path, temporary: bool) -> None:
@@ -64,7 +64,7 @@ class Bundle(Closeable):
         return self.folder / member.name
 
     def close(self) -> None:
-        """Remove temporary files. Closeable twice does nothing."""
+        """Remove temporary files. Closing twice does nothing."""
         if self._remove is not None:
             self._remove()
 
@@ -115,7 +115,7 @@ def write_bundle(
     """Write a bundle: a .zip archive if ``target`` ends so, else a folder. It appears whole or not at all.
 
     Args:
-        target: where it goes. An existing bundle there is replaced, anything else is not.
+        target: the bundle to write. An existing bundle there is replaced, anything else is not.
         files: member name to its role and the file to copy.
         describe: makes the manifest, given the members.
 
@@ -169,7 +169,7 @@ class _Folder:
     @contextlib.contextmanager
     def open(self, member: Member) -> Iterator[IO[bytes]]:
         place = self._path / member.name
-        # A link could lead anywhere, also after it has been verified.
+        # The target of a link can change after it was verified.
         for step in (place, *place.parents):
             if step == self._path:
                 break
@@ -289,7 +289,7 @@ def _pack(content: Path, names: list[str], target: Path) -> None:
 
 
 def _replace_folder(content: Path, target: Path, staging: Path) -> None:
-    """Put ``content`` in the place of ``target``; an old folder is out of the way for the time of two renames."""
+    """Put ``content`` in the place of ``target``; an old folder is away for the time of two renames."""
     content.chmod(0o755)
     for attempt in range(_ATTEMPTS):
         old = staging / f"old{attempt}"
@@ -298,7 +298,7 @@ def _replace_folder(content: Path, target: Path, staging: Path) -> None:
         try:
             content.rename(target)
         except OSError:
-            if not target.exists():  # not another build that was faster
+            if not target.exists():  # leave the result of another build that was faster
                 if old.exists():
                     old.rename(target)
                 raise

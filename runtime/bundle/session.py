@@ -1,4 +1,4 @@
-"""Sessions over bundles: verify, check what the bundle needs, hand its files to the backend."""
+"""Sessions over bundles: verify, check the bundle's needs, give its files to the backend."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_bundle_session(path: Path, backend: str | None, options: SessionOptions
                 f"build one with: na-deploy build --backend {wanted}"
             )
         check_requirements(path, bundle.manifest, wanted)
-        own = wanted == bundle.manifest.backend  # a library for TensorRT is of no use to ONNX Runtime
+        own = wanted == bundle.manifest.backend  # ONNX Runtime cannot use a library for TensorRT
         if own and bundle.manifest.member("library") is not None and options.custom_operators:
             options = replace(options, library=bundle.file("library"))
         options = replace(options, manifest=bundle.manifest)
@@ -49,7 +49,7 @@ class BundleSession(Session):
     """A session over a bundle's model, with the bundle's name and profiles.
 
     Attributes:
-        manifest: what the bundle says of itself.
+        manifest: the bundle's manifest.
     """
 
     def __init__(self, bundle: Bundle, session: Session) -> None:
@@ -84,7 +84,7 @@ class BundleSession(Session):
 
 
 def check_requirements(path: Path, manifest: Manifest, backend: str) -> None:
-    """Refuse a bundle that this machine cannot run, saying what differs.
+    """Refuse a bundle that this machine cannot run, naming every difference.
 
     Raises:
         NaDeployError: another platform.
@@ -100,7 +100,7 @@ def check_requirements(path: Path, manifest: Manifest, backend: str) -> None:
         try:
             found = metadata.version("onnxruntime")
         except metadata.PackageNotFoundError:
-            return  # onnxruntime-gpu and others; the backend says what is missing
+            return  # onnxruntime-gpu has another name; the backend reports a missing one
         if _numbers(found) < _numbers(minimum[1]):
             raise MissingDependencyError(
                 f"{path} needs onnxruntime {minimum[1]} or later, {found} is installed; pip install -U onnxruntime"

@@ -1,7 +1,7 @@
 """The process that builds an engine, for :mod:`na_deploy.runtime.tensorrt.building` and not for direct use.
 
-Native code that meets something unforeseen ends its process, so this is one of its own; it also ends when the process
-that started it does. ``python -m na_deploy.runtime.tensorrt.build_worker request.json number``: events go to the file
+Native code that meets something unforeseen ends its process, so the build has one of its own; it also ends when its
+parent does. ``python -m na_deploy.runtime.tensorrt.build_worker request.json number``: events go to the file
 descriptor of that number, one JSON object per line:
 
     log (severity, text), parser_error (node, operator, functions, text), parsed (layers, seconds, plugins),
@@ -41,7 +41,7 @@ class Events:
         self._lock = threading.Lock()
 
     def write(self, event: str, **fields: Any) -> None:
-        """Write one event; without a reader there is nobody left to build for."""
+        """Write one event; without a reader, end the process."""
         with self._lock:
             try:
                 self._stream.write(json.dumps({"event": event, **fields}) + "\n")
@@ -64,7 +64,7 @@ class ReportingMessages(Messages):
 
 
 def run(request: dict[str, Any], events: Events) -> bool:
-    """Build what is asked for. Whether there is an engine."""
+    """Build the engine of a request; return whether there is one."""
     options = BuildOptions.from_json(request["options"])
     flavor = FLAVORS[options.backend]
     module = load_module(flavor)
@@ -96,7 +96,7 @@ def run(request: dict[str, Any], events: Events) -> bool:
     started = time.perf_counter()
     try:
         plan = build()
-    except Exception as error:  # Polygraphy's own class; what TensorRT logged says more
+    except Exception as error:  # Polygraphy's own class; TensorRT's log holds the reason
         events.write("failed", reason=messages.take_reason(str(error).strip() or "the builder produced no engine"))
         return False
     Path(request["engine"]).write_bytes(plan)
@@ -170,7 +170,7 @@ def _make_monitor(module: Any, events: Events) -> Any:
 
 
 def _inspect(request: dict[str, Any], options: BuildOptions, module: Any, flavor: Flavor, events: Events) -> None:
-    """Load what was built, which also shows that it loads, and keep the inspector's description of its layers."""
+    """Load the engine, which proves that it loads, and keep the inspector's description of its layers."""
     engine = load_engine(
         Path(request["engine"]),
         module,
@@ -237,7 +237,7 @@ def _text(file: Path | None) -> str | None:
 
 
 def _follow_parent() -> None:
-    """End this process when the one that started it has gone."""
+    """End this process when its parent has ended."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -265,4 +265,4 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code)  # the library's exit handlers have nothing to add and could crash
+    os._exit(code)  # the library's exit handlers could crash

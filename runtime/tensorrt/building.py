@@ -1,6 +1,6 @@
 """Building engines of TensorRT and TensorRT-RTX in a process of its own, and following it.
 
-See :mod:`na_deploy.runtime.tensorrt.build_worker` for what that process does.
+See :mod:`na_deploy.runtime.tensorrt.build_worker` for that process.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _WORKER = "na_deploy.runtime.tensorrt.build_worker"
 _ERRORS_SHOWN = 5
 _POLL_S = 0.2
 Watch = Callable[[Phases], None]
-"""Told after every change how far a build is."""
+"""Called with a build's phases after every change."""
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What a build produced.
+    """Figures of a finished build.
 
     Attributes:
         version: the library's.
         capability: the GPU's compute capability, ``None`` where it was built without a GPU.
         layers: layers of the parsed network.
-        plugins: our operators that were plugins.
+        plugins: na-deploy's operators that became plugins.
         parse_seconds: time of the parser.
         build_seconds: time of the builder.
         driver: newest CUDA that the driver supports, as 13000 for 13.0; 0 without a GPU.
@@ -64,10 +64,10 @@ def build_engine(model: Path, engine: Path, options: BuildOptions, watch: Watch 
 
     Args:
         model: the file.
-        engine: where the engine goes. Its folder is this build's own: other files are written there too.
-        options: what to build with; ``profiles`` holds the sizes of the inputs with free ones, ``library`` the plugin
+        engine: the file to write, in a folder of this build's own: other files are written there too.
+        options: the build's options; ``profiles`` holds the sizes of the inputs with free ones, ``library`` the plugin
             library where one is used.
-        watch: told how far the build is.
+        watch: called with the build's phases.
 
     Raises:
         MissingDependencyError: the library or something it needs is not installed.
@@ -121,7 +121,7 @@ def _worker(model: Path, engine: Path, options: BuildOptions) -> Iterator[tuple[
     process: subprocess.Popen[bytes] | None = None
     try:
         with output.open("wb") as stream:
-            # A session of its own: Ctrl-C in a terminal is for us, who then end it.
+            # A session of its own: Ctrl-C in a terminal reaches this process alone, which then ends the worker.
             process = subprocess.Popen(
                 [sys.executable, "-m", _WORKER, str(file), str(writing)],
                 stdin=subprocess.DEVNULL,
@@ -146,7 +146,7 @@ def _worker(model: Path, engine: Path, options: BuildOptions) -> Iterator[tuple[
 def _events(
     process: subprocess.Popen[bytes], lines: int, options: BuildOptions, title: str, model: Path
 ) -> Iterator[dict[str, Any]]:
-    """Yield events until the process closes its end; the last line of one that crashed may be cut off."""
+    """Yield events until the process closes its end; a crash may cut off the last line."""
     until = time.monotonic() + options.timeout_s
     rest = b""
     while True:
@@ -164,7 +164,7 @@ def _events(
 
 
 def _printed(engine: Path) -> list[str]:
-    """Return the last line that the process printed, where a crash or a defect leaves its trace."""
+    """Return the last line that the process printed, the trace of a crash or defect."""
     text = engine.with_suffix(".output.txt").read_text(encoding="utf-8", errors="replace")
     return [line.strip() for line in text.splitlines() if line.strip()][-1:]
 
@@ -197,7 +197,7 @@ def _failure(
 
 
 def _describe(error: Mapping[str, Any]) -> str:
-    """One parser error as a phrase that names the node, its operator and the functions around it."""
+    """Return a parser error as a phrase that names the node, its operator and the functions around it."""
     place = f"node {error['node']!r} ({error['operator']})" if error["operator"] else "the model"
     inside = f" in {' > '.join(error['functions'])}" if error["functions"] else ""
     return f"{place}{inside}: {error['text']}"

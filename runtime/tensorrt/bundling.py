@@ -1,4 +1,4 @@
-"""The TensorRT and TensorRT-RTX part of a build: an engine, what it needs, and what the inspector says of it."""
+"""The TensorRT and TensorRT-RTX part of a build: an engine, its needs, and the inspector's description of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time of every layer of an engine, by TensorRT's own profiler. For looking, not for comparing: it slows the engine."""
+"""Time of every layer of an engine, by TensorRT's own profiler, which slows the engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.session import TensorRTSession
 
 RUNS = 20
-"""Calls that are averaged, after :data:`WARM_UP` that are not."""
+"""Number of averaged calls, which follow :data:`WARM_UP` others."""
 WARM_UP = 3
 
 

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from na_deploy.runtime.bundle import Bundle
 
 STREAMS = 2
-"""Calls that run at the same time by default: while one computes, the other copies."""
+"""Default number of streams: while one computes, the other copies."""
 
 SHAPES_KEPT = 4
-"""Combinations of shapes, per stream, whose contexts and graphs are kept by default."""
+"""Default number of combinations of shapes whose contexts and graphs are kept, per stream."""
 
 
 def open_engine_session(path: Path, options: SessionOptions, flavor: Flavor) -> TensorRTSession:
@@ -55,7 +55,7 @@ def open_engine_session(path: Path, options: SessionOptions, flavor: Flavor) -> 
             check_manifest(path, manifest, flavor, module.__version__, cuda.compute_capability(device))
             host_code = manifest.requires.get("version_compatible") == "yes"
         else:
-            # Nothing vouches for this file, and the library may end the process over a damaged one.
+            # No hash is known for this file, and the library may end the process over a damaged one.
             probe_engine(path, flavor, device, library)
             host_code = False
         engine = load_engine(path, module, flavor, library=library, host_code_allowed=host_code)
@@ -63,7 +63,7 @@ def open_engine_session(path: Path, options: SessionOptions, flavor: Flavor) -> 
 
 
 def open_bundle_engine(bundle: Bundle, device: int | None = None) -> TensorRTSession:
-    """Open the engine of a verified bundle alone, for looking at it; :func:`na_deploy.load` is for running it."""
+    """Open the engine of a verified bundle, to inspect it; :func:`na_deploy.load` is for running it."""
     options = SessionOptions(device=device, manifest=bundle.manifest)
     if bundle.manifest.member("library") is not None:
         options = replace(options, library=bundle.file("library"))
@@ -110,7 +110,7 @@ class TensorRTSession(Session):
 
     @property
     def graph_figures(self) -> list[GraphFigures]:
-        """What happened to CUDA graphs, per stream."""
+        """Counts of CUDA graphs, per stream."""
         return self._pool.figures
 
     @property
@@ -141,7 +141,7 @@ class TensorRTSession(Session):
         places = {name: self._convert(array) for name, array in (into or {}).items()}
         for name, array in places.items():
             if not isinstance(array, DeviceArray):
-                raise UsageError(f"the array to write {name} into does not lie on a GPU; leave it out, or use run")
+                raise UsageError(f"the array to write {name} into does not lie on a GPU; remove it, or use run")
         with self._pool.borrow() as pooled:
             self._wait_for((*given.values(), *places.values()), pooled.stream)
             return dict(pooled.run_on_device(given, names, places))
@@ -169,7 +169,7 @@ class TensorRTSession(Session):
         return found
 
     def _wait_for(self, arrays: Iterable[Any], stream: int) -> None:
-        """Have ``stream`` wait for what still writes arrays on the GPU, or reads those to write into."""
+        """Have ``stream`` wait for pending writes to input arrays and pending reads of output arrays."""
         for other in {array.stream for array in arrays if isinstance(array, DeviceArray) and array.stream}:
             self._cuda.wait_for(stream, other)
 

@@ -136,7 +136,7 @@ class PooledStream(Closeable):
         return context, {spec.name: addresses[spec.name] for spec in self._engine.outputs}
 
     def _wait_after_failure(self) -> None:
-        """After a failure, wait until nothing uses the buffers any more; a broken device says so in the next call."""
+        """After a failure, wait until nothing uses the buffers any more; a broken device fails in the next call."""
         try:
             self._cuda.synchronize(self.stream)
         except Exception:
@@ -156,12 +156,12 @@ class _Memory:
             try:
                 with self._cuda.on_device(self._device):
                     self._cuda.free(address)
-            except Exception:  # the device is gone, and its memory with it
+            except Exception:  # a lost device has lost its memory too
                 return
 
 
 class StreamPool(Closeable):
-    """Streams, made when they are needed, no more of them than a bound; callers beyond it wait.
+    """Streams, made when they are needed, up to a bound; callers beyond it wait.
 
     A stream that finds no memory is not an error while there is another to wait for.
     """
@@ -220,7 +220,7 @@ class StreamPool(Closeable):
                 if self._closed:
                     raise UsageError(f"the session of {self._name} is closed; load the model again")
                 if self._idle:
-                    return self._idle.pop()  # the last used, whose memory is warm
+                    return self._idle.pop()  # the last used one has warm memory
                 if len(self._streams) + self._making < self._limit:
                     self._making += 1
                     break
