@@ -62,7 +62,7 @@ class Cuda:
             return results[0] if len(results) == 1 else tuple(results) or None
         label = status.name
         if label == "cudaErrorMemoryAllocation":
-            raise OutOfDeviceMemoryError(f"the GPU has not enough free memory to {doing}", label)
+            raise OutOfDeviceMemoryError(f"the GPU does not have enough free memory to {doing}", label)
         raise CudaError(f"CUDA cannot {doing}: {self._describe(status)} ({label})", label)
 
     def _describe(self, status: Any) -> str:

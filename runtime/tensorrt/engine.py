@@ -35,7 +35,10 @@ _CAUSES = (
         re.compile(r"version|older|newer|not compatible with this", re.I),
         "it was built with another version; build it again with the installed one",
     ),
-    (re.compile(r"out of memory|OutOfMemory|memory allocation", re.I), "the GPU has not enough free memory for it"),
+    (
+        re.compile(r"out of memory|OutOfMemory|memory allocation", re.I),
+        "the GPU does not have enough free memory for it",
+    ),
 )
 
 

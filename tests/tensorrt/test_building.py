@@ -119,7 +119,7 @@ def test_options_reach_the_builder(machine, write_model: WriteModel, tmp_path: P
         ({"backend": "tensorrt-rtx", "timing_cache": Path("x")}, "--timing-cache does not apply: TensorRT-RTX times"),
         ({"backend": "tensorrt-rtx", "hardware_compatible": True}, "every GPU from compute capability 8.0 on"),
         ({"backend": "tensorrt-rtx", "version_compatible": True}, "the version that built them only"),
-        ({"backend": "tensorrt-rtx", "plugins": "embed"}, "takes no library of ours"),
+        ({"backend": "tensorrt-rtx", "plugins": "embed"}, "takes no operator library"),
         ({"backend": "tensorrt", "workspace": 0}, "at least one byte"),
     ],
 )

@@ -156,7 +156,7 @@ def test_a_gpu_without_memory_is_an_error_and_the_session_lives_on(bundle, machi
     with na_deploy.load(bundle, contexts=1) as session:
         session.run(make_images(1))
         machine.set(FAKE_CUDA_BYTES=machine.state.used + 64)
-        with pytest.raises(NaDeployError, match="the GPU has not enough free memory to allocate"):
+        with pytest.raises(NaDeployError, match="the GPU does not have enough free memory to allocate"):
             session.run(make_images(8))
         machine.set(FAKE_CUDA_BYTES=1 << 30)
         array = make_images(8)
