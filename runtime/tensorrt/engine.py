@@ -37,7 +37,7 @@ _CAUSES = (
     ),
     (
         re.compile(r"out of memory|OutOfMemory|memory allocation", re.I),
-        "the GPU does not have enough free memory for it",
+        "the GPU does not have enough memory free",
     ),
 )
 
