@@ -1,7 +1,7 @@
 """The session: one interface over every backend that runs an exported model.
 
-A backend is a module with a function ``open_session(path, options) -> Session``; it is imported when asked
-for. Only the names of backends are known here.
+A backend is a function ``(path, options) -> Session`` in a module of its own, which is imported when asked for. Only
+the names of backends are known here.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from na_deploy.runtime.results.predict import Picture, Result
 
 SESSION_BACKENDS = {
-    "onnxruntime": "na_deploy.runtime.backends.onnxruntime",
-    "tensorrt": "na_deploy.runtime.tensorrt",
-    "tensorrt-rtx": "na_deploy.runtime.tensorrt.rtx",
-    "torch": "na_deploy.runtime.backends.torch",
+    "onnxruntime": "na_deploy.runtime.backends.onnxruntime:open_session",
+    "tensorrt": "na_deploy.runtime.tensorrt.session:open_session",
+    "tensorrt-rtx": "na_deploy.runtime.tensorrt.session:open_rtx_session",
+    "torch": "na_deploy.runtime.backends.torch:open_session",
 }
-"""Module of each backend."""
+"""Module and function ``(path, options) -> Session`` of each backend."""
 
 ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
 """Backends that run an engine, not a model."""
@@ -315,5 +315,6 @@ def load(
 
 def open_session(path: Path, backend: str, options: SessionOptions) -> Session:
     """Open an ONNX file with a backend. Use :func:`load`, which checks what it is given."""
-    session: Session = import_module(SESSION_BACKENDS[backend]).open_session(path, options)
+    module, _, function = SESSION_BACKENDS[backend].partition(":")
+    session: Session = getattr(import_module(module), function)(path, options)
     return session

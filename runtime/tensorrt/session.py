@@ -16,7 +16,7 @@ from na_deploy.model_file.tensors import Array, check_inputs
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.native_libraries import tensorrt_library
 from na_deploy.runtime.session import Session, SessionOptions
-from na_deploy.runtime.tensorrt.api import FLAVORS, Flavor, load_module
+from na_deploy.runtime.tensorrt.api import FLAVORS, RTX, TENSORRT, Flavor, load_module
 from na_deploy.runtime.tensorrt.arrays import DeviceArray, as_device_array, is_device_array
 from na_deploy.runtime.tensorrt.compatibility import check_manifest
 from na_deploy.runtime.tensorrt.contexts import GraphFigures
@@ -35,8 +35,17 @@ SHAPES_KEPT = 4
 """Default number of combinations of shapes whose contexts and graphs are kept, per stream."""
 
 
-def open_engine_session(path: Path, options: SessionOptions, flavor: Flavor) -> TensorRTSession:
-    """Load an engine. See :func:`na_deploy.runtime.session.load` for the errors."""
+def open_session(path: Path, options: SessionOptions) -> TensorRTSession:
+    """Load an engine of TensorRT. See :func:`na_deploy.runtime.session.load` for the errors."""
+    return _open_engine(path, options, TENSORRT)
+
+
+def open_rtx_session(path: Path, options: SessionOptions) -> TensorRTSession:
+    """Load an engine of TensorRT-RTX. See :func:`na_deploy.runtime.session.load` for the errors."""
+    return _open_engine(path, options, RTX)
+
+
+def _open_engine(path: Path, options: SessionOptions, flavor: Flavor) -> TensorRTSession:
     if path.suffix == ".onnx":
         raise UsageError(
             f"{path.name} is a model, and {flavor.backend} runs engines; "
@@ -67,7 +76,7 @@ def open_bundle_engine(bundle: Bundle, device: int | None = None) -> TensorRTSes
     options = SessionOptions(device=device, manifest=bundle.manifest)
     if bundle.manifest.member("library") is not None:
         options = replace(options, library=bundle.file("library"))
-    return open_engine_session(bundle.file("engine"), options, FLAVORS[bundle.manifest.backend])
+    return _open_engine(bundle.file("engine"), options, FLAVORS[bundle.manifest.backend])
 
 
 class TensorRTSession(Session):
