@@ -53,15 +53,17 @@ def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
         if model.functions
         else onnx.ModelProto.FromString(model.SerializeToString())
     )
-    _fold(flat)
-    _drop_copies(flat)
-    operators = _operators(flat.graph)
-    foreign = sorted(f"{domain}.{kind}" for domain, kind in operators if domain not in _STANDARD)
+    foreign = sorted(f"{domain}.{kind}" for domain, kind in _operators(flat.graph) if domain not in _STANDARD)
     if foreign:
         raise NaDeployError(
             f"the model cannot be flattened: {', '.join(foreign)} is no standard operator and no function of the file"
         )
-    used = {domain for domain, _ in operators}
+    try:
+        _fold(flat)
+        _drop_copies(flat)
+    except shape_inference.InferenceError as error:
+        raise NaDeployError(f"the model cannot be flattened, its shapes contradict: {_one_line(error)}") from error
+    used = {domain for domain, _ in _operators(flat.graph)}
     opsets = [opset for opset in flat.opset_import if opset.domain in used or opset.domain == ""]
     del flat.opset_import[:]
     flat.opset_import.extend(opsets)
@@ -319,6 +321,8 @@ def _evaluate(model: onnx.ModelProto, computed: list[onnx.NodeProto], results: l
         session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return dict(zip(results, session.run(results, {}), strict=True))
     except Exception as error:
-        raise NaDeployError(
-            f"ONNX Runtime cannot fold the model's constants: {' '.join(str(error).split())}"
-        ) from error
+        raise NaDeployError(f"ONNX Runtime cannot fold the model's constants: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]

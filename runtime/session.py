@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SESSION_BACKENDS = {
     "onnxruntime": "na_deploy.runtime.backends.onnxruntime:open_session",
+    "openvino": "na_deploy.runtime.openvino:open_session",
     "tensorrt": "na_deploy.runtime.tensorrt.session:open_session",
     "tensorrt-rtx": "na_deploy.runtime.tensorrt.session:open_rtx_session",
     "torch": "na_deploy.runtime.backends.torch:open_session",
@@ -56,6 +57,9 @@ class SessionOptions:
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps; 0 for none, ``None`` for the default.
         arch: architecture of a checkpoint that does not record it.
         dilations: dilations of such a checkpoint.
+        precision: "f32" or "bf16", the arithmetic of OpenVINO; ``None`` is float32.
+        streams: calls that OpenVINO works on at the same time; ``None`` leaves its own default for low latency.
+        cache: folder of OpenVINO's compiled models; ``None`` keeps none.
         manifest: manifest of the verified bundle that the file is from.
     """
 
@@ -68,6 +72,9 @@ class SessionOptions:
     cuda_graphs: int | None = None
     arch: str | None = None
     dilations: str | None = None
+    precision: str | None = None
+    streams: int | None = None
+    cache: Path | None = None
     manifest: Manifest | None = None
 
 
@@ -252,15 +259,18 @@ def load(
     cuda_graphs: int | None = None,
     arch: str | None = None,
     dilations: str | None = None,
+    precision: str | None = None,
+    streams: int | None = None,
+    cache: str | Path | None = None,
 ) -> Session:
     """Load an exported model.
 
     Args:
         path: an ONNX file; a bundle of ``na-deploy build``, a folder or a .zip archive, whose members are verified by
             hash before anything in them is loaded; an engine; or a checkpoint, which PyTorch runs as the reference.
-        backend: ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``. By default a bundle
-            names its own, and the file's ending decides otherwise: .engine, .plan and .trt are TensorRT's, .pt, .pth,
-            .bin and .safetensors PyTorch's, others ONNX.
+        backend: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``. By default a
+            bundle names its own, and the file's ending decides otherwise: .engine, .plan and .trt are
+            TensorRT's, .pt, .pth, .bin and .safetensors PyTorch's, others ONNX.
         threads: threads inside one operator; by default the runtime decides.
         providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
             Runtime has it, then the CPU.
@@ -273,6 +283,9 @@ def load(
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps per context, 4 by default; 0 for none.
         arch: architecture of a checkpoint that does not record it.
         dilations: dilations of such a checkpoint.
+        precision: arithmetic of OpenVINO on the CPU: "f32", the default, or "bf16" on processors that have it.
+        streams: calls that OpenVINO works on at the same time.
+        cache: a folder where OpenVINO keeps compiled models, so that later loads are faster.
 
     Raises:
         UsageError: the file does not exist, or an option is not one of the possible values.
@@ -289,6 +302,11 @@ def load(
         raise UsageError(f"cuda_graphs must be at least 0, got {cuda_graphs}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
+    if streams is not None and streams < 1:
+        raise UsageError(f"streams must be at least 1, got {streams}")
+    for option, value in (("precision", precision), ("streams", streams), ("cache", cache)):
+        if value is not None and name != "openvino":
+            raise UsageError(f"{option} is for the openvino backend, not for {name}; remove it")
     if isinstance(providers, str):
         raise UsageError(f"providers is a list of names, got the text {providers!r}; write [{providers!r}]")
     options = SessionOptions(
@@ -300,6 +318,9 @@ def load(
         cuda_graphs=cuda_graphs,
         arch=arch,
         dilations=dilations,
+        precision=precision,
+        streams=streams,
+        cache=None if cache is None else Path(cache),
     )
     # PyTorch's files are zip archives too.
     if _BY_SUFFIX.get(location.suffix) != "torch" and is_bundle(location):
