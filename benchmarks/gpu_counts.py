@@ -32,7 +32,7 @@ from cpu_library import Params, Sizes  # noqa: E402
 from gpu_check_build import NAMES  # noqa: E402
 from gpu_check_timings import FAMILY_B, Case, family_a  # noqa: E402
 from sass.bounds import CLASSES, DEVICES, INTEGERS, Counts, Device, bounds, count  # noqa: E402
-from sass.compiling import Unit, compile_tactics  # noqa: E402
+from sass.compiling import MissingToolError, Unit, compile_tactics  # noqa: E402
 from sass.launching import load_unit, place, record_problem  # noqa: E402
 from sass.machine import Machine  # noqa: E402
 
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the stages' instructions to this file")
     parser.add_argument("--stages-only", action="store_true", help="leave out NATTEN's published problems")
     options = parser.parse_args()
+    stages = len(family_a([options.batch]))
     by_device: dict[str, list[Counted]] = {}
     for device in DEVICES:
         twin = next((own for own in DEVICES if own.architecture == device.architecture and own.name in by_device), None)
@@ -202,14 +203,18 @@ def main() -> None:
     for name in ("A100", "H100"):
         architecture = by_device[name][0].device.architecture
         print(f"\nCounted in sm_{architecture} code ({name}), batch {options.batch}, float16\n")
-        print(counts_table(by_device[name]))
+        for part in (by_device[name][:stages], by_device[name][stages:]):
+            if part:
+                print(counts_table(part), end="\n\n")
     print("\nBounds by published rates, not measured\n")
     print(bounds_table([own for counted in by_device.values() for own in counted]))
     if options.json is not None:
-        stages = len(family_a([options.batch]))
         record = {key: value for name in ("A100", "H100") for key, value in record_of(by_device[name][:stages]).items()}
         options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MissingToolError as error:
+        sys.exit(f"error: {error}")
