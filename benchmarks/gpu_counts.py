@@ -1,4 +1,4 @@
-"""What the GPU kernels execute at NAT's, DiNAT's and NATTEN's published problems, counted in their machine code.
+"""The work of the GPU kernels at NAT's, DiNAT's and NATTEN's published problems, counted in their machine code.
 
     python benchmarks/gpu_counts.py [--batch 128] [--json FILE]
 
@@ -59,7 +59,7 @@ NARROW = [
 
 
 def cases_of(device: Device, batch: int, stages_only: bool = False) -> list[Case]:
-    """Return what is counted for a device."""
+    """Return the cases of a device."""
     large = [] if stages_only else [*FAMILY_B, *(NARROW if device.architecture == "90a" else ())]
     return [*family_a([batch]), *large]
 
@@ -104,7 +104,7 @@ def sampled(blocks: int, images: int, most: int) -> list[int]:
 
 
 def count_case(case: Case, device: Device) -> Counted:
-    """Execute blocks of a case's launch and return what all of them would execute."""
+    """Execute blocks of a case's launch and return the counts of all of them."""
     # One head in memory where heads are many and large: blocks of all heads do the same.
     heads = case.heads if case.bias else 1
     params = params_of(case, heads)
@@ -127,9 +127,6 @@ def count_case(case: Case, device: Device) -> Counted:
     return Counted(case, device, tactic, found.times(case.heads / heads))
 
 
-# ------------------------------------------------------------------ tables
-
-
 def table(rows: list[list[str]]) -> str:
     """Return rows as a Markdown table; the first one is the head."""
     head, *body = rows
@@ -142,7 +139,7 @@ def _number(value: float) -> str:
 
 
 def _share(counted: Counted) -> float:
-    """Return how often 16 queries of a head, a warp's part of a tile, are in a case."""
+    """Return the number of groups of 16 queries of a head (a warp's part of a tile) in a case."""
     case = counted.case
     return case.batch * prod(case.lengths) * case.heads / 16
 
@@ -176,7 +173,7 @@ def bounds_table(all_counted: list[Counted]) -> str:
 
 
 def record_of(all_counted: list[Counted]) -> dict[str, Any]:
-    """Return what the tests compare: instructions per 16 queries of a head."""
+    """Return the figures that the tests compare: instructions per 16 queries of a head."""
     return {
         f"{own.case.name}, sm_{own.device.architecture}": round(own.counts.instructions / _share(own), 1)
         for own in all_counted

@@ -1,7 +1,6 @@
 """From photographs to the array a model takes: decoding, resizing, cropping, normalising.
 
-What to do is data (``models/preprocessing.py``, recorded in every exported file); this file does it with
-Pillow.
+The steps are data (``models/preprocessing.py``, recorded in every exported file), carried out here with Pillow.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def _decode_as_it_is(
     most = max_pixels or Image.MAX_IMAGE_PIXELS or 2**31
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, and of metadata that nobody needs here
+            warnings.simplefilter("ignore")  # ignore large images and metadata that is not used here
             with Image.open(source, formats=formats) as image:
                 if image.width * image.height > most:
                     raise ImageTooLargeError(
@@ -106,12 +105,12 @@ def _decode_as_it_is(
         raise ImageTooLargeError(f"{name} has more than {most} pixels; scale it down first") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UsageError(f"cannot read the image {name}: {error.strerror}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # what Pillow's decoders raise
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # the errors of Pillow's decoders
         raise NaDeployError(f"{name} is a damaged or truncated image ({str(error)[:100]})") from None
 
 
 _SCALED_WHOLE = 16
-"""Up to this many times the crop's pixels, the whole picture is scaled before it is cropped."""
+"""Multiple of the crop's pixels up to which the whole picture is scaled before it is cropped."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -122,14 +121,14 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Turn that undoes each value of EXIF's orientation."""
+"""The transposition that undoes each value of EXIF's orientation."""
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Return the image as its EXIF orientation says; metadata that cannot be read leaves a sound image as it is."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # whatever Pillow's EXIF reader makes of damaged blocks
+    except Exception:  # Pillow's EXIF reader raises many kinds for damaged blocks
         return image
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
