@@ -26,6 +26,7 @@ from na_deploy.serving.errors import (
 )
 from na_deploy.serving.http_body import request_body
 from na_deploy.serving.http_guard import Guard
+from na_deploy.serving.http_segmentation import add_segmentation
 from na_deploy.serving.json_codec import HEADER_LENGTH, decode_request, encode_response, parse_object
 from na_deploy.serving.metrics import CONTENT_TYPE
 from na_deploy.serving.page import add_page
@@ -37,6 +38,11 @@ T = TypeVar("T")
 
 _LONG = 64 << 10
 """Bytes from which on a request is parsed, or an answer written, in a thread, so that others go on meanwhile."""
+
+_WORTH = 1024
+"""Bytes from which on an answer is compressed for clients that take it."""
+_SMALL = 64 << 10
+"""Bytes of requests that carry no tensors."""
 
 UNSUPPORTED = {
     "trace/setting": "tracing is not offered; /metrics and the statistics show where time goes",
@@ -54,6 +60,7 @@ def make_app(service: Service) -> Any:
     _add_server(app, service)
     _add_models(app, service)
     _add_inference(app, service)
+    add_segmentation(app, service, while_connected)
     _add_repository(app, service)
     add_page(app, service)
     _add_unsupported(app)
@@ -156,7 +163,7 @@ def _add_inference(app: FastAPI, service: Service) -> None:
                 decoded = await _decoded(body, header)
                 response = await while_connected(request, service.infer(name, version, decoded))
             accepted = request.headers.get("accept-encoding", "")
-            if sum(tensor.array.nbytes for tensor in response.outputs) < _LONG:
+            if all(tensor.datatype != "BYTES" for tensor in response.outputs) and response.nbytes < _LONG:
                 return _encoded(response, accepted)
             return await asyncio.to_thread(_encoded, response, accepted)
 
@@ -175,14 +182,14 @@ def _add_inference(app: FastAPI, service: Service) -> None:
 def _add_repository(app: FastAPI, service: Service) -> None:
     @app.post("/v2/repository/index")
     async def index(request: Request) -> Response:
-        async with request_body(request, service) as body:
+        async with request_body(request, service, _SMALL) as body:
             content = parse_object(body) if body else {}
         return answer(descriptions.repository_index(service.repository, content.get("ready") is True))
 
     @app.post("/v2/repository/models/{name}/load")
     async def load(request: Request, name: str) -> Response:
         service.check_model_control()
-        async with request_body(request, service) as body:
+        async with request_body(request, service, _SMALL) as body:
             content = parse_object(body) if body else {}
         if content.get("parameters"):
             raise UnsupportedError("models are loaded from the server's own folder; parameters of load are not taken")
@@ -238,6 +245,23 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+def accepted_encodings(header: str) -> tuple[str, ...]:
+    """Return which of gzip and deflate an ``Accept-Encoding`` takes (RFC 9110, 12.5.3), most wanted first."""
+    weights: dict[str, float] = {}
+    for part in header.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    weight = float(parameter[2:])
+                except ValueError:
+                    weight = 0.0
+        weights[name.removeprefix("x-")] = weight
+    wanted = {name: weights.get(name, weights.get("*", 0.0)) for name in ("gzip", "deflate")}
+    return tuple(sorted((name for name, weight in wanted.items() if weight > 0), key=lambda name: -wanted[name]))
+
+
 async def _decoded(body: bytes | bytearray, header: str | None) -> InferRequest:
     length = int(header) if header is not None and header.isascii() and header.isdecimal() else len(body)
     if min(length, len(body)) < _LONG:
@@ -251,10 +275,10 @@ def _encoded(response: InferResponse, accepted: str) -> Response:
     headers = {}
     if header_length is not None:
         headers["Inference-Header-Content-Length"] = str(header_length)
-    encodings = {part.partition(";")[0].strip().lower() for part in accepted.split(",")}
-    if len(body) > 1024 and "gzip" in encodings:
+    encodings = accepted_encodings(accepted) if len(body) > _WORTH else ()
+    if encodings[:1] == ("gzip",):
         body, headers["Content-Encoding"] = gzip.compress(body, 1), "gzip"
-    elif len(body) > 1024 and "deflate" in encodings:
+    elif encodings[:1] == ("deflate",):
         body, headers["Content-Encoding"] = zlib.compress(body, 1), "deflate"
     kind = "application/json" if header_length is None else "application/octet-stream"
     return Response(body, headers=headers, media_type=kind)

@@ -17,7 +17,7 @@
 #include "shape.h"
 #include "tiles.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 constexpr uint32_t kPairBits = 0xFFFF;
 
@@ -304,4 +304,4 @@ class TileKernel {
   RunningSoftmax softmax_;
 };
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

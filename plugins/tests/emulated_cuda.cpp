@@ -7,7 +7,7 @@
 #include "plain_kernel.h"
 #include "tile_kernel.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 namespace {
 
 // Tensors that kernels may touch, for the emulator to check.
@@ -121,10 +121,10 @@ bool device_is_hopper() { return true; }
 // Small, so that blocks take several images.
 onepass::Device present_device() { return {2, 99 * 1024, 100 * 1024}; }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda
 
 extern "C" NA_CUDA_API int32_t na_forward_emulated(const na_params* params, int32_t tactic) {
-  return na_deploy::choose(na_deploy::Emulator{*params}, *params, tactic);
+  return na_deploy::cuda::choose(na_deploy::cuda::Emulator{*params}, *params, tactic);
 }
 
 // What tile `number` of a problem needs, for tests of the shared cutting: [first query, range, box flags …] as the
@@ -132,7 +132,7 @@ extern "C" NA_CUDA_API int32_t na_forward_emulated(const na_params* params, int3
 extern "C" NA_CUDA_API int32_t na_tile_boxes(const na_params* params, const int32_t* tile, const int32_t* box,
                                              int64_t number, int32_t* first_query, int32_t* groups, int32_t* firsts,
                                              int32_t* inside, int32_t capacity) {
-  using namespace na_deploy;
+  using namespace na_deploy::cuda;
   const CudaProblem p = make_cuda_problem(*params, 2);
   const Sizes t{{tile[0], tile[1], tile[2]}};
   const Sizes b{{box[0], box[1], box[2]}};
@@ -153,7 +153,7 @@ extern "C" NA_CUDA_API int32_t na_tile_boxes(const na_params* params, const int3
 // Rows of queries that the one-pass kernel's warps take for a problem, those that are none too; -1 if it does not take
 // the problem.
 extern "C" NA_CUDA_API int64_t na_onepass_rows(const na_params* params, int32_t tactic) {
-  using namespace na_deploy;
+  using namespace na_deploy::cuda;
   const auto found = onepass::make_plan(*params, onepass::tactic_warps(tactic), present_device());
   if (!found) return -1;
   const onepass::Plan& plan = found->plan;
@@ -162,6 +162,6 @@ extern "C" NA_CUDA_API int64_t na_onepass_rows(const na_params* params, int32_t 
 }
 
 extern "C" NA_CUDA_API int64_t na_tile_count(const na_params* params, const int32_t* tile) {
-  const na_deploy::Sizes t{{tile[0], tile[1], tile[2]}};
-  return na_deploy::make_tile_grid(na_deploy::make_cuda_problem(*params, 2), t).blocks;
+  const na_deploy::cuda::Sizes t{{tile[0], tile[1], tile[2]}};
+  return na_deploy::cuda::make_tile_grid(na_deploy::cuda::make_cuda_problem(*params, 2), t).blocks;
 }

@@ -18,9 +18,11 @@ pytestmark = pytest.mark.native
 PLUGINS = Path(__file__).parents[2] / "plugins"
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
 NO_GPU = """
+#include "onepass/plan.h"
 extern "C" int na_forward(const void*, int, void*) { return 100; }  // cudaErrorNoDevice
-namespace na_deploy {
+namespace na_deploy::cuda {
 bool device_is_hopper() { return false; }
+onepass::Device present_device() { return {108, 163 * 1024, 164 * 1024}; }
 }
 """
 REGISTRY = """
@@ -66,7 +68,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plugin")
     (folder / "no_gpu.cpp").write_text(NO_GPU)
     sources = [PLUGINS / "tensorrt" / name for name in ("attributes.cpp", "library.cpp", "plugin.cpp", "sizes.cpp")]
-    sources += [PLUGINS / "cuda/tactics.cpp", PLUGINS / "core/check.cpp", folder / "no_gpu.cpp"]
+    sources += [PLUGINS / "cuda/onepass/plan.cpp", PLUGINS / "cuda/tactics.cpp", PLUGINS / "core/check.cpp", folder / "no_gpu.cpp"]
     return compiled(folder, "libna_deploy_trt.so", *sources, options=("-shared", "-fPIC", "-fvisibility=hidden"))
 
 

@@ -19,7 +19,7 @@
 #include "scores.h"
 #include "shape.h"
 
-namespace na_deploy::onepass {
+namespace na_deploy::cuda::onepass {
 
 template <typename T, int kDim, int kChunks>
 class OnePassKernel {
@@ -424,4 +424,4 @@ class OnePassKernel {
   float start_[2 * kChunks][4];  // those of kRegisterChunks are used
 };
 
-}  // namespace na_deploy::onepass
+}  // namespace na_deploy::cuda::onepass

@@ -6,7 +6,7 @@
 #include "onepass/plan.h"
 #include "shared_memory.cuh"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 namespace onepass {
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -49,4 +49,4 @@ int32_t launch_onepass(const CudaProblem& problem, const onepass::Plan& plan, co
 #undef NA_CASE
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

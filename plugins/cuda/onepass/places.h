@@ -9,7 +9,7 @@
 #include "problem.h"
 #include "tiles.h"
 
-namespace na_deploy::onepass {
+namespace na_deploy::cuda::onepass {
 
 constexpr int32_t kZeros = -1;    // instead of a position: a row of zeros
 constexpr int32_t kPadding = -2;  // what lies behind the map
@@ -151,4 +151,4 @@ NA_DEVICE bool sees(const RowSeen& row, const KeyPlace& key) {
   return (((key.at | kHigh) - row.first) & ((row.last | kHigh) - key.at) & kHigh) == kHigh;
 }
 
-}  // namespace na_deploy::onepass
+}  // namespace na_deploy::cuda::onepass

@@ -9,7 +9,7 @@
 
 #include "tactics.h"
 
-namespace na_deploy::onepass {
+namespace na_deploy::cuda::onepass {
 namespace {
 
 int32_t up(int32_t number, int32_t to) { return (number + to - 1) / to; }
@@ -258,4 +258,4 @@ std::optional<Costed> make_plan(const na_params& p, int32_t most_warps, const De
   return remembered[question] = search(p, most_warps, device);
 }
 
-}  // namespace na_deploy::onepass
+}  // namespace na_deploy::cuda::onepass

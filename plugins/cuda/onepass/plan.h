@@ -8,7 +8,7 @@
 #include "problem.h"
 #include "tiles.h"
 
-namespace na_deploy::onepass {
+namespace na_deploy::cuda::onepass {
 
 // Keys that a warp's queries see, in chunks of 16, come in kinds: kernels exist for these counts. A kernel passes over
 // its chunks from few_chunks() on where a warp has no more.
@@ -144,11 +144,11 @@ constexpr int32_t tactic_warps(int32_t tactic) { return tactic == 30 ? 4 : tacti
 // The best plan with at most so many warps; none if the kernel does not take the problem. Remembers what it was asked.
 std::optional<Costed> make_plan(const na_params& p, int32_t most_warps, const Device& device);
 
-}  // namespace na_deploy::onepass
+}  // namespace na_deploy::cuda::onepass
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 // The present device, as libraries and tests tell it.
 onepass::Device present_device();
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda
