@@ -68,7 +68,12 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plugin")
     (folder / "no_gpu.cpp").write_text(NO_GPU)
     sources = [PLUGINS / "tensorrt" / name for name in ("attributes.cpp", "library.cpp", "plugin.cpp", "sizes.cpp")]
-    sources += [PLUGINS / "cuda/onepass/plan.cpp", PLUGINS / "cuda/tactics.cpp", PLUGINS / "core/check.cpp", folder / "no_gpu.cpp"]
+    sources += [
+        PLUGINS / "cuda/onepass/plan.cpp",
+        PLUGINS / "cuda/tactics.cpp",
+        PLUGINS / "core/check.cpp",
+        folder / "no_gpu.cpp",
+    ]
     return compiled(folder, "libna_deploy_trt.so", *sources, options=("-shared", "-fPIC", "-fvisibility=hidden"))
 
 

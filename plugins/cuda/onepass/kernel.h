@@ -13,6 +13,7 @@
 
 #include "bias.h"
 #include "device.h"
+#include "onepass/loads.h"
 #include "onepass/places.h"
 #include "onepass/plan.h"
 #include "problem.h"
@@ -22,9 +23,9 @@
 namespace na_deploy::cuda::onepass {
 
 template <typename T, int kDim, int kChunks>
-class OnePassKernel {
+class OnePassKernel : private Loads<T, kDim> {
  public:
-  NA_DEVICE OnePassKernel(const CudaProblem& problem, const Plan& plan) : p_(problem), plan_(plan), room_(plan.room) {}
+  NA_DEVICE OnePassKernel(const CudaProblem& problem, const Plan& plan) : Base(problem, plan) {}
 
   NA_DEVICE void run() {
     auto& tile = dev::shared_object<Tile>(room_.tile);
@@ -38,9 +39,9 @@ class OnePassKernel {
     auto image = static_cast<int32_t>(tile.image) * plan_.images;
     const Corner corner = corner_of(plan_, tile);
     const int32_t chunks = begin(tile, corner);
-    load_constants(tile, corner);
+    Base::load_constants(tile, corner);
     dev::sync();
-    load(smaller(image, last), stage(0));
+    Base::load(smaller(image, last), stage(0));
     dev::commit_copies();
     if (p_.rel_pos_bias != nullptr) {
       find_start<true>(tile.head, chunks);
@@ -51,7 +52,7 @@ class OnePassKernel {
     for (int turn = 0; image < batch; ++turn, image += step) {
       const dev::Shared own = stage(ahead ? turn % 2 : 0);
       const bool goes_on = image + step < batch;
-      if (ahead && goes_on) load(smaller(image + step, last), stage((turn + 1) % 2));
+      if (ahead && goes_on) Base::load(smaller(image + step, last), stage((turn + 1) % 2));
       dev::commit_copies();
       if (ahead) {
         dev::wait_copies<1>();
@@ -61,48 +62,44 @@ class OnePassKernel {
       dev::sync();
       attend(own, smaller(image, last));
       dev::sync();
-      if (!ahead && goes_on) load(smaller(image + step, last), own);
+      if (!ahead && goes_on) Base::load(smaller(image + step, last), own);
     }
   }
 
  private:
-  static constexpr int kRowBytes = kDim * 2;
-  using R = Rows<kRowBytes>;
-  static constexpr int kPieces = R::kPieces;
+  using Base = Loads<T, kDim>;
+  using Base::address;
+  using Base::has_piece_;
+  using Base::kOwn;
+  using Base::kRowBytes;
+  using Base::lane;
+  using Base::own_at;
+  using Base::own_from;
+  using Base::own_pieces;
+  using Base::own_position;
+  using Base::p_;
+  using Base::plan_;
+  using Base::room_;
+  using Base::seen;
+  using Base::stage;
+  using Base::warp;
+  using typename Base::R;
   static constexpr int kSteps = kDim / 16;  // of 16 channels
   static constexpr int kFew = few_chunks(kChunks);
   static constexpr int kRegisterChunks = register_chunks(kDim, kChunks);
-  static constexpr int kOwn = kDim / 16;         // pieces of queries that a lane brings, and takes away
-  static constexpr int kOwnRows = 32 / kPieces;  // rows of a warp at a time
   static constexpr uint32_t kOnes = std::is_same_v<T, dev::Half> ? 0x3C003C00U : 0x3F803F80U;
 
   struct alignas(16) Start {
     float at[4];
   };
 
-  NA_DEVICE static int lane() { return dev::thread() % 32; }
-  NA_DEVICE static int warp() { return dev::thread() / 32; }
-  NA_DEVICE dev::Shared stage(int number) const {
-    return dev::shared_base() + static_cast<dev::Shared>(number * room_.stage);
-  }
   NA_DEVICE const KeyPlace& key_of_hull(int number) const {
     return dev::shared_object<KeyPlace>(room_.list + number * static_cast<int>(sizeof(KeyPlace)));
-  }
-  NA_DEVICE RowSeen& seen(int row) const {
-    return dev::shared_object<RowSeen>(room_.seen + (warp() * kRowQueries + row) * static_cast<int>(sizeof(RowSeen)));
   }
   NA_DEVICE Start& shared_start(int chunk, int half) const {
     return dev::shared_object<Start>(room_.start +
                                      (warp() * (kChunks - kRegisterChunks) + chunk - kRegisterChunks) * kStartBytes +
                                      half * (kStartBytes / 2) + lane() * 16);
-  }
-  // The first of the four rows that the thread loads in trip `trip`; the others follow at a distance of kOwnRows.
-  NA_DEVICE int first_row(int trip) const {
-    return (trip * plan_.warps + warp()) * kTrip * kOwnRows + lane() / kPieces;
-  }
-  // Where it is written where these rows come from.
-  NA_DEVICE int sources_at(int trip) const {
-    return room_.positions + ((trip * plan_.warps + warp()) * kOwnRows + lane() / kPieces) * 16;
   }
 
   NA_DEVICE void find_keys_of_hulls() const {
@@ -113,9 +110,7 @@ class OnePassKernel {
 
   // Finds where the thread's pieces come from and go to and the warp's hull; returns how many chunks that has.
   NA_DEVICE int32_t begin(const Tile& tile, const Corner& corner) {
-    has_piece_ = dev::thread() % kPieces * 8 < p_.head_dim;
-    if (dev::thread() < kPieces) find_pieces(tile);
-    place_ = R::at(0, first_row(0), lane() % kPieces);
+    Base::begin_loads(tile);
     const WarpHull hull = find_rows(p_, plan_, tile, corner, &dev::shared_object<RowSeen>(room_.seen));
     all_chunks_ = hull.chunks > kFew;
     NA_UNROLL
@@ -126,109 +121,6 @@ class OnePassKernel {
                     R::at(0, smaller(value, plan_.rows - 1), lane() / 16) << 16;
     }
     return hull.chunks;
-  }
-
-  // Piece number dev::thread().
-  NA_DEVICE void find_pieces(const Tile& tile) const {
-    const int32_t key_head = quotient(tile.head, p_.by_heads_per_key);
-    const auto at = [piece = dev::thread(), &p = p_](const void* tensor, int32_t head) {
-      return reinterpret_cast<uint64_t>(tensor) + static_cast<uint64_t>(head * p.head_dim + piece * 8) * 2;
-    };
-    dev::shared_object<PieceOfQuery>(pieces_at(0, dev::thread())) = {at(p_.query, tile.head), at(p_.output, tile.head)};
-    dev::shared_object<PieceOfKey>(pieces_at(1, dev::thread())) = {at(p_.key, key_head), at(p_.value, key_head)};
-  }
-  NA_DEVICE int pieces_at(int half, int piece) const { return room_.pieces + (half * kPieces + piece) * 16; }
-
-  // Works out where the thread's rows come from, and brings those that are the same for all images.
-  NA_DEVICE void load_constants(const Tile& tile, const Corner& corner) const {
-    const int at_once = rows_at_once(plan_.warps, kRowBytes);
-    const int piece = lane() % kPieces;
-    const T* const key = static_cast<const T*>(p_.padding_key) + tile.head * p_.head_dim + piece * 8;
-    const T* const value = static_cast<const T*>(p_.padding_value) + tile.head * p_.head_dim + piece * 8;
-    NA_NO_UNROLL
-    for (int trip = 0; trip * kTrip * at_once < plan_.rows; ++trip) {
-      auto* const sources = &dev::shared_object<int32_t>(sources_at(trip));
-      NA_NO_UNROLL
-      for (int i = piece; i < kTrip; i += kPieces) {
-        const int32_t position = key_position(p_, plan_, tile, corner, first_row(trip) + i * kOwnRows);
-        sources[i] = position < 0 ? position : position * (p_.key_position / 8);
-      }
-      dev::sync_warp();
-      NA_NO_UNROLL
-      for (int i = 0; i < kTrip; ++i) {
-        const int32_t row = first_row(trip) + i * kOwnRows;
-        if ((sources[i] >= 0 && has_piece_) || row >= plan_.rows) continue;
-        for (int n = 0; n < plan_.stages; ++n) {
-          const dev::Shared to = R::at(stage(n), row, piece);
-          dev::copy_ahead(to, key, has_piece_ && sources[i] == kPadding);
-          dev::copy_ahead(to + static_cast<dev::Shared>(room_.values), value, has_piece_ && sources[i] == kPadding);
-        }
-      }
-    }
-    for (int i = 0; i < kOwn && !has_piece_; ++i) {
-      for (int n = 0; n < plan_.stages; ++n) dev::copy_ahead(own_from(own_at(stage(n)), i), p_.query, false);
-    }
-  }
-
-  NA_DEVICE dev::Shared own_at(dev::Shared stage) const {
-    return R::at(stage + static_cast<dev::Shared>(room_.queries), warp() * kRowQueries + lane() / kPieces,
-                 lane() % kPieces);
-  }
-
-  // Where the lane's piece `i` is, from where piece 0 is: rows are swizzled alike again after eight.
-  NA_DEVICE static dev::Shared own_from(dev::Shared first, int i) {
-    constexpr int kAlike = 8 / kOwnRows;
-    const int swizzle = kOwnRows < 8 ? i % kAlike * kOwnRows * 16 : 0;
-    return (first ^ static_cast<dev::Shared>(swizzle)) + static_cast<dev::Shared>(i * kOwnRows * kRowBytes);
-  }
-
-  // Position of the query whose pieces the lane moves.
-  NA_DEVICE int32_t own_position(int i) const { return seen(lane() / kPieces + i * kOwnRows).position; }
-
-  // The thread's PieceOfQuery or PieceOfKey, as words.
-  NA_DEVICE dev::Bytes16 own_pieces(int half) const {
-    return dev::load_shared16(dev::shared_base() + static_cast<dev::Shared>(pieces_at(half, lane() % kPieces)));
-  }
-  NA_DEVICE static uint64_t address(uint32_t low, uint32_t high) { return low | static_cast<uint64_t>(high) << 32; }
-  NA_DEVICE static void copy(dev::Shared to, uint64_t from) {
-    dev::copy_ahead(to, reinterpret_cast<const void*>(from));
-  }
-
-  // The thread's share of queries, keys and values of the images from `image` on.
-  NA_DEVICE void load(int32_t image, dev::Shared stage) const {
-    if (!has_piece_) return;
-    const dev::Bytes16 query = own_pieces(0);
-    const auto query_bytes = static_cast<uint32_t>(p_.query_position) * 2;
-    const auto first = static_cast<uint32_t>(image * p_.positions);
-    const dev::Shared own = own_at(stage);
-    NA_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-      const int32_t at = own_position(i);
-      const uint64_t from =
-          dev::element_at(address(query.word[0], query.word[1]), first + static_cast<uint32_t>(at), query_bytes);
-      if (at >= 0) copy(own_from(own, i), from);
-    }
-    const dev::Bytes16 base = own_pieces(1);
-    const uint64_t further = static_cast<uint64_t>(first) * (static_cast<uint32_t>(p_.key_position) * 2);
-    const uint64_t key = address(base.word[0], base.word[1]) + further;
-    const uint64_t value = address(base.word[2], base.word[3]) + further;
-    dev::Shared to = stage + place_;
-    dev::Shared from = dev::shared_base() + static_cast<dev::Shared>(sources_at(0));
-    const dev::Shared end = dev::shared_base() + static_cast<dev::Shared>(room_.list);
-    NA_NO_UNROLL
-    for (; from < end; from += static_cast<dev::Shared>(plan_.warps * kOwnRows * 16)) {
-      const dev::Bytes16 sources = dev::load_shared16(from);
-      const dev::Shared to_value = to + static_cast<dev::Shared>(room_.values);
-      NA_UNROLL
-      for (int i = 0; i < kTrip; ++i) {
-        if (static_cast<int32_t>(sources.word[i]) >= 0) {
-          const uint64_t at = static_cast<uint64_t>(sources.word[i]) * 16;
-          copy(own_from(to, i), key + at);
-          copy(own_from(to_value, i), value + at);
-        }
-      }
-      to += static_cast<dev::Shared>(plan_.warps * kTrip * kOwnRows * kRowBytes);
-    }
   }
 
   // Bias and mask of the lane's scores, as products start from them.
@@ -413,12 +305,7 @@ class OnePassKernel {
     }
   }
 
-  const CudaProblem& p_;
-  const Plan& plan_;
-  const Room& room_;
-  bool has_piece_ = false;       // or zeros, behind a head's last channel
   bool all_chunks_ = false;      // whether the warp's hull has more than kFew
-  dev::Shared place_ = 0;        // of the first row that the thread loads, from a stage
   uint32_t rows_at_[kChunks];    // of the rows whose addresses the lane gives for a chunk: the key's in 16 low bits,
                                  // the value's in the high ones
   float start_[2 * kChunks][4];  // those of kRegisterChunks are used
