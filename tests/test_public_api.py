@@ -43,3 +43,17 @@ def test_importing_the_package_imports_no_large_library():
     code = "import sys, na_deploy; print(sorted({'torch', 'onnx', 'numpy', 'onnxruntime'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_both_exports_refuse_the_same_impossible_options(tmp_path):
+    import torch
+
+    module, example = torch.nn.Linear(2, 2), torch.zeros(1, 2)
+    for options, message in (
+        ({"opset": 9}, "opset 9 is not supported"),
+        ({"tolerance": 0.0}, "must be above 0, got 0"),
+    ):
+        with pytest.raises(na_deploy.UsageError, match=message):
+            na_deploy.export(module, example, tmp_path / "module.onnx", **options)
+        with pytest.raises(na_deploy.UsageError, match=message):
+            na_deploy.export(tmp_path / "absent.pth", tmp_path / "checkpoint.onnx", **options)
