@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.models.preprocessing import Placement, Preprocessing
+from na_deploy.runtime.images.png import SIGNATURE, only_pixels
 
 FloatArray = NDArray[np.float32]
 
@@ -57,6 +58,33 @@ class ImageTooLargeError(NaDeployError):
 
 
 def _decode(
+    source: Path | BytesIO, name: str, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> Image.Image:
+    try:
+        return _decode_as_it_is(source, name, formats, max_pixels)
+    except ImageTooLargeError:
+        raise
+    except NaDeployError:
+        data = source.getvalue() if isinstance(source, BytesIO) else _png_in(source)
+        if not data.startswith(SIGNATURE):
+            raise
+        stripped = only_pixels(data)
+        if stripped == data:
+            raise
+        return _decode_as_it_is(BytesIO(stripped), name, formats, max_pixels)
+
+
+def _png_in(path: Path) -> bytes:
+    """Return a file's content if it is a PNG file that can be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(SIGNATURE))
+            return start + file.read() if start == SIGNATURE else b""
+    except OSError:
+        return b""
+
+
+def _decode_as_it_is(
     source: Path | BytesIO, name: str, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
 ) -> Image.Image:
     most = max_pixels or Image.MAX_IMAGE_PIXELS or 2**31
@@ -201,9 +229,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16 or 32 bits; Pillow's own conversion clips to 255
-        values = np.asarray(image, np.float64)
-        return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8)).convert("RGB")
+        return _eight_bits(image).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale greyscale of 16 bits to 8, some rows at a time: in float64 a whole picture takes eight times its size."""
+    values = np.asarray(image)
+    scaled = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), _ROWS):
+        rows = values[top : top + _ROWS].astype(np.float64)
+        scaled[top : top + _ROWS] = np.clip(rows / 257, 0, 255).round()
+    return Image.fromarray(scaled)
+
+
+_ROWS = 64
