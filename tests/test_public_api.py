@@ -32,9 +32,11 @@ def test_every_error_is_public_and_a_kind_of_the_one_to_catch():
 def test_help_shows_the_signatures_and_arguments_of_both_exports():
     shown = inspect.getdoc(na_deploy.export)
     for function in (export_checkpoint, export_module):
-        assert f"export{inspect.signature(function)}" in shown
-        for name in inspect.signature(function).parameters:
-            assert f"{name}: " in shown
+        for name, parameter in inspect.signature(function).parameters.items():
+            default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+            assert f"\n    {name}: {parameter.annotation}{default},\n" in shown  # in the signature
+            assert f"\n    {name}: " in shown.partition("Args:")[2]
+        assert f") -> {inspect.signature(function).return_annotation}\n" in shown
     for name in ("threads", "providers", "device"):
         assert name in inspect.signature(na_deploy.load).parameters
 
