@@ -40,8 +40,8 @@ def export_factory(
     with progress_line("starting") as progress:
         # After the first word: importing PyTorch takes seconds.
         from na_deploy.exporter import export
+        from na_deploy.exporter.factory import build_module
         from na_deploy.exporter.module_request import (
-            build_module,
             dynamic_axes,
             example_inputs,
             load_weights,
@@ -50,7 +50,7 @@ def export_factory(
 
         examples, axes, changes = example_inputs(inputs), dynamic_axes(dynamic), set_windows(windows)
         progress("building the module")
-        module = build_module(name) if natten is None else build_module(name, natten)
+        module = build_module(name, natten)
         warnings = [] if weights is None else load_weights(module, weights)
         given = {} if opset is None else {"opset": opset}
         report = export(
@@ -61,6 +61,7 @@ def export_factory(
             external_data=external_data,
             tolerance=tolerance,
             windows=changes,
+            natten=natten,
             progress=progress,
             **given,
         )

@@ -15,7 +15,7 @@ from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
 from na_deploy.exporter.saving import save
 from na_deploy.exporter.tracing import trace
-from na_deploy.exporter.verify import VerificationCase, verify_outputs
+from na_deploy.exporter.verify import VerificationCase, refusal, verify_outputs
 from na_deploy.files import staged_output
 from na_deploy.models import LoadedModel, load_model
 
@@ -147,12 +147,11 @@ def export(
         no_kernels = check_file(staged)
         cases = verify_outputs(loaded.module, staged, verification_shapes(loaded, shape, options))
         clock.lap("verify")
-        worst = max(case.worst for case in cases)
-        if not worst <= options.accepted_difference:
-            raise VerificationError(
-                f"{target.name} differs from PyTorch by {worst:.1e} (relative), above the tolerance of "
-                f"{options.accepted_difference:.0e} for {options.dtype}; the file was not kept"
-            )
+        for case in cases:
+            for found in case.differences:
+                if not found.relative <= options.accepted_difference:
+                    size = "x".join(map(str, case.input_shape))
+                    raise VerificationError(refusal(target.name, found, size, options.accepted_difference))
     return ExportReport(
         path=target,
         files=tuple(target.with_name(path.name) for path in files),

@@ -69,6 +69,15 @@ class VerificationCase:
         return max(difference.relative for difference in self.differences)
 
 
+def refusal(file: str, found: Difference, sizes: str, accepted: float) -> str:
+    """Return the sentence about a file that is not kept."""
+    return (
+        f"{file} is not kept: its output {found.name} differs from PyTorch by {found.relative:.1e} (relative; "
+        f"{found.largest:.1e} at most) for an input of {sizes}, above the tolerance of {accepted:.0e}; --tolerance "
+        "accepts more"
+    )
+
+
 def random_image(shape: Sequence[int], seed: int = SEED) -> Tensor:
     """Return a seeded standard-normal image batch, what normalised photographs look like to a model."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
