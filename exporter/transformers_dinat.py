@@ -39,11 +39,9 @@ def working_dinat(module: nn.Module) -> Iterator[tuple[nn.Module, list[str]]]:
         if _is_broken(module):
             module, found = _network_of(module), True
         else:
-            for parent in list(module.modules()):
-                for name, child in list(parent.named_children()):
-                    if _is_broken(child) and not _is_broken(parent):
-                        setattr(parent, name, _network_of(child))
-                        undo.append((parent, name, child))
+            for parent, name, child in list(_broken_children(module)):
+                setattr(parent, name, _network_of(child))
+                undo.append((parent, name, child))
             found = bool(undo)
         yield module, [_sentence()] if found else []
     finally:
@@ -59,6 +57,14 @@ def _version() -> tuple[int, ...]:
 
 def _is_broken(module: nn.Module) -> bool:
     return type(module).__module__ == _MODULE and _version() > _LAST_GOOD
+
+
+def _broken_children(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    for name, child in module.named_children():
+        if _is_broken(child):
+            yield module, name, child
+        else:
+            yield from _broken_children(child)
 
 
 def _sentence() -> str:
@@ -85,7 +91,9 @@ def _network_of(module: nn.Module) -> nn.Module:
     structure = read_structure(tensors, path)
     if kind == "DinatForImageClassification" and not structure.num_classes:
         raise UsageError(f"{kind} without labels gives no class scores; set num_labels, or give DinatBackbone")
-    config = replace(structure, dilations=dilations or structure.dilations, layer_norm_eps=float(settings.layer_norm_eps))
+    config = replace(
+        structure, dilations=dilations or structure.dilations, layer_norm_eps=float(settings.layer_norm_eps)
+    )
     with torch.device("meta"):
         network = build_model(config)
     network.load_state_dict(tensors, strict=True, assign=True)

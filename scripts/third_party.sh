@@ -16,5 +16,5 @@ into packages \
 # Its DiNAT is broken.
 into transformers transformers==4.57.6 tokenizers==0.22.1
 # Hugging Face's kernels, which need a newer hub than transformers 4.53.
-into kernels kernels==0.17.2 huggingface-hub==2.4.0 httpx==0.28.1 httpcore==1.0.9 tomlkit==0.15.2
+into kernels kernels==0.17.2 huggingface-hub==1.11.0 httpx==0.28.1 httpcore==1.0.9 tomlkit==0.15.2
 cp "$0" "$done_with"
