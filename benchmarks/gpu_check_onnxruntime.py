@@ -30,7 +30,7 @@ NODES = {
 
 
 class NotChecked(Exception):  # noqa: N818 -- not an error
-    """What this machine lacks, in one sentence."""
+    """Something that this machine lacks, in one sentence."""
 
 
 def require_provider(provider: str = CUDA) -> None:

@@ -1,4 +1,4 @@
-"""How long the GPU kernels take at NAT's, DiNAT's and NATTEN's published problems, beside what else computes them."""
+"""Times of the GPU kernels at NAT's, DiNAT's and NATTEN's published problems, beside what else computes them."""
 
 from __future__ import annotations
 

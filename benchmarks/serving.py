@@ -1,7 +1,7 @@
-"""What the server adds to a session, how many requests it answers, what batching wins, how soon it is ready.
+"""Cost of the server over a session, requests it answers, gain of batching, time to be ready.
 
     python benchmarks/serving.py                    # all tables, a few seconds per row
-    python benchmarks/serving.py --seconds 30       # the rows as issue and docs/serving.md state them
+    python benchmarks/serving.py --seconds 30       # the rows as docs/serving.md states them
     python benchmarks/serving.py --soak 10          # memory of a server under mixed load for ten minutes
 
 Servers and their clients run in processes of their own, on the loopback address. Overhead is measured on a model that

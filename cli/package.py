@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--cuda-graphs", is_flag=True, help="Capture CUDA graphs (tensorrt).")
 @click.option("--cache", is_flag=True, help="Answer repeated requests from Triton's response cache.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names; by default the model's.")
-@click.option("--preprocess", is_flag=True, help="Also write an ensemble that takes JPEG or PNG files.")
+@click.option("--preprocess", is_flag=True, help="Also write a model that takes JPEG or PNG files.")
 @click.option(
     "--operators", default="auto", show_default=True, help="Operator library (onnxruntime): auto, none, a file."
 )

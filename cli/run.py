@@ -10,6 +10,7 @@ import click
 
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.errors import UsageError
+from na_deploy.files import check_output
 from na_deploy.models.metadata import SEGMENT_TASKS
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ def command(
     segments, draw them over the image (-o out.png) and give them as COCO's results (--json).
     """
     from na_deploy.cli.run_segments import is_drawing, run_segmenter, segments_asked
-    from na_deploy.model_file.answers import class_count, class_scores
+    from na_deploy.model_file.answers import answer_of
     from na_deploy.runtime.images.batches import read_inputs, run_in_batches
     from na_deploy.runtime.results.classification import read_labels
     from na_deploy.runtime.session import load
 
+    if output is not None and not output.is_dir():
+        check_output(output, (model, *inputs, labels))
     drawing = output is not None and is_drawing(output)
     if output is not None and not drawing and output.suffix not in (".npy", ".npz"):
         raise UsageError(
@@ -72,11 +75,11 @@ def command(
                 raise UsageError(f"{model.name} gives no segments of these inputs; leave {option} away")
         if output is not None and output.suffix == ".npy" and len(session.outputs) > 1:
             raise UsageError(f"{model.name} has {len(session.outputs)} outputs; write them to a .npz file")
-        scores = class_scores(session.outputs, session.metadata, labelled=labels is not None)
-        logits = None if scores is None else scores.name
+        answer = answer_of(session.outputs, session.metadata, labelled=labels is not None)
+        logits = None if answer.scores is None else answer.scores.name
         if labels is not None and logits is None:
             raise UsageError(f"{model.name} returns features or maps, not classes; remove --labels")
-        names = read_labels(labels, class_count(scores)) if labels is not None else None
+        names = read_labels(labels, answer.class_count) if labels is not None else None
         loaded = perf_counter()
         batch = read_inputs(session, inputs)
         prepared = perf_counter()

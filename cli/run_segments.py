@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import counted
 from na_deploy.errors import UsageError
-from na_deploy.models.metadata import SEGMENT_TASKS
 
 if TYPE_CHECKING:
     from na_deploy.runtime.results.predict import ResultOptions
@@ -41,7 +40,9 @@ def is_drawing(output: Path) -> bool:
 
 def segments_asked(session: Session, inputs: Sequence[Path], output: Path | None) -> bool:
     """Tell whether a run gives segments: a segmenter on images, unless raw outputs are wanted."""
-    segmenter = session.metadata is not None and session.metadata.task in SEGMENT_TASKS
+    from na_deploy.model_file.answers import answer_of
+
+    segmenter = answer_of(session.outputs, session.metadata).has_segments
     images = not any(path.suffix == ".npy" for path in inputs)
     return segmenter and images and (output is None or is_drawing(output))
 

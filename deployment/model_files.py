@@ -12,7 +12,7 @@ from na_deploy.deployment.config import INTERFACE, MODEL_FILES, PLUGIN_LIBRARY
 from na_deploy.deployment.options import PackageOptions
 from na_deploy.deployment.source import ModelSource
 from na_deploy.errors import UsageError
-from na_deploy.model_file.answers import class_count, class_scores
+from na_deploy.model_file.answers import answer_of
 from na_deploy.runtime.bundle.manifest import NAME as MANIFEST
 from na_deploy.runtime.native_libraries import ONNXRUNTIME_LIBRARY, gpu_capabilities, onnxruntime_library
 from na_deploy.runtime.results.classification import read_labels
@@ -125,7 +125,7 @@ def label_names(source: ModelSource, options: PackageOptions) -> list[str] | Non
     Raises:
         UsageError: a file of labels was given that does not fit.
     """
-    classes = class_count(class_scores(source.outputs, source.metadata, labelled=options.labels is not None))
+    classes = answer_of(source.outputs, source.metadata, labelled=options.labels is not None).class_count
     if options.labels is not None:
         if classes is None:
             raise UsageError(f"{source.path} does not give class scores, so labels have no place; remove --labels")

@@ -22,8 +22,10 @@ from na_deploy.deployment.ensemble import ensemble_config, ensemble_name, prepro
 from na_deploy.deployment.model_files import label_names, python_backend, write_library, write_model, write_plugins
 from na_deploy.deployment.options import PackageOptions, check_name
 from na_deploy.deployment.protobuf import CONFIG, Config
+from na_deploy.deployment.segmenter import segmenter_config
 from na_deploy.deployment.source import ModelSource, open_source
 from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.model_file.answers import answer_of
 
 Say = Callable[[str], None]
 
@@ -38,7 +40,7 @@ class PackagedModel:
         backend: Triton's backend, or "ensemble".
         max_batch: largest batch, 0 where batches are fixed.
         folder: its folder.
-        notes: what a person should know about it.
+        notes: remarks for people.
     """
 
     name: str
@@ -57,7 +59,7 @@ def package(
     Args:
         models: ONNX files and bundles.
         output: the repository's folder, made if it does not exist. Models that are in it get a new version.
-        options: how Triton is to run them, all alike.
+        options: settings of Triton, the same for all.
         say: told each step as it begins.
 
     Returns:
@@ -121,12 +123,13 @@ def _stage(source: ModelSource, repository: Path, staging: Path, options: Packag
     result = [
         PackagedModel(name, version, str(options.backend), config.max_batch_size, repository / name, notes + note)
     ]
-    if options.preprocess:
-        for made, code in (
-            (preprocessing_config(config, source, options.instances), "preprocessing.py"),
-            (ensemble_config(config), None),
-        ):
-            result.append(_stage_helper(made, code, repository, staging))
+    if options.preprocess and answer_of(source.outputs, source.metadata).has_segments:
+        made = segmenter_config(config, source, options.instances)
+        result.append(_stage_helper(made, "segmenter.py", repository, staging))
+    elif options.preprocess:
+        prepare = preprocessing_config(config, source, options.instances)
+        result.append(_stage_helper(prepare, "preprocessing.py", repository, staging))
+        result.append(_stage_helper(ensemble_config(config), None, repository, staging))
     return result
 
 

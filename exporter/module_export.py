@@ -21,14 +21,16 @@ from na_deploy.exporter.module_verify import Dynamic, ModuleCase, verify_module
 from na_deploy.exporter.natten_api import replaced_natten
 from na_deploy.exporter.options import DEFAULT_OPSET, OPSETS, TOLERANCE
 from na_deploy.exporter.rewindow import SetWindow, WindowErrors, window_errors, windowed
-from na_deploy.exporter.saving import save
+from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import quiet, root_cause
 from na_deploy.exporter.transformers_dinat import working_dinat
 from na_deploy.exporter.translation import translation_table
 from na_deploy.exporter.unfused_pairs import fuse_pairs, pair_translations, register_pair_schemas
 from na_deploy.exporter.verify import Difference, refusal
 from na_deploy.exporter.wrappers import unwrapped, without_wrappers
-from na_deploy.files import staged_output
+from na_deploy.files import check_output, staged_output
+from na_deploy.models.metadata import ModelMetadata
+from na_deploy.models.preprocessing import unprepared
 
 _PRECISION = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
@@ -74,7 +76,12 @@ def export_module(
     external_data: bool = False,
     tolerance: float | None = None,
     windows: Sequence[SetWindow] = (),
+<<<<<<< HEAD
     natten: str | None = None,
+=======
+    flat: bool = False,
+    origin: str = "",
+>>>>>>> main
     progress: Callable[[str], None] | None = None,
 ) -> ModuleExportReport:
     """Turn a module whose forward uses natten's public functions into one ONNX file, verified before it is kept.
@@ -90,8 +97,13 @@ def export_module(
         tolerance: largest accepted relative difference; by default that of the lowest precision in the graph.
         windows: layers of full attention to turn into neighborhood attention; the file then differs from the original
             as ``window_errors`` says, and is verified against the re-windowed module.
+<<<<<<< HEAD
         natten: version whose interface ``import natten`` offers where the module imports it when it runs, such as
             "0.17"; by default the installed natten's, or the latest.
+=======
+        flat: write standard operators only, without functions.
+        origin: where the module comes from, as ``package.module:factory``, for the file to say.
+>>>>>>> main
         progress: called with a few words at each step.
 
     Raises:
@@ -105,6 +117,7 @@ def export_module(
     inputs = _named(module, example_inputs)
     report = progress or (lambda _: None)
     target = Path(output or f"{type(module).__name__.lower()}.onnx")
+    check_output(target, endings=(".onnx",))
     training = module.training
     module.eval()
     try:
@@ -132,9 +145,11 @@ def export_module(
                 _name_outputs(model)
             notices = fuse_pairs(model)
             passes.finish(model, type(module).__name__, opset)
-            accepted = _tolerance(model) if tolerance is None else tolerance
+            precision = _lowest_precision(model)
+            accepted = TOLERANCE[precision] if tolerance is None else tolerance
+            model.metadata_props.update(_metadata(module, inputs, origin, precision, errors).to_props())
             report("writing")
-            files = save(model, staged, external_data=external_data)
+            files = save(model, staged, external_data=external_data, flat=flat)
             nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
             del model
             report("verifying in ONNX Runtime")
@@ -143,6 +158,7 @@ def export_module(
             _check_differences(target.name, cases, accepted)
     finally:
         module.train(training)
+    drop_stale_weights(target, files)
     written = tuple(target.with_name(path.name) for path in files)
     return ModuleExportReport(
         target,
@@ -156,11 +172,26 @@ def export_module(
     )
 
 
+<<<<<<< HEAD
 def _check_differences(name: str, cases: Sequence[ModuleCase], accepted: float) -> None:
     for case in cases:
         for found in case.differences:
             if not found.relative <= accepted:
                 raise VerificationError(refusal(name, found, case.sizes, accepted))
+=======
+def _metadata(
+    module: nn.Module, inputs: Mapping[str, Tensor], origin: str, precision: str, errors: WindowErrors | None
+) -> ModelMetadata:
+    return ModelMetadata(
+        architecture=type(module).__name__,
+        task="module",
+        source_name=origin,
+        dtype=precision,
+        preprocessing=unprepared((0, 0), 0),
+        inputs={name: tuple(tensor.shape) for name, tensor in inputs.items()},
+        windows=() if errors is None else tuple(f"{layer.layer}: {layer.spec.describe()}" for layer in errors.layers),
+    )
+>>>>>>> main
 
 
 def _named(module: nn.Module, given: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,11 +215,12 @@ def _named(module: nn.Module, given: Tensor | Sequence[Tensor] | Mapping[str, Te
     return inputs
 
 
-def _tolerance(model: ir.Model) -> float:
+def _lowest_precision(model: ir.Model) -> str:
     """Return the tolerance of the lowest precision in the graph, which autocast may choose inside a float32 module."""
     values = [output for node in ir.traversal.RecursiveGraphIterator(model.graph) for output in node.outputs]
     types = {value.dtype for value in (*model.graph.inputs, *model.graph.initializers.values(), *values)}
-    return max((TOLERANCE[name] for kind, name in _PRECISION.items() if kind in types), default=TOLERANCE["fp32"])
+    found = (name for kind, name in _PRECISION.items() if kind in types)
+    return max(found, key=TOLERANCE.__getitem__, default="fp32")
 
 
 def _trace(

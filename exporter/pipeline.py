@@ -7,20 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import passes
 from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
-from na_deploy.exporter.saving import save
+from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import trace
 from na_deploy.exporter.verify import VerificationCase, refusal, verify_outputs
-from na_deploy.files import staged_output
+from na_deploy.files import check_output, staged_output
 from na_deploy.models import LoadedModel, load_model
-
-if TYPE_CHECKING:
-    pass
 
 Progress = Callable[[str], None]
 Shape = tuple[int, int, int, int]
@@ -76,6 +72,7 @@ def export(
     opset: int | None = None,
     external_data: bool = False,
     tolerance: float | None = None,
+    flat: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Turn a NAT or DiNAT checkpoint into one ONNX file, verified in ONNX Runtime before it is kept.
@@ -92,6 +89,7 @@ def export(
         opset: ONNX operator set.
         external_data: write weights to a file beside the model whatever their size.
         tolerance: largest accepted relative difference to PyTorch float32.
+        flat: write standard operators only, without functions: for runtimes that know none (:mod:`flatten`).
         progress: called with a few words at each step.
 
     Returns:
@@ -109,8 +107,11 @@ def export(
         dtype=dtype,
         external_data=external_data,
         tolerance=tolerance,
+        flat=flat,
         **given,
     )
+    if output is not None:
+        check_output(Path(output), () if isinstance(source, LoadedModel) else (Path(source),), (".onnx",))
     report = progress or (lambda _: None)
     clock = _Clock()
     if isinstance(source, LoadedModel):
@@ -133,13 +134,13 @@ def export(
 
     with staged_output(target) as staged:
         report("tracing")
-        names = _output_names(loaded)
+        names = list(loaded.config.output_names)
         model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options)
         clock.lap("trace")
         report("writing")
         passes.finish(model, metadata.architecture, options.opset)
-        model.metadata_props.update(replace(metadata, dtype=options.dtype).to_props())
-        files = save(model, staged, external_data=options.external_data)
+        model.metadata_props.update(replace(metadata, dtype=options.dtype, inputs={"image": shape}).to_props())
+        files = save(model, staged, external_data=options.external_data, flat=options.flat)
         nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
         del model
         clock.lap("write")
@@ -152,6 +153,7 @@ def export(
                 if not found.relative <= options.accepted_difference:
                     size = "x".join(map(str, case.input_shape))
                     raise VerificationError(refusal(target.name, found, size, options.accepted_difference))
+    drop_stale_weights(target, files)
     return ExportReport(
         path=target,
         files=tuple(target.with_name(path.name) for path in files),
@@ -210,12 +212,6 @@ def verification_shapes(loaded: LoadedModel, shape: tuple[int, int, int, int], o
     least = loaded.config.total_stride
     small = (batch, channels, max(least, height // 3 + 2), max(least, width // 2 - 3))
     return list(dict.fromkeys([shape, small, (other, channels, height + 37, width + 81)]))
-
-
-def _output_names(loaded: LoadedModel) -> list[str]:
-    if loaded.metadata.task == "backbone":
-        return [f"stage{index + 1}" for index in loaded.config.out_indices]
-    return ["logits" if loaded.config.num_classes else "features"]
 
 
 class _Clock:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from na_deploy.errors import NaDeployError
+from na_deploy.model_file.graph import read_model
+
+EXTERNAL_DATA_BYTES = 2_000_000_000
+"""A protobuf file cannot pass 2 GiB; larger weights go to a file beside the model."""
 
 FOLD_LIMIT = 64 << 20
 """Bytes of the largest tensor that is stored instead of computed at run time."""
@@ -48,20 +53,48 @@ def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
         if model.functions
         else onnx.ModelProto.FromString(model.SerializeToString())
     )
-    _fold(flat)
-    _drop_copies(flat)
-    operators = _operators(flat.graph)
-    foreign = sorted(f"{domain}.{kind}" for domain, kind in operators if domain not in _STANDARD)
+    foreign = sorted(f"{domain}.{kind}" for domain, kind in _operators(flat.graph) if domain not in _STANDARD)
     if foreign:
         raise NaDeployError(
             f"the model cannot be flattened: {', '.join(foreign)} is no standard operator and no function of the file"
         )
-    used = {domain for domain, _ in operators}
+    try:
+        _fold(flat)
+        _drop_copies(flat)
+    except shape_inference.InferenceError as error:
+        raise NaDeployError(f"the model cannot be flattened, its shapes contradict: {_one_line(error)}") from error
+    used = {domain for domain, _ in _operators(flat.graph)}
     opsets = [opset for opset in flat.opset_import if opset.domain in used or opset.domain == ""]
     del flat.opset_import[:]
     flat.opset_import.extend(opsets)
     helper.set_model_props(flat, {entry.key: entry.value for entry in model.metadata_props} | {FLAT: "1"})
     return flat
+
+
+def flatten_file(source: Path, target: Path) -> list[Path]:
+    """Write a flat copy of an ONNX file, with weights beside it where it would pass protobuf's 2 GiB.
+
+    Args:
+        source: the file; its weights may lie beside it.
+        target: the file to write; may be ``source``.
+
+    Returns:
+        The files written, the model first.
+
+    Raises:
+        UsageError: the file does not exist.
+        NaDeployError: it is not an ONNX model, or holds operators of others.
+    """
+    model = read_model(source)
+    onnx.load_external_data_for_model(model, str(source.resolve().parent))
+    flat = flatten(model)
+    beside = target.with_name(f"{target.name}.data")
+    if sum(tensor.ByteSize() for tensor in flat.graph.initializer) <= EXTERNAL_DATA_BYTES:
+        onnx.save(flat, target)
+        return [target]
+    beside.unlink(missing_ok=True)  # onnx appends to an old one
+    onnx.save(flat, target, save_as_external_data=True, location=beside.name)
+    return [target, beside]
 
 
 def is_flat(model: onnx.ModelProto) -> bool:
@@ -291,6 +324,8 @@ def _evaluate(model: onnx.ModelProto, computed: list[onnx.NodeProto], results: l
         session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return dict(zip(results, session.run(results, {}), strict=True))
     except Exception as error:
-        raise NaDeployError(
-            f"ONNX Runtime cannot fold the model's constants: {' '.join(str(error).split())}"
-        ) from error
+        raise NaDeployError(f"ONNX Runtime cannot fold the model's constants: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]

@@ -63,6 +63,7 @@ def examine() -> list[Finding]:
         _package("onnx", "reading models", "pip install onnx", core=True),
         _onnxruntime(),
         _native_library(),
+        _package("openvino", "running models on processors with bfloat16", "pip install 'na-deploy[openvino]'"),
         _package("torch", "export, verify", "pip install 'na-deploy[export]'", minimum=(2, 9)),
         _package("onnxscript", "export", "pip install 'na-deploy[export]'"),
         _package("safetensors", ".safetensors checkpoints", "pip install 'na-deploy[export]'"),

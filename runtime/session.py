@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from na_deploy.closeable import Closeable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 BACKENDS = {
     "onnxruntime": "na_deploy.runtime.backends.onnxruntime",
+    "openvino": "na_deploy.runtime.openvino",
     "tensorrt": "na_deploy.runtime.tensorrt",
     "tensorrt-rtx": "na_deploy.runtime.tensorrt.rtx",
     "torch": "na_deploy.runtime.backends.torch",
@@ -55,6 +57,9 @@ class SessionOptions:
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps; 0 for none, ``None`` for the default.
         arch: architecture of a checkpoint that does not say itself.
         dilations: the same for its dilations.
+        precision: "f32" or "bf16", the arithmetic of OpenVINO; ``None`` is float32.
+        streams: calls that OpenVINO works on at the same time; ``None`` leaves its own default for low latency.
+        cache: folder of OpenVINO's compiled models; ``None`` keeps none.
         manifest: of the verified bundle that the file is from.
     """
 
@@ -67,6 +72,9 @@ class SessionOptions:
     cuda_graphs: int | None = None
     arch: str | None = None
     dilations: str | None = None
+    precision: str | None = None
+    streams: int | None = None
+    cache: Path | None = None
     manifest: Manifest | None = None
 
 
@@ -84,10 +92,12 @@ class Session(Closeable):
         device: what it runs on, in words.
         library: our operator library, where attention runs on it; ``None`` where the function bodies do.
         batches: smallest and largest batch that an engine takes; ``None`` for any.
+        usual_shapes: shapes that a bundle was built for, by input; empty for others.
     """
 
     library: Path | None = None
     batches: tuple[int, int] | None = None
+    usual_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -244,15 +254,18 @@ def load(
     cuda_graphs: int | None = None,
     arch: str | None = None,
     dilations: str | None = None,
+    precision: str | None = None,
+    streams: int | None = None,
+    cache: str | Path | None = None,
 ) -> Session:
     """Load an exported model.
 
     Args:
         path: an ONNX file; a bundle of ``na-deploy build``, a folder or a .zip archive, whose members are verified by
             hash before anything in them is loaded; an engine; or a checkpoint, which PyTorch runs as the reference.
-        backend: ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``. By default a bundle says itself
-            what it is for, and else the file's ending decides: .engine, .plan and .trt are TensorRT's, .pt, .pth, .bin
-            and .safetensors PyTorch's, others ONNX.
+        backend: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``. By default a
+            bundle says itself what it is for, and else the file's ending decides: .engine, .plan and .trt are
+            TensorRT's, .pt, .pth, .bin and .safetensors PyTorch's, others ONNX.
         threads: threads inside one operator; by default the runtime decides.
         providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
             Runtime has it, then the CPU.
@@ -265,6 +278,9 @@ def load(
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps per context, 4 by default; 0 for none.
         arch: for a checkpoint, its architecture if it does not say itself.
         dilations: the same for its dilations.
+        precision: arithmetic of OpenVINO on the CPU: "f32", the default, or "bf16" on processors that have it.
+        streams: calls that OpenVINO works on at the same time.
+        cache: a folder where OpenVINO keeps compiled models, so that later loads are faster.
 
     Raises:
         UsageError: the file does not exist, or an option is not one of the possible values.
@@ -281,6 +297,11 @@ def load(
         raise UsageError(f"cuda_graphs must be at least 0, got {cuda_graphs}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
+    if streams is not None and streams < 1:
+        raise UsageError(f"streams must be at least 1, got {streams}")
+    for option, value in (("precision", precision), ("streams", streams), ("cache", cache)):
+        if value is not None and name != "openvino":
+            raise UsageError(f"{option} is for the openvino backend, not for {name}; remove it")
     if isinstance(providers, str):
         raise UsageError(f"providers is a list of names, got the text {providers!r}; write [{providers!r}]")
     options = SessionOptions(
@@ -292,6 +313,9 @@ def load(
         cuda_graphs=cuda_graphs,
         arch=arch,
         dilations=dilations,
+        precision=precision,
+        streams=streams,
+        cache=None if cache is None else Path(cache),
     )
     # PyTorch's files are zip archives too.
     if _BY_SUFFIX.get(location.suffix) != "torch" and is_bundle(location):

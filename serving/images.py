@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from PIL import Image
+
 from na_deploy.errors import NaDeployError
 from na_deploy.models.preprocessing import Preprocessing
 from na_deploy.runtime.images.prepare import FloatArray, ImageTooLargeError, decode_image, prepare
@@ -25,10 +27,15 @@ def image_input(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> F
         InvalidRequestError: it is not such a file, or is damaged or truncated.
         TooLargeError: it has more pixels.
     """
+    return prepare(decoded_image(data, max_pixels), preprocessing)
+
+
+def decoded_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode an image, upright; arguments and errors as in :func:`image_input`."""
     if not data:
         raise InvalidRequestError("the request has no image; send the bytes of a JPEG or PNG file as its body")
     try:
-        return prepare(decode_image(data, formats=FORMATS, max_pixels=max_pixels), preprocessing)
+        return decode_image(data, formats=FORMATS, max_pixels=max_pixels)
     except ImageTooLargeError as error:
         raise TooLargeError(str(error)) from None
     except NaDeployError as error:

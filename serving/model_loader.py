@@ -14,7 +14,7 @@ from time import perf_counter
 import numpy as np
 
 from na_deploy.errors import NaDeployError
-from na_deploy.model_file.answers import class_count, class_scores
+from na_deploy.model_file.answers import Answer, answer_of
 from na_deploy.model_file.tensors import Array, TensorSpec, random_input
 from na_deploy.models.preprocessing import Preprocessing
 from na_deploy.runtime.results.classification import read_labels
@@ -58,8 +58,8 @@ def open_model(source: Source, options: ServeOptions) -> OpenedModel:
     session = load(source.path, threads=options.threads, custom_operators=options.custom_operators)
     try:
         preprocessing = _preprocessing(session)
-        scores = class_scores(session.outputs, session.metadata, labelled=source.labels is not None)
-        labels = _labels(session, source, options, scores)
+        answer = answer_of(session.outputs, session.metadata, labelled=source.labels is not None)
+        labels = _labels(session, source, options, answer)
         one = _example(session, preprocessing)
         max_batch = 0
         if one is None:
@@ -74,7 +74,7 @@ def open_model(source: Source, options: ServeOptions) -> OpenedModel:
                         source.name,
                         source.version,
                     )
-        logits = None if scores is None else scores.name
+        logits = None if answer.scores is None else answer.scores.name
         return OpenedModel(session, max_batch, labels, logits, preprocessing, perf_counter() - started)
     except BaseException:
         session.close()
@@ -91,10 +91,10 @@ def _preprocessing(session: Session) -> Preprocessing | None:
     return preprocessing.for_input(spec.shape)
 
 
-def _labels(session: Session, source: Source, options: ServeOptions, scores: TensorSpec | None) -> Mapping[int, str]:
-    path = source.labels or (options.labels if scores is not None else None)
+def _labels(session: Session, source: Source, options: ServeOptions, answer: Answer) -> Mapping[int, str]:
+    path = source.labels or (options.labels if answer.scores is not None else None)
     if path is not None:
-        return read_labels(path, class_count(scores))
+        return read_labels(path, answer.class_count)
     return {} if session.metadata is None else dict(session.metadata.labels)
 
 

@@ -18,7 +18,7 @@
 #define NA_UNROLL _Pragma("unroll")
 #define NA_NO_UNROLL _Pragma("unroll 1")
 
-namespace na_deploy::dev {
+namespace na_deploy::cuda::dev {
 
 NA_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 NA_DEVICE int threads() { return static_cast<int>(blockDim.x); }
@@ -30,6 +30,9 @@ NA_DEVICE void sync_warp() { __syncwarp(); }
 
 // The value that the lane `lane ^ mask` holds.
 NA_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffU, value, mask); }
+
+// The first lane's number, for all of the warp.
+NA_DEVICE int first_lane(int number) { return __shfl_sync(0xffffffffU, number, 0); }
 
 // All bits that any lane has; whether any lane says so.
 NA_DEVICE uint32_t any_bits(uint32_t bits) { return __reduce_or_sync(0xffffffffU, bits); }
@@ -184,6 +187,6 @@ NA_DEVICE void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-}  // namespace na_deploy::dev
+}  // namespace na_deploy::cuda::dev
 
 #endif  // NA_CUDA_EMULATED

@@ -22,7 +22,7 @@
 #define NA_UNROLL
 #define NA_NO_UNROLL
 
-namespace na_deploy::emulated {
+namespace na_deploy::cuda::emulated {
 
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "emulated GPU: %s\n", what);
@@ -148,16 +148,6 @@ class Block {
     while (meetings_[which].generation == generation) yield();
   }
 
-  // The same, and whether any of them says so.
-  bool barrier_or(int which, int threads, bool yes) {
-    Meeting& meeting = meetings_[which];
-    const size_t turn = static_cast<size_t>(meeting.generation % 2);
-    if (meeting.waiting == 0) meeting.any[turn] = false;
-    meeting.any[turn] = meeting.any[turn] || yes;
-    barrier_of(which, threads);
-    return meetings_[which].any[turn];
-  }
-
   template <typename Condition>
   void wait_until(const Condition& condition) {
     while (!condition()) yield();
@@ -250,7 +240,6 @@ class Block {
   struct Meeting {
     int waiting = 0;
     int64_t generation = 0;
-    bool any[2] = {};
   };
 
   struct Flight {
@@ -346,9 +335,9 @@ inline uint16_t float_to_bfloat(float value) {
   return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-}  // namespace na_deploy::emulated
+}  // namespace na_deploy::cuda::emulated
 
-namespace na_deploy::dev {
+namespace na_deploy::cuda::dev {
 
 inline int thread() { return emulated::block().thread(); }
 inline int threads() { return emulated::block().threads(); }
@@ -379,6 +368,18 @@ inline float shuffle_xor(float value, int mask) {
 struct BitsArguments {
   uint32_t bits;
 };
+inline int first_lane(int number) {
+  struct Arguments {
+    int number;
+    int found;
+  } own{number, 0};
+  emulated::block().together(
+      [](void* const(&lane)[32]) {
+        for (void* each : lane) static_cast<Arguments*>(each)->found = static_cast<const Arguments*>(lane[0])->number;
+      },
+      &own);
+  return own.found;
+}
 inline uint32_t any_bits(uint32_t bits) {
   BitsArguments own{bits};
   emulated::block().together(
@@ -578,4 +579,4 @@ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
   emulated::block().together(&Tf32Arguments::of_warp, &own);
 }
 
-}  // namespace na_deploy::dev
+}  // namespace na_deploy::cuda::dev

@@ -50,8 +50,12 @@ def draw_segments(image: Image.Image, result: Segmentation) -> Image.Image:
     edges = _edges(ids, line)
     pixels[edges] = 0.25 * table[ids[edges]] + 0.75 * 255
     for segment in reversed(result.segments if result.crops else ()):  # what others hide of an instance shows faintly
-        hidden = _edges(_enlarged(result.mask(segment).astype(np.int32), times), line) & ~edges
-        pixels[hidden] = 0.5 * table[segment.id] + 0.5 * 255
+        x, y, width, height = segment.box
+        around = (slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1))
+        hidden = _edges(_enlarged(result.mask(segment)[around].astype(np.int32), times), line)
+        place = tuple(slice(part.start * times, part.stop * times) for part in around)
+        hidden &= ~edges[place]
+        pixels[place][hidden] = 0.5 * table[segment.id] + 0.5 * 255
     drawn = Image.fromarray(pixels)
     _names(drawn, result, colours, size)
     return drawn

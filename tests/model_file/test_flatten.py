@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from onnx_runtimes import RUNTIMES, RefusedError, prepare, run
+from rtx_engines import build_rtx_engine
 
 import na_deploy
 from na_deploy.errors import NaDeployError
@@ -176,3 +177,8 @@ def test_runtimes_agree_with_onnx_runtime_on_flat_files(
         found = run(name, folder, model, inputs, tmp_path)
         for ours, theirs in zip(found, expected(exported, inputs), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=3e-6 * np.abs(theirs).max())
+
+
+def test_tensorrt_rtx_builds_flat_files_with_free_sizes(flat_file: Flat):
+    profile = {"image": ((1, 3, 64, 64), (1, 3, 64, 64), (2, 3, 96, 96))}
+    assert build_rtx_engine(flat_file("classifier", "free")[1], profile).engine_bytes > 400_000  # weights and code

@@ -105,35 +105,46 @@ def run(unit: Unit, case: Case, dim: int = 0) -> Machine:
 NAT = Case((13, 17), (7, 7), batch=2, bias=True)
 
 
-@pytest.mark.parametrize("architecture", ["90a", "80"])
+def told(value: object) -> str | None:
+    """Name a test's unit."""
+    if not isinstance(value, Unit):
+        return ""
+    return f"{value.kind} {value.dim} tactic {value.tactic} sm_{value.architecture}"
+
+
+TF32 = Case((150,), (37,), stride=5, key_heads=1, value_dim=16, additional=9, scale=0.4)
+
+
 @pytest.mark.parametrize(
     ("unit", "case"),
     [
-        (Unit("Half", 32, 4), NAT),
-        (Unit("Half", 32, 10), Case((4, 23), (7, 7), (1, 2), bias=True, padding=True)),
-        (Unit("Bfloat", 64, 6), Case((19, 9), (5, 3), (2, 1), is_causal=(False, True), bias=False, lse=False)),
-        (Unit("float", 32, 2), Case((150,), (37,), stride=5, key_heads=1, value_dim=16, additional=9, scale=0.4)),
-        (Unit("Half", 128, 7), Case((5, 9, 6), (3, 5, 4), stride=(1, 2, 1), heads=1)),
+        (Unit("Half", 32, 4, "90a"), NAT),
+        (Unit("Half", 32, 4, "80"), NAT),
+        (Unit("Half", 32, 10, "90a"), Case((4, 23), (7, 7), (1, 2), bias=True, padding=True)),
+        (Unit("Bfloat", 64, 6, "90a"), Case((19, 9), (5, 3), (2, 1), is_causal=(False, True), lse=False)),
+        (Unit("float", 32, 2, "90a"), TF32),
+        (Unit("float", 32, 2, "80"), TF32),
+        (Unit("Half", 128, 7, "80"), Case((5, 9, 6), (3, 5, 4), stride=(1, 2, 1), heads=1)),
     ],
-    ids=lambda value: f"{value.kind} {value.dim}, tactic {value.tactic}" if isinstance(value, Unit) else "",
+    ids=told,
 )
-def test_the_tile_kernels_machine_code_agrees_with_float64(unit: Unit, case: Case, architecture: str):
-    machine = run(Unit(unit.kind, unit.dim, unit.tactic, architecture), case)
+def test_the_tile_kernels_machine_code_agrees_with_float64(unit: Unit, case: Case):
+    machine = run(unit, case)
     taken, least = machine.wavefronts.sum(0)
     assert taken >= least > 0
 
 
-@pytest.mark.parametrize("architecture", ["90a", "80"])
 @pytest.mark.parametrize(
-    ("kind", "case"),
+    ("kind", "architecture", "case"),
     [
-        ("Half", Case((6, 9), (5, 7), (1, 2), padding=True, bias=True)),
-        ("float", Case((11,), (4,), key_heads=1, additional=3, is_causal=True)),
-        ("Bfloat", Case((3, 4, 5), (2, 3, 3), stride=(1, 2, 1))),
+        ("Half", "90a", Case((6, 9), (5, 7), (1, 2), padding=True, bias=True)),
+        ("Half", "80", Case((6, 9), (5, 7), (1, 2), padding=True, bias=True)),
+        ("float", "80", Case((11,), (4,), key_heads=1, additional=3, is_causal=True)),
+        ("Bfloat", "90a", Case((3, 4, 5), (2, 3, 3), stride=(1, 2, 1))),
     ],
-    ids=["half", "float", "bfloat"],
+    ids=told,
 )
-def test_the_plain_kernels_machine_code_agrees_with_float64(kind: str, case: Case, architecture: str):
+def test_the_plain_kernels_machine_code_agrees_with_float64(kind: str, architecture: str, case: Case):
     run(Unit(kind, 0, PLAIN, architecture), case, dim=33)
 
 
@@ -144,7 +155,7 @@ def test_the_plain_kernels_machine_code_agrees_with_float64(kind: str, case: Cas
         (Unit("Half", 64, 20), Case((300,), (201,), heads=2, key_heads=1, additional=150)),
         (Unit("Bfloat", 64, 23), Case((3, 9, 14), (2, 7, 11), is_causal=(True, False, False), bias=True, heads=1)),
     ],
-    ids=lambda value: f"{value.kind} {value.dim}, tactic {value.tactic}" if isinstance(value, Unit) else "",
+    ids=told,
 )
 def test_hoppers_machine_code_agrees_with_float64(unit: Unit, case: Case):
     machine = run(unit, case)

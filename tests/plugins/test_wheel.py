@@ -24,7 +24,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.native]
 
 
 def build_wheel(source: Path, folder: Path, **environment: str) -> Path:
-    command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--quiet", "--wheel-dir", str(folder)]
+    # With the build tools of this environment, which pip would otherwise install anew for every wheel.
+    tools = ["--no-deps", "--no-build-isolation", "--quiet"]
+    command = [sys.executable, "-m", "pip", "wheel", str(source), *tools, "--wheel-dir", str(folder)]
     done = subprocess.run(
         command,
         capture_output=True,

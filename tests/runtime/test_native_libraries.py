@@ -1,4 +1,4 @@
-"""Where the operator library is looked for, and what is said where it is missing or does not load."""
+"""Places where the operator library is looked for, and messages where it is missing or does not load."""
 
 from __future__ import annotations
 

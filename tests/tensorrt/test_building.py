@@ -28,7 +28,7 @@ WriteModel = Callable[..., Path]
 
 
 def header(bundle: Path) -> dict:
-    """What the fake wrote into its engine."""
+    """Return the header that the fake wrote into its engine."""
     plan = (bundle / "model.engine").read_bytes()
     size = int.from_bytes(plan[4:8], "little")
     return json.loads(plan[12 : 12 + size])

@@ -7,7 +7,7 @@
 
 #include "device.h"
 
-namespace na_deploy::hopper {
+namespace na_deploy::cuda::hopper {
 
 // Describes rows of 128 bytes in shared memory, swizzled as copies leave them, to the tensor cores. `rows`: the address
 // of the first; `leading`: bytes between 64 channels and the next 64, where channels are what is not summed over.
@@ -15,6 +15,13 @@ NA_DEVICE uint64_t describe(dev::Shared rows, uint32_t leading) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
   constexpr uint64_t kEightRows = 8 * 128;
   return kSwizzle128 | (kEightRows >> 4) << 32 | uint64_t{(leading >> 4) & 0x3FFF} << 16 | ((rows >> 4) & 0x3FFF);
+}
+
+// The described rows, or channels, `bytes` further on. Only the address moves, within its 14 bits: a block's shared
+// memory is smaller than they reach.
+NA_DEVICE uint64_t further(uint64_t described, uint32_t bytes) {
+  constexpr uint64_t kRest = 0xFFFFFFFF00000000U;
+  return (described & kRest) | (static_cast<uint32_t>(described) + (bytes >> 4));
 }
 
 #ifndef NA_CUDA_EMULATED
@@ -99,4 +106,4 @@ NA_DEVICE void multiply_values(float (&d)[16][4], const uint32_t (&a)[4], uint64
 
 #endif  // NA_CUDA_EMULATED
 
-}  // namespace na_deploy::hopper
+}  // namespace na_deploy::cuda::hopper

@@ -44,7 +44,7 @@ def _direction(own: Instruction) -> str:
 
 
 def _arithmetic(machine: Machine, own: Instruction, work: object) -> Execute:
-    modifiers, operands = expect_modifiers(own, "FTZ", "RP", "RM", "RZ", "RN"), machine.operands
+    modifiers, operands = expect_modifiers(own, "FTZ", "SAT", "RP", "RM", "RZ", "RN"), machine.operands
     to, read = operands.write_float(own.operands[0]), [operands.floats(name) for name in own.operands[1:]]
     direction, flushes = _direction(own), "FTZ" in modifiers
     assert callable(work)
@@ -54,6 +54,8 @@ def _arithmetic(machine: Machine, own: Instruction, work: object) -> Execute:
         if flushes:
             values = [flushed(value) for value in values]
         found = rounded(work(*(value.astype(F64) for value in values)), direction)
+        if "SAT" in modifiers:  # to [0, 1], NaN to 0
+            found = np.fmin(np.fmax(found, F32(0)), F32(1))
         to(flushed(found) if flushes else found, mask)
 
     return execute

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import accesses, control, exchange, floats, hopper, integers, matrices  # noqa: F401  (they fill the table)
+from . import accesses, control, exchange, floats, hopper, integers, matrices, predicates  # noqa: F401  (they fill the table)
 from .accesses import CopyQueue
 from .hopper import PARAMETERS, Asynchronous
 from .listing import Instruction
