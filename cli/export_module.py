@@ -51,11 +51,17 @@ def export_factory(
             load_weights,
             set_windows,
         )
+        from na_deploy.exporter.natten_api import installed_natten, replaces_installed
 
         examples, axes, changes = example_inputs(inputs), dynamic_axes(dynamic), set_windows(windows)
         progress("building the module")
+        shadowed = installed_natten() if replaces_installed(natten) else None
         module = build_module(name, natten)
         warnings = [] if weights is None else load_weights(module, weights)
+        if shadowed is not None:
+            warnings.append(
+                f"natten {shadowed} is installed; the interface of {natten} took its place, as --natten asks"
+            )
         given = {} if opset is None else {"opset": opset}
         report = export(
             module,
@@ -66,11 +72,8 @@ def export_factory(
             flat=flat,
             tolerance=tolerance,
             windows=changes,
-<<<<<<< HEAD
             natten=natten,
-=======
             origin=name,
->>>>>>> main
             progress=progress,
             **given,
         )

@@ -50,7 +50,8 @@ def _imported(path: str) -> Any:
         missing = error.name or ""
         if path == missing or path.startswith(f"{missing}."):
             raise UsageError(
-                f"there is no Python module {missing!r}; run from the folder that holds it, or install it"
+                f"cannot import {path!r}: there is no Python module {missing!r}; run from the folder that holds it, or "
+                "install it"
             ) from error
         raise UsageError(f"importing {path} fails in it: {described(error)}; install what it imports") from error
     except (Exception, SystemExit) as error:
@@ -65,7 +66,7 @@ def _attribute(module: Any, path: str, attribute: str) -> Any:
         except AttributeError as error:
             names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
             there = f"; it has {', '.join(names[:8])}" if names else ""
-            raise UsageError(f"{path} has no {attribute}{there}") from error
+            raise UsageError(f"{path} has no attribute {part!r}{there}") from error
     return found
 
 

@@ -16,7 +16,7 @@ from na_deploy.attention.registration import register_schemas
 from na_deploy.errors import NaDeployError, UsageError, VerificationError
 from na_deploy.exporter import passes
 from na_deploy.exporter.file_check import check_file
-from na_deploy.exporter.module_run import PlainOutputs, first_run, holds_dataclass, tensors_of
+from na_deploy.exporter.module_run import PlainOutputs, first_run, is_traceable, tensors_of
 from na_deploy.exporter.module_verify import Dynamic, ModuleCase, verify_module
 from na_deploy.exporter.natten_api import replaced_natten
 from na_deploy.exporter.options import DEFAULT_OPSET, OPSETS, TOLERANCE
@@ -76,12 +76,9 @@ def export_module(
     external_data: bool = False,
     tolerance: float | None = None,
     windows: Sequence[SetWindow] = (),
-<<<<<<< HEAD
     natten: str | None = None,
-=======
     flat: bool = False,
     origin: str = "",
->>>>>>> main
     progress: Callable[[str], None] | None = None,
 ) -> ModuleExportReport:
     """Turn a module whose forward uses natten's public functions into one ONNX file, verified before it is kept.
@@ -97,13 +94,10 @@ def export_module(
         tolerance: largest accepted relative difference; by default that of the lowest precision in the graph.
         windows: layers of full attention to turn into neighborhood attention; the file then differs from the original
             as ``window_errors`` says, and is verified against the re-windowed module.
-<<<<<<< HEAD
         natten: version whose interface ``import natten`` offers where the module imports it when it runs, such as
             "0.17"; by default the installed natten's, or the latest.
-=======
         flat: write standard operators only, without functions.
         origin: where the module comes from, as ``package.module:factory``, for the file to say.
->>>>>>> main
         progress: called with a few words at each step.
 
     Raises:
@@ -138,7 +132,7 @@ def export_module(
             expected = tensors_of(outputs)
             if not expected:
                 raise UsageError(f"{type(module).__name__} returns no tensor, got {type(outputs).__name__}")
-            traced = PlainOutputs(network) if holds_dataclass(outputs) else network
+            traced = network if is_traceable(outputs) else PlainOutputs(network)
             report("tracing")
             model = _trace(traced, inputs, dynamic or {}, output_names, opset, complex_numbers)
             if output_names is None:
@@ -172,13 +166,13 @@ def export_module(
     )
 
 
-<<<<<<< HEAD
 def _check_differences(name: str, cases: Sequence[ModuleCase], accepted: float) -> None:
     for case in cases:
         for found in case.differences:
             if not found.relative <= accepted:
                 raise VerificationError(refusal(name, found, case.sizes, accepted))
-=======
+
+
 def _metadata(
     module: nn.Module, inputs: Mapping[str, Tensor], origin: str, precision: str, errors: WindowErrors | None
 ) -> ModelMetadata:
@@ -191,7 +185,6 @@ def _metadata(
         inputs={name: tuple(tensor.shape) for name, tensor in inputs.items()},
         windows=() if errors is None else tuple(f"{layer.layer}: {layer.spec.describe()}" for layer in errors.layers),
     )
->>>>>>> main
 
 
 def _named(module: nn.Module, given: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -73,24 +73,21 @@ def plain(value: Any) -> Any:
     return value
 
 
-def holds_dataclass(value: Any) -> bool:
-    """Return whether outputs hold a dataclass, which the tracer does not look into."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return True
-    if isinstance(value, Mapping):
-        return any(holds_dataclass(item) for item in value.values())
-    return type(value) in (list, tuple) and any(holds_dataclass(item) for item in value)
+def is_traceable(outputs: Any) -> bool:
+    """Return whether the tracer takes outputs as they are: tensors in lists and dicts, and nothing else."""
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    return all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves)
 
 
 class PlainOutputs(nn.Module):
-    """A module whose outputs are dicts, lists and tensors; its forward has the same arguments."""
+    """A module that returns the tensors of its outputs alone, in order; its forward has the same arguments."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
         def forward(*arguments: Any, **named: Any) -> Any:
-            return plain(model(*arguments, **named))
+            return tuple(tensors_of(model(*arguments, **named)))
 
         forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
         self.forward = forward
