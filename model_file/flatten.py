@@ -114,11 +114,8 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _all_nodes(attribute.g)
 
 
-# --------------------------------------------------------------------------- folding
-
-
 def _fold(model: onnx.ModelProto) -> None:
-    """Replace what does not depend on inputs by its value, until nothing more is found.
+    """Replace every value that does not depend on inputs by a constant, until nothing more is found.
 
     Each round knows more: a folded shape fixes the dimensions of a Reshape, whose result's Shape is then constant.
     """
@@ -267,7 +264,7 @@ def _dimensions(kind: Any) -> tuple[int, ...] | None:
 
 
 def _results(model: onnx.ModelProto, computed: list[onnx.NodeProto], types: dict[str, Any]) -> list[str]:
-    """Return which computed values others need: what is read by a node that stays, or by the graph's outputs.
+    """Return the computed values that others need: read by a node that stays, or outputs of the graph.
 
     A value too large to store is not asked for; the node that makes it stays, and reads constants.
     """
