@@ -51,25 +51,18 @@ def export_factory(
             load_weights,
             set_windows,
         )
-<<<<<<< HEAD
         from na_deploy.exporter.natten_api import installed_natten, replaces_installed
-=======
         from na_deploy.exporter.options import DEFAULT_OPSET
->>>>>>> main
 
         examples, axes, changes = example_inputs(inputs), dynamic_axes(dynamic), set_windows(windows)
         progress("building the module")
         shadowed = installed_natten() if replaces_installed(natten) else None
         module = build_module(name, natten)
         warnings = [] if weights is None else load_weights(module, weights)
-<<<<<<< HEAD
         if shadowed is not None:
             warnings.append(
                 f"natten {shadowed} is installed; the interface of {natten} took its place, as --natten asks"
             )
-        given = {} if opset is None else {"opset": opset}
-=======
->>>>>>> main
         report = export(
             module,
             examples,

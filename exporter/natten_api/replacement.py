@@ -17,15 +17,9 @@ from typing import Any
 from torch import nn
 
 from na_deploy.errors import UsageError
-<<<<<<< HEAD
 from na_deploy.exporter.natten_api.distribution import known_distribution
 from na_deploy.exporter.natten_api.interface import AUTOGRAD, MARK, RELEASES, contents, functions, interface_of
-from na_deploy.exporter.natten_api.monkeypatch import swapped
-=======
-from na_deploy.exporter.natten_api import current, fused_017, modules, unfused
 from na_deploy.exporter.natten_api.monkeypatch import patched
-from na_deploy.exporter.natten_api.old_modules import old_modules
->>>>>>> main
 
 STAND_INS = tuple(RELEASES)
 """Versions of natten's interface that :func:`importable_natten` can offer."""
@@ -155,7 +149,7 @@ def _natten_from_the_hub() -> Iterator[None]:
         return get_kernel
 
     originals = [getattr(kernels, name) for name in _GET_KERNEL if hasattr(kernels, name)]
-    with swapped({id(original): handed_out(original) for original in originals}):
+    with patched({id(original): handed_out(original) for original in originals}):
         yield
 
 
@@ -185,18 +179,10 @@ def replaced_natten(model: nn.Module | None = None, version: str | None = None) 
         model: its layers' attributes are searched too, for functions kept as ``self.attend = na2d``.
         version: whose interface ``import natten`` offers.
     """
-<<<<<<< HEAD
     originals = {}
     for package in _natten_packages():
         originals.update(_originals(package))
-    with importable_natten(version), swapped(originals, model):
-=======
-    natten = sys.modules.get("natten")
-    if natten is None or _MARK in getattr(natten, "__version__", ""):
-        yield
-        return
-    with patched(_originals(natten), model):
->>>>>>> main
+    with importable_natten(version), patched(originals, model):
         yield
 
 
