@@ -89,6 +89,7 @@ def _called(factory: Any, name: str) -> Any:
         raise UsageError(f"{name} fails in your factory: {described(error)}{_advice(error)}") from error
 
 
+_NEW_ARGUMENTS = ("embed_dim", "stride")
 _OLD_ARGUMENTS = ("dim", "bias", "rel_pos_bias", "rpb", "attn_drop")
 
 

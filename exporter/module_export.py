@@ -38,17 +38,17 @@ _PRECISION = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 @dataclass(frozen=True)
 class ModuleExportReport:
-    """What was written and how well it reproduces the module.
+    """The written file, and its agreement with the module.
 
     Attributes:
         path: the ONNX file.
         files: every file written, the ONNX file first.
         nodes: operators in the graph, function bodies not counted.
         attention_layers: neighborhood attention nodes among them.
-        differences: of every output, to PyTorch, for the example inputs and then with each free axis twice as long.
+        differences: every output against PyTorch, for the example inputs and then with each free axis twice as long.
         tolerance: the largest relative difference accepted.
-        notices: what the user should know: calls that are exact but slow in the file, and why.
-        window_errors: what windows set at export change, against the original; None where none were.
+        notices: remarks for the user, such as calls that are exact but slow in the file, with the reason.
+        window_errors: effect of windows set at export, against the original; None where none were.
     """
 
     path: Path
@@ -98,7 +98,7 @@ def export_module(
         natten: version whose interface ``import natten`` offers where the module imports it when it runs, such as
             "0.17"; by default the installed natten's, or the latest.
         flat: write standard operators only, without functions.
-        origin: where the module comes from, as ``package.module:factory``, for the file to say.
+        origin: the module's source, as ``package.module:factory``, recorded in the file.
         progress: called with a few words at each step.
 
     Raises:

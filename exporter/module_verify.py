@@ -25,7 +25,7 @@ class ModuleCase:
 
     Attributes:
         inputs: sizes by name.
-        differences: of every output.
+        differences: one for each output.
     """
 
     inputs: Mapping[str, tuple[int, ...]]

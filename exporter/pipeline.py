@@ -24,13 +24,13 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written and how well it reproduces the PyTorch model.
+    """The written file, and its agreement with the PyTorch model.
 
     Attributes:
         path: the ONNX file.
         files: every file written, the ONNX file first.
         architecture: the model's name.
-        options: what was asked for, with the shape filled in.
+        options: the request, with the shape filled in.
         nodes: operators in the graph, function bodies not counted.
         attention_layers: neighborhood attention nodes among them.
         cases: verification results, one for each input shape tried.

@@ -83,6 +83,12 @@ def test_an_older_natten_asked_for_takes_the_place_of_an_installed_one(folder: P
     assert export(module, torch.randn(1, 6, 7, 32), folder / "model.onnx", natten="0.17").attention_layers == 1
 
 
+def test_a_later_interface_than_the_one_asked_for_is_advised(folder: Path):
+    (folder / "users_code.py").write_text(SOURCE.replace("dim=32", "embed_dim=32"))
+    with pytest.raises(UsageError, match=r"written for natten 0\.20 or later: remove --natten, or give 0\.21$"):
+        build_module("users_code:old_natten", "0.17")
+
+
 IMPORTS = {
     "import not_installed_anywhere": r"importing broken fails in it: ModuleNotFoundError.* at .*broken\.py:1; install",
     "def f(:\n    pass": r"importing broken fails in it: SyntaxError: .* at .*broken\.py:1$",

@@ -171,9 +171,6 @@ def test_the_head_is_checked_and_can_be_left_away(tmp_path: Path) -> None:
         load(tmp_path / "weights.pth", num_classes=1000)
 
 
-# --------------------------------------------------------------------------- bad files
-
-
 class Payload:
     """Pickles into a call that would write a file."""
 
