@@ -109,4 +109,4 @@ def test_what_only_segmenters_have_is_refused_elsewhere(write_model, photos: lis
     ):
         code, _, err = call(capsys, "run", plain, tmp_path / "x.npy", *options)
         assert code == 2
-        assert f"gives no segments of these inputs; leave {word} away" in err
+        assert f"gives no segments of these inputs; remove {word}" in err
