@@ -2,6 +2,7 @@
 
 Both are ``torch.library`` custom operators, opaque to tracing. In eager mode they run on tiles
 (``attention/tiling.py``); :func:`use_implementation` swaps in another formulation, for verification and for benchmarks.
+Gradients always run on tiles, as operators of their own, so that compiled training steps see one node too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from na_deploy.attention.shapes import check_additional_pair, check_packed, check_shapes
+from na_deploy.attention.torch_gradients import tiled_gradients
 from na_deploy.attention.torch_tiles import Implementation, tiled
 from na_deploy.attention.windows import NeighborhoodSpec
 
@@ -151,6 +153,122 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tenso
     output = query.new_empty((*query.shape[:-1], value.shape[-1]))
     lse_type = torch.float64 if query.dtype == torch.float64 else torch.float32
     return output, query.new_empty(query.shape[:-1], dtype=lse_type)
+
+
+def _register_gradients() -> None:
+    """Give both operators their derivatives, once."""
+
+    def keep_packed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.attributes = inputs[3:]
+
+    def packed(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        found = torch.ops.na_deploy.neighborhood_attention_qkv_gradients(grad, *ctx.saved_tensors, *ctx.attributes)
+        return (*_given(ctx.saved_tensors, found), None, None, None, None, None)
+
+    def keep_separate(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:6])
+        ctx.attributes = inputs[6:]
+
+    def separate(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        found = torch.ops.na_deploy.neighborhood_attention_gradients(
+            grad, grad_lse, *ctx.saved_tensors, *ctx.attributes
+        )
+        return (*_given(ctx.saved_tensors, found), None, None, None, None, None)
+
+    _packed_op.register_autograd(packed, setup_context=keep_packed)
+    _separate_op.register_autograd(separate, setup_context=keep_separate)
+
+
+def _given(tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]) -> list[Tensor | None]:
+    return [None if tensor is None else own for tensor, own in zip(tensors, gradients, strict=True)]
+
+
+@torch.library.custom_op(
+    "na_deploy::neighborhood_attention_qkv_gradients",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor qkv, Tensor? rel_pos_bias, Tensor? padding, {_ATTRIBUTES}) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+def _packed_gradients(
+    grad: Tensor, qkv: Tensor, rel_pos_bias: Tensor | None, padding: Tensor | None, *attributes: Any
+) -> tuple[Tensor, ...]:
+    """Return the gradients of qkv, rel_pos_bias and padding; an empty tensor for what was not given."""
+    *of_window, scale = attributes
+    spec = _spec(*of_window)
+    query, key, value = qkv.unbind(-3)
+    if padding is not None:
+        key, value = (_filled_up(tensor, row, spec) for tensor, row in ((key, padding[1]), (value, padding[2])))
+    d_query, d_key, d_value, d_bias, *_ = _gradients(
+        spec, scale, grad, None, (query, key, value, rel_pos_bias, None, None)
+    )
+    own = (slice(None), *map(slice, query.shape[1:-2]))
+    d_qkv = torch.stack([d_query, d_key[own], d_value[own]], dim=-3)
+    if padding is None:
+        return d_qkv, d_bias, qkv.new_empty(0)
+    # A padding row stands at every position behind the map: its gradient is the sum over them. Its query is not used.
+    beyond = [whole.flatten(0, -3).sum(0) - whole[own].flatten(0, -3).sum(0) for whole in (d_key, d_value)]
+    d_padding = torch.stack([torch.zeros_like(beyond[0]), *beyond]).to(padding.dtype)
+    return d_qkv, d_bias, d_padding
+
+
+@torch.library.custom_op(
+    "na_deploy::neighborhood_attention_gradients",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor grad_lse, Tensor query, Tensor key, Tensor value, Tensor? rel_pos_bias, "
+    f"Tensor? additional_key, Tensor? additional_value, {_ATTRIBUTES}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _separate_gradients(grad: Tensor, grad_lse: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """Return the gradients of the six tensors; an empty tensor for what was not given."""
+    return tuple(_gradients(_spec(*arguments[6:10]), arguments[10], grad, grad_lse, arguments[:6]))
+
+
+def _fake_gradients(like: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    return tuple(
+        like.new_empty(0) if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor in tensors
+    )
+
+
+@_packed_gradients.register_fake
+def _(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return _fake_gradients(grad, arguments[:3])
+
+
+@_separate_gradients.register_fake
+def _(grad: Tensor, grad_lse: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return _fake_gradients(grad, arguments[:6])
+
+
+def _gradients(
+    spec: NeighborhoodSpec, scale: float, grad: Tensor, grad_lse: Tensor | None, tensors: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """Widen, differentiate and narrow each gradient to its tensor's type."""
+    query = tensors[0]
+    assert query is not None
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    first, second, third, *others = (None if tensor is None else tensor.to(wide) for tensor in tensors)
+    assert first is not None and second is not None and third is not None  # noqa: PT018  # for the type checker
+    found = tiled_gradients(
+        grad.to(wide),
+        None if grad_lse is None else grad_lse.to(wide),
+        first,
+        second,
+        third,
+        spec,
+        scale or query.shape[-1] ** -0.5,
+        others[0],
+        others[1],
+        others[2],
+    )
+    return [
+        grad.new_empty(0) if tensor is None or own is None else own.to(tensor.dtype).contiguous()
+        for tensor, own in zip(tensors, found, strict=True)
+    ]
+
+
+_register_gradients()
 
 
 def _spec(

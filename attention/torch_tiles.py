@@ -1,6 +1,6 @@
 """Neighborhood attention in plain PyTorch, on tiles and densely: what the operators in :mod:`torch_ops` run.
 
-No autograd, no checks: those are the operators' business.
+No checks: those are the operators' business. Gradients are in :mod:`torch_gradients`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,10 +36,10 @@ LARGE_SCORES = 1 << 25
 @lru_cache(maxsize=64)
 def _tile_tensors(lengths: tuple[int, ...], spec: NeighborhoodSpec, device: torch.device) -> tuple[Tensor, ...]:
     plan = plan_tiles(lengths, spec)
-    return (*_plan_tensors(plan, device), torch.from_numpy(plan.home(math.prod(lengths))).to(device))
+    return (*plan_tensors(plan, device), torch.from_numpy(plan.home(math.prod(lengths))).to(device))
 
 
-def _plan_tensors(plan: TilePlan, device: torch.device) -> tuple[Tensor, ...]:
+def plan_tensors(plan: TilePlan, device: torch.device) -> tuple[Tensor, ...]:
     """Return the plan's tables: query and key positions, bias index, and a float32 mask to add, (NT, Tq, Wk)."""
     query, key, bias_index = (torch.from_numpy(t).to(device) for t in (plan.query, plan.key, plan.bias_index))
     mask = torch.from_numpy(plan.visible).to(device).logical_not() * MASKED
@@ -57,7 +58,7 @@ def tiled(
 ) -> tuple[Tensor, Tensor]:
     """Dense attention on tiles, masked inside; the default. See :data:`Implementation`."""
     asked = query.shape[1:-2]
-    query = _over_map_of(key, query)
+    query = over_map_of(key, query)
     batch, *lengths, heads, _ = query.shape
     rest = (scale, rel_pos_bias, additional_key, additional_value)
     images = max(batch, 1) * heads
@@ -68,14 +69,14 @@ def tiled(
         widths = (value.shape[-1], 1)
         found = [query.new_empty(batch, math.prod(lengths), heads, width) for width in widths]
         for plan in plan_parts(lengths, spec, LARGE_SCORES // (4 * images)):
-            tables = list(_plan_tensors(plan, query.device))
+            tables = list(plan_tensors(plan, query.device))
             for whole, part in zip(found, _attend_tiles(query, key, value, *rest, *tables), strict=True):
                 whole[:, tables[0].flatten()] = part  # a padded query repeats another and computes the same
     output, lse = (tensor.view(batch, *lengths, heads, tensor.shape[-1]) for tensor in found)
     return _crop(output, asked), _crop(lse.squeeze(-1), asked)
 
 
-def _over_map_of(key: Tensor, query: Tensor) -> Tensor:
+def over_map_of(key: Tensor, query: Tensor) -> Tensor:
     """Give ``query`` the spatial sizes of ``key``; what is added is attended for and thrown away."""
     missing = [whole - own for whole, own in zip(key.shape[1:-2], query.shape[1:-2], strict=True)]
     if not any(missing):
@@ -89,7 +90,42 @@ def _crop(tensor: Tensor, lengths: Sequence[int]) -> Tensor:
     return tensor
 
 
-def _attend_tiles(
+def _attend_tiles(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Return output and lse (B, NT * Tq, H, e) of the tiles that the tables describe; takes what tile_scores takes."""
+    tiles = tile_scores(*arguments)
+
+    def rows(tensor: Tensor) -> Tensor:  # (B, NT, H, Tq, e) -> (B, NT * Tq, H, e)
+        return tensor.transpose(2, 3).flatten(1, 2)
+
+    output = torch.matmul(tiles.scores.softmax(-1), tiles.values)
+    return rows(output), rows(torch.logsumexp(tiles.scores, -1, keepdim=True))
+
+
+class TileScores(NamedTuple):
+    """Tiles of an attention problem before the softmax. Keys beyond the Wk of the map are the M additional ones.
+
+    Attributes:
+        queries: (B, NT, H, Tq, D), scaled.
+        keys: (B, NT, H, Wk, D) of the map.
+        extra_keys: (B, 1, H, M, D), ``None`` without additional keys.
+        values: (B, NT, H, Wk + M, Dv).
+        scores: (B, NT, H, Tq, Wk + M), masked and biased.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    extra_keys: Tensor | None
+    values: Tensor
+    scores: Tensor
+
+
+def cut_tiles(tensor: Tensor, table: Tensor) -> Tensor:
+    """Return (B, NT, h, a, e), the rows of ``tensor`` (B, *X, h, e) at the positions of ``table`` (NT, a)."""
+    rows = tensor.flatten(1, -3).index_select(1, table.flatten())
+    return rows.view(tensor.shape[0], *table.shape, *tensor.shape[-2:]).transpose(2, 3)
+
+
+def tile_scores(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -101,14 +137,10 @@ def _attend_tiles(
     key_at: Tensor,
     bias_index: Tensor,
     mask: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return output and lse (B, NT * Tq, H, e) of the tiles that the tables describe."""
-    batch, heads = query.shape[0], query.shape[-2]
+) -> TileScores:
+    """Cut a problem into the tiles that the tables of :func:`plan_tensors` describe and score their pairs."""
+    heads = query.shape[-2]
     repeat = heads // key.shape[-2]
-
-    def cut(tensor: Tensor, table: Tensor) -> Tensor:  # (B, *X, h, e) -> (B, NT, h, a, e)
-        rows = tensor.flatten(1, -3).index_select(1, table.flatten())
-        return rows.view(batch, *table.shape, *tensor.shape[-2:]).transpose(2, 3)
 
     def share(tensor: Tensor) -> Tensor:  # grouped-query heads
         return tensor.repeat_interleave(repeat, dim=2) if repeat > 1 else tensor
@@ -118,18 +150,16 @@ def _attend_tiles(
         bias = bias + rel_pos_bias.flatten(1).index_select(1, bias_index.flatten()).view(
             heads, *bias_index.shape
         ).transpose(0, 1)
-    queries, keys, values = cut(query, query_at) * scale, share(cut(key, key_at)), share(cut(value, key_at))
+    queries = cut_tiles(query, query_at) * scale
+    keys, values = share(cut_tiles(key, key_at)), share(cut_tiles(value, key_at))
     scores = torch.matmul(queries, keys.transpose(-1, -2)) + bias
-    if additional_key is not None and additional_value is not None:
-        extra_key = share(additional_key.transpose(1, 2).unsqueeze(1))  # (B, 1, H, M, D)
-        extra_value = share(additional_value.transpose(1, 2).unsqueeze(1))
-        scores = torch.cat([scores, torch.matmul(queries, extra_key.transpose(-1, -2))], dim=-1)
-        values = torch.cat([values, extra_value.expand(-1, values.shape[1], -1, -1, -1)], dim=-2)
-
-    def rows(tensor: Tensor) -> Tensor:  # (B, NT, H, Tq, e) -> (B, NT * Tq, H, e)
-        return tensor.transpose(2, 3).flatten(1, 2)
-
-    return rows(torch.matmul(scores.softmax(-1), values)), rows(torch.logsumexp(scores, -1, keepdim=True))
+    if additional_key is None or additional_value is None:
+        return TileScores(queries, keys, None, values, scores)
+    extra_keys = share(additional_key.transpose(1, 2).unsqueeze(1))  # (B, 1, H, M, D)
+    extra_values = share(additional_value.transpose(1, 2).unsqueeze(1))
+    scores = torch.cat([scores, torch.matmul(queries, extra_keys.transpose(-1, -2))], dim=-1)
+    values = torch.cat([values, extra_values.expand(-1, values.shape[1], -1, -1, -1)], dim=-2)
+    return TileScores(queries, keys, extra_keys, values, scores)
 
 
 def dense(
@@ -144,7 +174,7 @@ def dense(
 ) -> tuple[Tensor, Tensor]:
     """Full attention with a dense mask, as without a neighborhood kernel. See :data:`Implementation`."""
     asked = query.shape[1:-2]
-    query = _over_map_of(key, query)
+    query = over_map_of(key, query)
     batch, *lengths, heads, _ = query.shape
     visible, bias_index = _dense_tensors(tuple(lengths), spec, query.device)
     repeat = heads // key.shape[-2]

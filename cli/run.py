@@ -60,11 +60,13 @@ def command(
     if output is not None:
         _write(output, results)
 
-    from na_deploy.runtime.results.classification import top_classes
+    from na_deploy.runtime.results.classification import score_function_of, top_classes
 
     if names is None and session.metadata is not None and session.metadata.labels:
         names = dict(session.metadata.labels)
-    ranked = top_classes(results[logits], top, names) if logits is not None else None
+    ranked = None
+    if logits is not None:
+        ranked = top_classes(results[logits], top, names, score_function_of(session.metadata, results[logits]))
     times = {
         "load_ms": (loaded - started) * 1e3,
         "prepare_ms": (prepared - loaded) * 1e3,
@@ -78,7 +80,8 @@ def command(
 
 def _logits(session: Session) -> str | None:
     """Return the name of the output that holds one number per class, if the model is a classifier."""
-    if len(session.outputs) == 1 and len(session.outputs[0].shape) == 2:
+    classifies = session.metadata is None or session.metadata.task == "classification"
+    if classifies and len(session.outputs) == 1 and len(session.outputs[0].shape) == 2:
         return session.outputs[0].name
     return None
 

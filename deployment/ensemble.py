@@ -34,9 +34,11 @@ def preprocessing_of(source: ModelSource) -> Preprocessing:
             f"{source.path} does not say how images become its input, so no preprocessing can be written for it; "
             "export it with na-deploy, or leave --preprocess out"
         )
-    if shape[1] != 3:
-        raise UsageError(f"{source.path} takes {shape[1]} channels, images have 3; leave --preprocess out")
     preprocessing = source.metadata.preprocessing
+    if shape[1] != len(preprocessing.mean) or not preprocessing.prepares_images:
+        raise UsageError(
+            f"{source.path} takes {shape[1]} channels and does not say how images become them; leave --preprocess out"
+        )
     height, width = (size if isinstance(size, int) else preprocessing.size[axis] for axis, size in enumerate(shape[2:]))
     return preprocessing if (height, width) == preprocessing.size else preprocessing.with_size((height, width))
 
@@ -53,7 +55,7 @@ def preprocessing_config(classifier: Config, source: ModelSource, instances: int
     config.input.add(name=IMAGE_BYTES, data_type=types.TYPE_STRING).dims.extend(count or [1])
     # Always float32: the python backend cannot write bfloat16.
     output = config.output.add(name=classifier.input[0].name, data_type=classifier.input[0].data_type)
-    output.dims.extend([*count, 3, *preprocessing.size])
+    output.dims.extend([*count, len(preprocessing.mean), *preprocessing.size])
     if output.data_type == types.TYPE_BF16:
         raise UsageError(
             "Triton's python backend cannot write bfloat16, which this model takes; leave --preprocess out, "

@@ -67,17 +67,15 @@ def parse_shape(text: str) -> tuple[int, int, int, int]:
     """Parse ``1x3x224x224``.
 
     Raises:
-        UsageError: it is not four positive numbers, or the image does not have three channels.
+        UsageError: it is not four positive numbers.
     """
     if not re.fullmatch(r"\d+(x\d+){3}", text):
         raise UsageError(
             f"cannot read the input shape {text!r}; write batch x channels x height x width, as 1x3x224x224"
         )
     batch, channels, height, width = (int(part) for part in text.split("x"))
-    if min(batch, height, width) < 1:
+    if min(batch, channels, height, width) < 1:
         raise UsageError(f"the input shape {text} has a zero; every size must be at least 1")
-    if channels != 3:
-        raise UsageError(f"the input shape {text} has {channels} channels; these models take 3 (RGB)")
     return batch, channels, height, width
 
 

@@ -125,8 +125,12 @@ def export(
         name = loaded.metadata.source_name or loaded.architecture
         output = Path(name).with_suffix(".onnx").name
     target = Path(output)
-    shape = options.shape or (1, 3, *loaded.input_size)
+    shape = options.shape or (1, loaded.config.in_channels, *loaded.input_size)
     options = replace(options, shape=shape)
+    preprocessing = loaded.metadata.preprocessing
+    if "spatial" not in options.dynamic or preprocessing.mode != "shortest-side":
+        preprocessing = preprocessing.with_size(shape[2:])
+    metadata = replace(loaded.metadata, preprocessing=preprocessing)
     check_size(loaded, shape, options)
 
     with staged_output(target) as staged:
@@ -135,7 +139,7 @@ def export(
         model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options)
         clock.lap("trace")
         report("writing")
-        finish_graph(model, loaded.metadata, options)
+        finish_graph(model, metadata, options)
         files = save(model, staged, external_data=options.external_data)
         nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
         del model
@@ -176,11 +180,17 @@ def finish_graph(model: ir.Model, metadata: ModelMetadata, options: ExportOption
 
 
 def check_size(loaded: LoadedModel, shape: tuple[int, int, int, int], options: ExportOptions) -> None:
-    """Refuse images smaller than one step of the network's last level.
+    """Refuse images of other channels, or smaller than one step of the network's last level.
 
     Raises:
-        UsageError: names the smallest size.
+        UsageError: names the channels or the smallest size.
     """
+    channels = loaded.config.in_channels
+    if shape[1] != channels:
+        raise UsageError(
+            f"an input of {'x'.join(map(str, shape))} has {shape[1]} channels, {loaded.architecture} takes {channels}; "
+            f"give {shape[0]}x{channels}x{shape[2]}x{shape[3]}"
+        )
     least = loaded.config.total_stride
     if min(shape[2:]) < least:
         raise UsageError(

@@ -125,7 +125,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 def _input_shape(proto: onnx.ModelProto, metadata: ModelMetadata, given: str | None) -> tuple[int, int, int, int]:
     dims = proto.graph.input[0].type.tensor_type.shape.dim
-    own = (1, 3, *metadata.preprocessing.size)
+    own = metadata.input_size
     fixed = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
     if given is None:
         batch, channels, height, width = (own[axis] if size is None else size for axis, size in enumerate(fixed))

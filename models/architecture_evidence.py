@@ -1,12 +1,12 @@
 """What a checkpoint's contents and name say about its architecture, in terms of the dilations they allow.
 
-Interprets; ``settle.py`` weighs.
+Interprets; ``resolve_architecture.py`` weighs.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from na_deploy.errors import UsageError
 from na_deploy.models.checkpoint import Checkpoint
@@ -23,16 +23,22 @@ from na_deploy.models.registry import (
 
 DILATED_KINDS = ("dinat", "dinat_s", "dinat_isotropic")
 BY_NAME = "the file's name"
-_NAME = re.compile(
-    r"(?:^|_)(dinat_s|nat_isotropic|dinat_isotropic|vitrpb_isotropic|vitrpb|dinat|nat)"
-    r"_(mini|tiny|small|base|large)(?=_|$)"
-)
+_SIZES = {"m": "mini", "t": "tiny", "s": "small", "b": "base", "l": "large"}
+_KIND = r"dinat_s|nat_isotropic|dinat_isotropic|vitrpb_isotropic|vitrpb|dinat|nat"
+_NAME = re.compile(rf"(?:^|_)({_KIND})_?(?:(mini|tiny|small|base|large)|(?<=_)([mtsbl]))(?=_|$)")
+_KIND_ALONE = re.compile(rf"(?:^|_)({_KIND})(?=_|$)")
+_PRETRAINING = re.compile(r"(?:^|_)[a-z0-9]+_pretrain(?:ed)?(?=_|$)")
 _TASKS = (
     ("mask2former|m2f", "mask2former"),
-    ("oneformer", None),
     ("upernet|ade20k", "ade20k"),
     ("rcnn|coco", "coco"),
 )
+_ONEFORMER = (
+    ("ade20k", "oneformer-coco", "oneformer-1280"),
+    ("coco|mapillary|vistas", "oneformer-coco", "oneformer-coco"),
+    ("cityscapes", "oneformer-cityscapes", "oneformer-cityscapes"),
+)
+"""Data sets of OneFormer's published files, with their dilations and those at 1280 pixels."""
 
 
 @dataclass(frozen=True)
@@ -87,44 +93,92 @@ def _read_name(name: str, source: str, structure: ModelConfig, models: list[Mode
     if text in KINDS:
         return None  # "dinat" alone: which dilations is still open
     exact = None if source == BY_NAME else find_model(text)  # people shorten file names, programs do not
-    named = [exact] if exact else _named_models(text)
-    if not named:
+    groups = {exact.name: [exact]} if exact else _named_models(text)
+    if not groups:
         return None
+    fitting_groups = {
+        stem: fitting
+        for stem, group in groups.items()
+        if (fitting := tuple(same_head([entry for entry in group if entry in models], structure)))
+    }
     claim = exact.name if exact else text
-    fitting = tuple(same_head([entry for entry in named if entry in models], structure))
+    if len(fitting_groups) > 1:
+        claim = f"{claim}, in which both {' and '.join(fitting_groups)} stand"
+    fitting = tuple(entry for group in fitting_groups.values() for entry in group)
     if not fitting:
         return Reading(source, claim, frozenset())
-    if fitting[0].kind not in DILATED_KINDS:
-        return Reading(source, claim, frozenset({ones(structure.depths)}), entries=fitting)
+    others = [stem for stem in groups if stem not in fitting_groups]
+    remarks = (f"{source} also says {' and '.join(others)}, whose weights have other shapes",) if others else ()
+    dilated = [entry for entry in fitting if entry.kind in DILATED_KINDS]
+    if not dilated:
+        return Reading(source, claim, frozenset({ones(structure.depths)}), entries=fitting, warnings=remarks)
     if structure.is_backbone:  # the name may be that of the pretrained model: only a task tells its dilations
-        return _read_task(text, source, claim, structure, fitting)
-    return Reading(source, claim, frozenset(entry.config.dilations for entry in fitting), entries=fitting)
+        reading = _read_task(text, source, claim, structure, tuple(dilated))
+        if reading is not None and len(dilated) < len(fitting):
+            reading = replace(reading, dilations=reading.dilations | {ones(structure.depths)})
+        return reading
+    return Reading(
+        source, claim, frozenset(entry.config.dilations for entry in fitting), entries=fitting, warnings=remarks
+    )
 
 
-def _named_models(text: str) -> list[ModelEntry]:
-    """Return the published models a longer name may mean, "my_dinat_large_384_run3" for instance."""
-    found = _NAME.search(text)
-    if found is None:
-        return []
-    kind = "vitrpb_isotropic" if found.group(1) == "vitrpb" else found.group(1)
-    stem = f"{kind}_{found.group(2)}"
+def _named_models(text: str) -> dict[str, list[ModelEntry]]:
+    """Return the published models a longer name may mean, "my_dinat_large_384_run3" for instance, by kind and size."""
+    groups: dict[str, list[ModelEntry]] = {}
+    sizes_named = set()
+    for found in _NAME.finditer(text):
+        kind = found.group(1).replace("vitrpb_isotropic", "vitrpb").replace("vitrpb", "vitrpb_isotropic")
+        size = found.group(2) or _SIZES[found.group(3)]
+        sizes_named.add(size)
+        groups |= _of_size(kind, size, text)
+    for found in _KIND_ALONE.finditer(text):  # "dinat_from_nat_mini" names two kinds and one size
+        kind = found.group(1)
+        if kind == "dinat_s" and not _NAME.match(text, max(found.start(), 0)):
+            groups |= {} if groups else _of_size("dinat", "small", text)
+        for size in sizes_named:
+            if not any(stem.startswith(f"{kind}_") for stem in groups):
+                groups |= _of_size(kind, size, text)
+    return groups
+
+
+def _of_size(kind: str, size: str, text: str) -> dict[str, list[ModelEntry]]:
+    stem = f"{kind}_{size}"
     named = [model for model in list_models() if model.kind == kind and model.name.startswith(stem)]
-    sizes = {model.image_size for model in named if re.search(rf"(?:^|_){model.image_size}(?:_|$)", text)}
-    return [model for model in named if not sizes or model.image_size in sizes]
+    sides = {model.image_size for model in named if re.search(rf"(?:^|_){model.image_size}(?:_|$)", text)}
+    kept = [model for model in named if not sides or model.image_size in sides]
+    return {stem: kept} if kept else {}
 
 
 def _read_task(
     text: str, source: str, claim: str, structure: ModelConfig, fitting: tuple[ModelEntry, ...]
 ) -> Reading | None:
-    preset_name = next((preset for pattern, preset in _TASKS if re.search(pattern, text)), None)
-    if preset_name is None:
+    """Read the dilations of the task that a backbone's name states; ``None`` where it states none."""
+    task = _PRETRAINING.sub("", text)
+    names = [preset for pattern, preset in _TASKS if re.search(pattern, task)]
+    if "oneformer" in task:
+        names = [
+            wide if wide and "1280" in task else preset
+            for pattern, preset, wide in _ONEFORMER
+            if re.search(pattern, task)
+        ]
+    elif "mask2former" in names:  # its other word is the data set
+        names = ["mask2former"]
+    if not names:
         return None
-    try:
-        parsed = parse_dilations(preset_name, structure)
-    except UsageError:  # a task no such model was published for
-        return None
-    remarks = (parsed.remark,) if parsed.remark else ()
-    return Reading(source, claim, frozenset({parsed.dilations}), parsed.preset, fitting, remarks)
+    parsed = []
+    for name in names:
+        try:
+            found = parse_dilations(name, structure)
+        except UsageError:  # a task no such model was published for
+            continue
+        if found.preset is None or found.preset.published_for(structure):
+            parsed.append(found)
+    if not parsed:
+        published = " and ".join(f"'{name}'" for name in names)
+        return Reading(source, f"{claim} (the dilations {published} were published for other models)", frozenset())
+    claim = claim if len(parsed) == 1 else f"{claim}, in which both {' and '.join(names)} stand"
+    remarks = tuple(found.remark for found in parsed if found.remark)
+    return Reading(source, claim, frozenset(found.dilations for found in parsed), parsed[0].preset, fitting, remarks)
 
 
 def same_head(models: list[ModelEntry], structure: ModelConfig) -> list[ModelEntry]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from na_deploy.errors import CheckpointError
 from na_deploy.models import huggingface
 from na_deploy.models.checkpoint_files import read_json, sha256_of
+from na_deploy.models.classifier_head import adopt_head
 from na_deploy.models.preprocessing import Preprocessing, from_hugging_face
 from na_deploy.models.weights import checked, left_aside, network_prefix, read_weights
 
@@ -51,6 +52,7 @@ class Checkpoint:
         evidence: statements about the architecture, the most direct first.
         hugging_face: the Hugging Face configuration, if there is one.
         preprocessing: the file's own preprocessing, if it says.
+        problem: what the head was trained for, by Hugging Face's word, such as "multi_label_classification".
         labels: class names by number.
         warnings: what was left aside.
     """
@@ -62,6 +64,7 @@ class Checkpoint:
     evidence: tuple[Evidence, ...] = ()
     hugging_face: Mapping[str, Any] | None = None
     preprocessing: Preprocessing | None = None
+    problem: str | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -90,9 +93,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         elif path.is_dir():
             raise CheckpointError(f"{path} holds no config.json; download the folder again, or give the weights file")
         if (folder / "preprocessor_config.json").is_file():
-            preprocessing = from_hugging_face(read_json(folder / "preprocessor_config.json"))
-    if converted:
-        tensors = huggingface.convert_state_dict(tensors, path)
+            channels = 3 if configuration is None else int(configuration.get("num_channels", 3))
+            preprocessing = from_hugging_face(read_json(folder / "preprocessor_config.json"), channels)
     if configuration is not None:
         evidence.insert(0, Evidence("config.json", *huggingface.evidence(configuration, path)))
     tensors = checked(path, tensors, warnings)
@@ -104,6 +106,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         evidence=tuple(evidence),
         hugging_face=configuration,
         preprocessing=preprocessing,
+        problem=None if configuration is None else configuration.get("problem_type"),
         labels=huggingface.labels(configuration) if configuration is not None else {},
         warnings=tuple(warnings),
     )
@@ -117,7 +120,7 @@ def _source_name(path: Path) -> str:
 
 
 def _strip_prefix(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -> tuple[dict[str, Tensor], bool]:
-    """Find the network inside a larger model by its first layer; say whether names are Hugging Face's."""
+    """Find the network inside a larger model by its first layer; tell Hugging Face's layout, which is converted."""
     found = {
         name.removesuffix(anchor): anchor
         for anchor in ANCHORS
@@ -129,12 +132,11 @@ def _strip_prefix(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -
     prefix = network_prefix(path, found, warnings)
     converted = found[prefix] == huggingface.ANCHOR
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    outside = [name for name in tensors if not name.startswith(prefix)]
+    outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
     if converted:
-        heads = [name for name in outside if name in ("classifier.weight", "classifier.bias")]
-        inside.update({name: tensors[name] for name in heads})
-        outside = [name for name in outside if name not in heads]
-    left_aside(path, prefix, {name: tensors[name] for name in outside}, warnings)
+        inside = huggingface.convert_state_dict(inside, path)
+    taken = adopt_head(path, inside, outside, warnings)
+    left_aside(path, prefix, {name: tensor for name, tensor in outside.items() if name not in taken}, warnings)
     return inside, converted
 
 

@@ -26,6 +26,8 @@ class DilationPreset:
         dinat_s: likewise for depths (2, 2, n, 2); ``None`` where no such model was published.
         image_size: (H, W) of the images it was trained on.
         third_level: the third level in full where it is no plain repetition (18 blocks).
+        widths: the first level's widths that it was published for; empty for all.
+        kernel_sizes: the windows that it was published with.
     """
 
     name: str
@@ -34,6 +36,12 @@ class DilationPreset:
     dinat_s: Pattern | None
     image_size: tuple[int, int]
     third_level: tuple[int, ...] | None = None
+    widths: tuple[int, ...] = ()
+    kernel_sizes: tuple[int, ...] = (7,)
+
+    def published_for(self, config: ModelConfig) -> bool:
+        """Return whether a model of this width and window was published with these dilations."""
+        return config.kernel_size in self.kernel_sizes and (not self.widths or config.embed_dim in self.widths)
 
     def for_config(self, config: ModelConfig) -> Dilations:
         """Return the dilations for a model's depths.
@@ -71,6 +79,7 @@ PRESETS: dict[str, DilationPreset] = {
         DilationPreset(
             "imagenet-224", "classification at 224, and 384 with an 11×11 window",
             ((1, 8, 1), (1, 4, 1, 4), (1, 2), (1, 1, 1, 1, 1)), ((1, 8), (1, 4), (1, 2), (1, 1)), (224, 224),
+            kernel_sizes=(7, 11),
         ),
         DilationPreset(
             "imagenet-384", "classification at 384",
@@ -84,28 +93,29 @@ PRESETS: dict[str, DilationPreset] = {
         DilationPreset(
             "ade20k-512", "UPerNet on ADE20K at 512: mini, tiny, small, base",
             ((1, 16, 1), (1, 4, 1, 8), (1, 2, 1, 3, 1, 4), (1, 2, 1, 2, 1)),
-            ((1, 16), (1, 8), (1, 2, 1, 3, 1, 4), (1, 2)), (512, 512),
+            ((1, 16), (1, 8), (1, 2, 1, 3, 1, 4), (1, 2)), (512, 512), widths=(64, 96, 128),
         ),
         DilationPreset(
             "ade20k-640", "UPerNet on ADE20K at 640: large",
             _ADE_LARGE, ((1, 20), (1, 10), (1, 2, 1, 3, 1, 4, 1, 5), (1, 2)), (640, 640), _ADE_LARGE_THIRD,
+            widths=(192,),
         ),
         DilationPreset(
             "mask2former", "Mask2Former with DiNAT-L and an 11×11 window, every data set",
             ((1, 14, 1), (1, 4, 1, 7), (1, 2, 1, 3), (1, 1, 1, 1, 1)), None, (640, 640),
-            (1, 2, 1, 3, 1, 2, 1, 3, 1, 2, 1, 3, 1, 2, 1, 3, 1, 3),
+            (1, 2, 1, 3, 1, 2, 1, 3, 1, 2, 1, 3, 1, 2, 1, 3, 1, 3), widths=(192,), kernel_sizes=(11,),
         ),
         DilationPreset(
             "oneformer-coco", "OneFormer with DiNAT-L, 11×11: COCO, Mapillary Vistas, ADE20K at 640 and 896",
-            _ADE_LARGE, None, (800, 1344), _ADE_LARGE_THIRD,
+            _ADE_LARGE, None, (800, 1344), _ADE_LARGE_THIRD, widths=(192,), kernel_sizes=(11,),
         ),
         DilationPreset(
             "oneformer-1280", "OneFormer with DiNAT-L, 11×11: ADE20K at 1280",
-            _ONEFORMER_WIDE, None, (1280, 1280), _ONEFORMER_WIDE_THIRD,
+            _ONEFORMER_WIDE, None, (1280, 1280), _ONEFORMER_WIDE_THIRD, widths=(192,), kernel_sizes=(11,),
         ),
         DilationPreset(
             "oneformer-cityscapes", "OneFormer with DiNAT-L, 7×7: Cityscapes",
-            ((1, 18, 1), (1, 5, 1, 9), (1, 2, 1, 3, 1, 4), (1, 2, 1, 2, 1)), None, (1024, 2048),
+            ((1, 18, 1), (1, 5, 1, 9), (1, 2, 1, 3, 1, 4), (1, 2, 1, 2, 1)), None, (1024, 2048), widths=(192,),
         ),
     )
 }  # fmt: skip
@@ -140,6 +150,12 @@ def parse_dilations(request: str | Sequence[Sequence[int]], config: ModelConfig)
     name, remark = _preset_name(text, config)
     if name in PRESETS:
         preset = PRESETS[name]
+        if not preset.published_for(config) and config.family == "nat":
+            windows = " or ".join(f"{size}×{size}" for size in preset.kernel_sizes)
+            widths = f" and embed_dim {' or '.join(map(str, preset.widths))}" if preset.widths else ""
+            unusual = f"the dilations '{name}' were published for models with {windows} windows{widths}"
+            unusual = f"{unusual}; this one has {config.kernel_size}×{config.kernel_size} and {config.embed_dim}"
+            remark = f"{remark}; {unusual}" if remark else unusual
         return ParsedDilations(preset.for_config(config), preset, remark)
     try:
         levels = tuple(tuple(int(number) for number in level.split(",")) for level in text.split("/"))

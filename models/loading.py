@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from na_deploy.errors import CheckpointError, UsageError
 from na_deploy.models.build import build_model, expected_shapes
 from na_deploy.models.checkpoint import Checkpoint, read_checkpoint
+from na_deploy.models.class_sets import class_set
 from na_deploy.models.config import ModelConfig
 from na_deploy.models.detect import read_structure
 from na_deploy.models.layers import relative_position_index
-from na_deploy.models.metadata import ModelMetadata
+from na_deploy.models.metadata import ModelMetadata, score_function
 from na_deploy.models.preprocessing import (
     Preprocessing,
     dense_prediction,
     hugging_face_classification,
     official_classification,
+    unprepared,
 )
 from na_deploy.models.resolve_architecture import Settled, settle
 
@@ -86,16 +88,25 @@ def load_model(
     preprocessing = _preprocessing(checkpoint, settled, config)
     metadata = ModelMetadata(
         architecture=settled.architecture,
-        task="backbone" if config.is_backbone else "classification" if config.num_classes else "features",
+        task=_task(config, checkpoint),
         num_classes=config.num_classes,
+        scores="sigmoid" if checkpoint.problem == "multi_label_classification" else score_function(config.num_classes),
         dilations=config.dilations,
         source_name=checkpoint.name,
         source_sha256=checkpoint.sha256,
         preprocessing=preprocessing,
-        labels=checkpoint.labels if len(checkpoint.labels) == config.num_classes else {},
+        labels=_labels(checkpoint, settled, config),
         config=config,
     )
     return LoadedModel(module, config, settled.architecture, metadata, warnings, preprocessing.size)
+
+
+def _task(config: ModelConfig, checkpoint: Checkpoint) -> str:
+    if config.is_backbone:
+        return "backbone"
+    if not config.num_classes:
+        return "features"
+    return "regression" if checkpoint.problem == "regression" else "classification"
 
 
 def _outputs(
@@ -176,13 +187,26 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:2]) + more
 
 
+def _labels(checkpoint: Checkpoint, settled: Settled, config: ModelConfig) -> Mapping[int, str]:
+    """Return the file's own class names, or ImageNet's for a published network with its 1,000 classes."""
+    if checkpoint.labels:
+        return checkpoint.labels if len(checkpoint.labels) == config.num_classes else {}
+    imagenet = class_set("imagenet").labels
+    return imagenet if settled.entry is not None and config.num_classes == len(imagenet) else {}
+
+
 def _preprocessing(checkpoint: Checkpoint, settled: Settled, config: ModelConfig) -> Preprocessing:
-    """Choose what the file says, else what its origin does."""
-    if checkpoint.preprocessing is not None:
-        return checkpoint.preprocessing
-    if config.is_backbone:
-        return dense_prediction(settled.preset.image_size if settled.preset else (512, 512))
+    """Choose what the file says, else what its origin does; for other inputs than RGB the file must say."""
     side = settled.entry.image_size if settled.entry else 224
     if config.fixed_map:
         side = config.kernel_size * config.patch_size
+    dense = settled.preset.image_size if settled.preset else (512, 512)
+    size = dense if config.is_backbone else (side, side)
+    own = checkpoint.preprocessing
+    if own is not None and len(own.mean) == len(own.std) == config.in_channels:
+        return own
+    if config.in_channels != 3:
+        return unprepared(size if own is None else own.size, config.in_channels)
+    if config.is_backbone:
+        return dense_prediction(size)
     return hugging_face_classification(side) if checkpoint.hugging_face is not None else official_classification(side)

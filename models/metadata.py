@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from na_deploy import __version__
 from na_deploy.errors import UsageError
@@ -13,9 +13,11 @@ from na_deploy.models.config import Dilations, ModelConfig
 from na_deploy.models.preprocessing import Preprocessing
 
 PREFIX = "na_deploy."
+SegmentRule = Literal["transformers", "detectron2"]
 
 TASKS = {
     "classification": "class scores of the whole image",
+    "regression": "numbers, one for each output of the head",
     "features": "pooled features, no head",
     "backbone": "feature maps of several levels",
     "semantic": "a class for every pixel",
@@ -24,6 +26,9 @@ TASKS = {
     "detection": "boxes of objects, with masks where the model has them",
 }
 """Kinds of answers that models give."""
+
+SEGMENT_TASKS = ("semantic", "instance", "panoptic")
+"""Those whose answer is segments."""
 
 THRESHOLDS = {
     "score": 0.5,
@@ -39,6 +44,15 @@ that masks are scaled to first (transformers does so for Mask2Former, to 384 pix
 """
 
 
+SCORES = ("softmax", "sigmoid")
+"""Functions that turn class scores into probabilities: of one class out of all, or of every class by itself."""
+
+
+def score_function(num_classes: int) -> str:
+    """Return the function for a head of which nothing else is known: a single score is that of a yes or no."""
+    return "sigmoid" if num_classes == 1 else "softmax"
+
+
 @dataclass(frozen=True)
 class ModelMetadata:
     """Where a model comes from and how to use it.
@@ -47,6 +61,7 @@ class ModelMetadata:
         architecture: name in the registry, or the family for other sizes.
         task: one of :data:`TASKS`.
         num_classes: classes of the head, 0 if there is none.
+        scores: one of :data:`SCORES`, for classifiers.
         dilations: per level, one per block.
         source_name: file or folder the weights came from, without its path.
         source_sha256: SHA-256 of that file, in hexadecimal.
@@ -59,12 +74,15 @@ class ModelMetadata:
             "panoptic"; in "instance" every class is a thing.
         thresholds: for turning outputs into segments, by the names in :data:`THRESHOLDS`; those left out have the
             values there.
+        segment_rule: whose rule turns queries into segments: "transformers" for checkpoints from there, else
+            "detectron2" (see ``runtime/results/queries.py``).
         config: the network's full description, ``None`` if the file does not say.
     """
 
     architecture: str
     task: str = "classification"
     num_classes: int = 0
+    scores: str = "softmax"
     dilations: Dilations = ()
     source_name: str = ""
     source_sha256: str = ""
@@ -75,6 +93,7 @@ class ModelMetadata:
     palette: tuple[tuple[int, int, int], ...] = ()
     things: tuple[int, ...] | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    segment_rule: SegmentRule = "detectron2"
     config: ModelConfig | None = None
 
     @property
@@ -89,6 +108,7 @@ class ModelMetadata:
             "architecture": self.architecture,
             "task": self.task,
             "num_classes": str(self.num_classes),
+            "scores": self.scores,
             "dilations": "/".join(",".join(map(str, level)) for level in self.dilations),
             "source_name": self.source_name,
             "source_sha256": self.source_sha256,
@@ -96,6 +116,8 @@ class ModelMetadata:
             "preprocessing": self.preprocessing.to_json(),
             "tool_version": self.tool_version,
         }
+        if self.task in SEGMENT_TASKS:
+            values["segment_rule"] = self.segment_rule
         if self.palette:
             values["palette"] = " ".join(f"{red:02x}{green:02x}{blue:02x}" for red, green, blue in self.palette)
         if self.things is not None:
@@ -131,6 +153,7 @@ class ModelMetadata:
             "palette": _read_palette,
             "things": _read_things,
             "thresholds": _read_thresholds,
+            "segment_rule": _read_rule,
             "config": ModelConfig.from_json,
         }
         for key, read in readers.items():
@@ -140,6 +163,10 @@ class ModelMetadata:
                 except (ValueError, TypeError, AttributeError, UsageError):
                     continue
         known.setdefault("tool_version", "unknown")
+        if values.get("scores") in SCORES:
+            known["scores"] = values["scores"]
+        else:  # written before it was recorded
+            known["scores"] = score_function(known.get("num_classes", 0))
         return cls(**known)
 
 
@@ -166,3 +193,9 @@ def _read_things(text: str) -> tuple[int, ...]:
 
 def _read_thresholds(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in json.loads(text).items() if name in THRESHOLDS}
+
+
+def _read_rule(text: str) -> SegmentRule:
+    if text not in get_args(SegmentRule):
+        raise ValueError(text)
+    return text  # type: ignore[return-value]  # one of the two, as was just checked

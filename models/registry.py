@@ -250,7 +250,7 @@ def list_models() -> list[ModelEntry]:
 def normalise(name: str) -> str:
     """Return a name in the registry's spelling: lower case, underscores, no owner, no file suffix."""
     name = name.strip().lower().rsplit("/", 1)[-1]
-    name = re.sub(r"\.(pth|pt|bin|ckpt|safetensors|tar)$", "", name)
+    name = re.sub(r"\.(pth|pt|bin|ckpt|safetensors|tar|pkl)$", "", name)
     return re.sub(r"[-\s.]+", "_", name).replace("dinats_", "dinat_s_")
 
 

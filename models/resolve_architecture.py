@@ -81,9 +81,6 @@ def settle(
     return replace(chosen, warnings=(*warnings, *chosen.warnings))
 
 
-# --------------------------------------------------------------------------- explicit wishes
-
-
 def _explicit(
     structure: ModelConfig,
     models: list[ModelEntry],
@@ -163,9 +160,6 @@ def _check_kind(kind: str, structure: ModelConfig, checkpoint: Checkpoint) -> No
         )
 
 
-# --------------------------------------------------------------------------- evidence
-
-
 def _from_evidence(
     structure: ModelConfig, models: list[ModelEntry], readings: list[Reading], checkpoint: Checkpoint
 ) -> Settled:
@@ -182,7 +176,7 @@ def _from_evidence(
         claims = " and ".join(f"{reading.source} says {reading.claim}" for reading in readings)
         raise AmbiguousArchitectureError(
             f"the evidence about {checkpoint.path} contradicts itself: {claims}, and its weights have "
-            f"{describe(structure)}; {_what_fits(models, structure)}"
+            f"{describe(structure)}; {_choices(models, structure)}"
         )
     preset = None
     if len(common) == 1:
@@ -201,7 +195,8 @@ def _from_evidence(
         named = _entry_for(possible, config, None)
         assert named is not None
         return Settled(named.name, config, named)
-    raise AmbiguousArchitectureError(_ambiguity(structure, possible or models, checkpoint))
+    said = [f"{reading.source} says {reading.claim}" for reading in allowed if len(reading.dilations) > 1]
+    raise AmbiguousArchitectureError("; ".join([_ambiguity(structure, possible or models, checkpoint), *said]))
 
 
 def _ambiguity(structure: ModelConfig, models: list[ModelEntry], checkpoint: Checkpoint) -> str:
@@ -216,17 +211,24 @@ def _ambiguity(structure: ModelConfig, models: list[ModelEntry], checkpoint: Che
         )
     names = [model.name for model in models]
     if structure.is_backbone:
-        plain = [f"--arch {model.name}" for model in models if not model.config.is_dilated]
-        choices = [*plain, _dilation_hint(structure, [model for model in models if model.config.is_dilated])]
         return (
             f"{checkpoint.path} is a backbone that fits {' and '.join(names)}, and its weights do not say "
-            f"which dilations it was trained with; give {', or '.join(choices)}"
+            f"which dilations it was trained with; {_choices(models, structure)}"
         )
     return (
         f"{checkpoint.path} fits {' and '.join(names)}, whose weights have the same names and shapes but "
         "other dilations, and neither its name nor its contents tell which it is; give "
         f"{' or '.join(f'--arch {name}' for name in names)}"
     )
+
+
+def _choices(models: Sequence[ModelEntry], structure: ModelConfig) -> str:
+    """Return the options that would settle the matter."""
+    if not (structure.is_backbone and models):
+        return _what_fits(list(models), structure)
+    plain = [f"--arch {model.name}" for model in models if not model.config.is_dilated]
+    dilated = [model for model in models if model.config.is_dilated]
+    return f"give {', or '.join([*plain, *([_dilation_hint(structure, dilated)] if dilated else [])])}"
 
 
 def _dilation_hint(structure: ModelConfig, models: Sequence[ModelEntry]) -> str:
@@ -243,9 +245,6 @@ def _what_fits(models: list[ModelEntry], structure: ModelConfig) -> str:
         return f"what fits: --arch {' or '.join(model.name for model in models)}"
     kinds = " or ".join(_kinds_of(structure))
     return f"no published model fits; give --arch {kinds}, with --dilations where dilated"
-
-
-# --------------------------------------------------------------------------- names
 
 
 def _entry_for(models: Sequence[ModelEntry], config: ModelConfig, kind: str | None) -> ModelEntry | None:

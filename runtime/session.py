@@ -23,6 +23,7 @@ from na_deploy.runtime.bundle.archive import is_bundle
 
 if TYPE_CHECKING:
     from na_deploy.runtime.bundle.manifest import Manifest
+    from na_deploy.runtime.results.predict import Picture, Result
 
 BACKENDS = {
     "onnxruntime": "na_deploy.runtime.backends.onnxruntime",
@@ -110,6 +111,36 @@ class Session(Closeable):
             NaDeployError: the runtime failed.
         """
         return self._run(self._check_inputs(inputs), self._output_names(outputs))
+
+    def predict(
+        self,
+        picture: Picture,
+        *,
+        top: int = 5,
+        thresholds: Mapping[str, float] | None = None,
+        task: str | None = None,
+        labels: Mapping[int, str] | None = None,
+    ) -> Result:
+        """Run the model on one picture and return what it found.
+
+        Args:
+            picture: a file, a Pillow image, or an array (H, W, 3) of uint8. It is prepared as the model's file says.
+            top: classes of a classification.
+            thresholds: in place of the model's own: "score", "mask", "overlap", "mask_size".
+            task: "semantic", "instance" or "panoptic", for a segmenter with queries that is to answer otherwise.
+            labels: class names in place of the model's own.
+
+        Returns:
+            A ``Classification``, a ``Segmentation``, or ``Features`` of models without an answer of their own; all in
+            ``na_deploy.runtime.results.predict``.
+
+        Raises:
+            UsageError: the model does not take pictures, or the picture cannot be read.
+            NaDeployError: the picture is damaged, or the runtime failed.
+        """
+        from na_deploy.runtime.results.predict import ResultOptions, predict
+
+        return predict(self, picture, ResultOptions(top, thresholds, task, labels))
 
     def run_on_device(
         self,

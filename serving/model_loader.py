@@ -83,9 +83,9 @@ def _preprocessing(session: Session) -> Preprocessing | None:
     if session.metadata is None or len(session.inputs) != 1:
         return None
     spec = session.inputs[0]
-    if len(spec.shape) != 4 or spec.shape[1] != 3:
-        return None
     preprocessing = session.metadata.preprocessing
+    if len(spec.shape) != 4 or spec.shape[1] != len(preprocessing.mean) or not preprocessing.prepares_images:
+        return None
     sides = [size for size in spec.shape[2:] if isinstance(size, int)]
     return preprocessing.with_size((sides[0], sides[1])) if len(sides) == 2 else preprocessing
 

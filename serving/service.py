@@ -14,7 +14,7 @@ from typing import Any
 
 from na_deploy.errors import NaDeployError
 from na_deploy.model_file.tensors import Array, numpy_type
-from na_deploy.runtime.results.classification import top_classes
+from na_deploy.runtime.results.classification import score_function_of, top_classes
 from na_deploy.serving import descriptions
 from na_deploy.serving.batcher import Ran
 from na_deploy.serving.classification import classify
@@ -120,7 +120,9 @@ class Service:
             current = self.repository.get(model, version)
         served, prepared = current, perf_counter_ns()
         ran = await self._run_pixels(served, pixels)
-        (best,) = top_classes(ran.outputs[served.opened.logits or ""], top, served.opened.labels)
+        logits = ran.outputs[served.opened.logits or ""]
+        scores = score_function_of(served.opened.session.metadata, logits)
+        (best,) = top_classes(logits, top, served.opened.labels, scores)
         return {
             "model_name": served.name,
             "model_version": served.version,

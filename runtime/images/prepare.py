@@ -75,29 +75,34 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
         preprocessing: the model's own.
 
     Returns:
-        (1, 3, H, W) float32.
+        (1, C, H, W) float32: three channels, or one where the model takes greyscale.
+
+    Raises:
+        UsageError: the model takes other channels, or does not say how images become its input.
     """
+    if not preprocessing.prepares_images:
+        raise UsageError(
+            f"the model takes {len(preprocessing.mean)} channels and does not say how images become them; "
+            "give a .npy array"
+        )
     image = _to_rgb(image)
-    height, width = preprocessing.size
-    resample = _RESAMPLING[preprocessing.interpolation]
-    match preprocessing.mode:
-        case "square":
-            image = image.resize((width, height), resample)
-        case "resize-then-crop":
-            shortest = preprocessing.resize or min(height, width)
-            image = _centre_crop(image.resize(_shortest_side(image.size, shortest), resample), height, width)
-        case "fit":
-            ratio = min(height / image.height, width / image.width)
-            fitted = (max(round(image.width * ratio), 1), max(round(image.height * ratio), 1))
-            image = image.resize(fitted, resample)
+    if len(preprocessing.mean) == 1:
+        image = image.convert("L")
+    placement = preprocessing.placement(image.height, image.width)
+    height, width = placement.size
+    image = image.resize(placement.scaled[::-1], _RESAMPLING[preprocessing.interpolation])
+    if preprocessing.mode == "resize-then-crop":
+        top, left = placement.cut
+        image = image.crop((left, top, left + width, top + height))
     pixels = np.asarray(image, np.float32)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if preprocessing.channel_order == "BGR":
         pixels = pixels[..., ::-1]
     pixels = pixels * np.float32(preprocessing.scale)
     mean, std = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
     pixels = (pixels - mean) / std
     below, beside = height - pixels.shape[0], width - pixels.shape[1]
-    # Only "fit" leaves room below or beside; it is zero after normalising.
+    # Room below or beside is zero after normalising.
     padded: FloatArray = np.pad(pixels, ((0, below), (0, beside), (0, 0)))
     return np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
 
@@ -126,17 +131,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _shortest_side(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Scale ``size`` (width, height) so that the shorter side is ``side``, as torchvision rounds (down)."""
-    width, height = size
-    if width <= height:
-        return side, max(int(side * height / width), 1)
-    return max(int(side * width / height), 1), side
-
-
-def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Crop the middle, as torchvision rounds; what lies outside a smaller image is black."""
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))

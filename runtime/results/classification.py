@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from na_deploy.errors import UsageError
 from na_deploy.model_file.tensors import Array
+from na_deploy.models.metadata import ModelMetadata, score_function
 
 Labels = Mapping[int, str]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class of one image, with its softmax probability."""
+    """One class of one image, with its probability."""
 
     index: int
     label: str
@@ -33,13 +34,29 @@ def softmax(logits: Array) -> NDArray[np.float64]:
     return probabilities
 
 
-def top_classes(logits: Array, count: int = 5, labels: Labels | None = None) -> list[list[Prediction]]:
+def score_function_of(metadata: ModelMetadata | None, logits: Array) -> str:
+    """Return the function that turns a model's class scores into probabilities, one of :data:`SCORES`."""
+    return score_function(logits.shape[-1]) if metadata is None else metadata.scores
+
+
+def probabilities(logits: Array, scores: str) -> NDArray[np.float64]:
+    """Return probabilities of class scores (N, classes): softmax over all of them, or the sigmoid of each."""
+    if scores == "softmax":
+        return softmax(logits)
+    halves: NDArray[np.float64] = np.tanh(logits.astype(np.float64) / 2)
+    return (halves + 1) / 2
+
+
+def top_classes(
+    logits: Array, count: int = 5, labels: Labels | None = None, scores: str = "softmax"
+) -> list[list[Prediction]]:
     """Return the most probable classes of every image, most probable first; of equals the lower number.
 
     Args:
         logits: (N, classes).
         count: how many classes; all of them if there are fewer.
         labels: names by class number; a class without one is called ``class 123``.
+        scores: one of :data:`SCORES`, as :func:`score_function_of` says.
 
     Raises:
         UsageError: ``logits`` has another rank, or ``count`` is not positive.
@@ -50,7 +67,7 @@ def top_classes(logits: Array, count: int = 5, labels: Labels | None = None) -> 
         raise UsageError(f"at least one class must be asked for, got {count}")
     names = labels or {}
     result = []
-    for row in softmax(logits):
+    for row in probabilities(logits, scores):
         best = np.argsort(-row, kind="stable")[:count]
         result.append([Prediction(int(k), names.get(int(k), f"class {k}"), float(row[k])) for k in best])
     return result

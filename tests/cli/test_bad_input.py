@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
         archive.writestr("photo.txt", "holiday")
     torch.save({"weight": torch.ones(3, 4), "bias": torch.ones(3)}, tmp_path / "linear.pth")
     torch.save([1, 2, 3], tmp_path / "list.pth")
-    torch.save({"state_dict": weights, "hook": Payload(tmp_path / "executed")}, tmp_path / "code.pth")
+    torch.save({"hook": Payload(tmp_path / "executed"), "code": 1}, tmp_path / "code.pth")
     (tmp_path / "plain_pickle.pkl").write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
     name = "levels.1.blocks.0.attn.qkv.weight"
     torch.save({**weights, name: weights[name] * float("nan")}, tmp_path / "nan.pth")

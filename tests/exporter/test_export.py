@@ -207,7 +207,8 @@ def test_metadata_says_where_the_model_comes_from(load_small: LoadSmall, tmp_pat
     assert len(metadata.source_sha256) == 64
     assert metadata.config == loaded.config
     assert (metadata.dtype, metadata.num_classes, metadata.task) == ("fp16", 10, "classification")
-    assert metadata.preprocessing == loaded.metadata.preprocessing
+    assert metadata.preprocessing == loaded.metadata.preprocessing.with_size(metadata.preprocessing.size)
+    assert "x".join(map(str, metadata.input_size)) == SIZE
 
 
 def test_the_file_tells_nothing_of_the_machine_that_wrote_it(load_small: LoadSmall, tmp_path: Path):

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
 from na_deploy.errors import CheckpointError, UsageError
-from na_deploy.models import ModelConfig, build_model, load_model, random_checkpoint
+from na_deploy.models import ModelConfig, build_model, get_model, load_model, random_checkpoint
 
 CONFIG = ModelConfig("nat", 48, (1, 2, 3, 1), (2, 4, 8, 16), 5, ((1,), (1, 2), (1, 2, 1), (1,)), 2.5, num_classes=10)
 DILATIONS = "1/1,2/1,2,1/1"
@@ -342,3 +342,11 @@ def test_a_vit_with_other_positions_is_refused(tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "vit.pth")
     with pytest.raises(CheckpointError, match=r"layers\.1\.attn\.relative_position_index orders positions differently"):
         load(tmp_path / "vit.pth", dilations="none")
+
+
+def test_published_networks_with_imagenet_s_classes_name_them(tmp_path: Path) -> None:
+    published = get_model("nat_mini").config
+    torch.save(random_checkpoint(published), tmp_path / "nat_mini.pth")
+    torch.save(random_checkpoint(replace(published, num_classes=12)), tmp_path / "tuned.pth")
+    assert load_model(tmp_path / "nat_mini.pth").metadata.labels[207] == "golden retriever"
+    assert load_model(tmp_path / "tuned.pth", arch="nat_mini").metadata.labels == {}

@@ -171,6 +171,14 @@ def test_a_detector_s_configuration_settles_it() -> None:
         ("dinat_tiny", "upernet_dinat_tiny.pth", "ade20k-512"),
         ("dinat_large", "upernet_dinat_large.pth", "ade20k-640"),
         ("dinat_large_384_11x11", "mask2former_dinat_large_coco_instance.pth", "mask2former"),
+        ("dinat_large_384_11x11", "250_16_dinat_l_oneformer_ade20k_160k.pth", "oneformer-coco"),
+        ("dinat_large_384_11x11", "896x896_250_16_dinat_l_oneformer_ade20k_160k.pth", "oneformer-coco"),
+        ("dinat_large_384_11x11", "1280x1280_250_16_dinat_l_oneformer_ade20k_160k.pth", "oneformer-1280"),
+        ("dinat_large_384_11x11", "coco_pretrain_1280x1280_150_16_dinat_l_oneformer_ade20k_160k.pth", "oneformer-1280"),
+        ("dinat_large_384_11x11", "150_16_dinat_l_oneformer_coco_100ep.pth", "oneformer-coco"),
+        ("dinat_large_384_11x11", "250_16_dinat_l_oneformer_mapillary_300k.pth", "oneformer-coco"),
+        ("dinat_large", "250_16_dinat_l_oneformer_cityscapes_90k.pth", "oneformer-cityscapes"),
+        ("dinat_large", "oneformer_cityscapes_dinat_large", "oneformer-cityscapes"),
     ],
 )
 def test_a_dense_task_s_file_name_settles_a_backbone(name: str, file: str, preset: str) -> None:
@@ -178,6 +186,69 @@ def test_a_dense_task_s_file_name_settles_a_backbone(name: str, file: str, prese
     settled = decide(config, file)
     assert settled.config.dilations == PRESETS[preset].for_config(config)
     assert settled.preset == PRESETS[preset]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("dinat_mini", "mask2former_dinat_mini_coco.pth"),
+        ("dinat_large", "mask2former_dinat_large_coco.pth"),  # 7×7 windows
+        ("dinat_large", "250_16_dinat_l_oneformer_coco_100ep.pth"),
+        ("dinat_large_384_11x11", "250_16_dinat_l_oneformer_cityscapes_90k.pth"),
+        ("dinat_large_384_11x11", "maskrcnn_dinat_large.pth"),
+    ],
+)
+def test_a_task_published_for_other_models_settles_nothing(name: str, file: str) -> None:
+    config = replace(get_model(name).config, **BACKBONE)
+    with pytest.raises(AmbiguousArchitectureError, match=r"were published for other models.* with --dilations coco"):
+        decide(config, file)
+    explicit = decide(config, file, arch="dinat", dilations="mask2former")
+    assert explicit.preset == PRESETS["mask2former"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "named"),
+    [
+        ("nat_mini", "student_nat_mini_teacher_dinat_mini.pth", ("nat_mini", "dinat_mini")),
+        ("nat_mini", "dinat_mini-nat_mini-distilled.pth", ("nat_mini", "dinat_mini")),
+        ("nat_mini", "dinat_from_nat_mini.pth", ("nat_mini", "dinat_mini")),
+        ("nat_tiny", "nat_t_vs_dinat_t.pth", ("nat_tiny", "dinat_tiny")),
+        ("dinat_large", "dinat_large_224_to_384.pth", ("dinat_large", "dinat_large_384")),
+    ],
+)
+def test_a_name_of_two_architectures_settles_nothing_and_both_are_named(
+    name: str, file: str, named: tuple[str, str]
+) -> None:
+    with pytest.raises(AmbiguousArchitectureError) as error:
+        decide(name, file)
+    assert all(f"--arch {one}" in str(error.value) for one in named)
+    evidence = (Evidence("its entry 'arch'", named[0]),)
+    assert decide(name, file, evidence=evidence).architecture == named[0]
+
+
+def test_a_second_architecture_that_the_shapes_exclude_is_only_mentioned() -> None:
+    settled = decide("nat_mini", "student_nat_mini_teacher_dinat_base.pth")
+    assert settled.architecture == "nat_mini"
+    assert settled.warnings == ("the file's name also says dinat_base, whose weights have other shapes",)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("dinat_tiny", "my_dinat_t_run3.pth"),
+        ("dinat_small", "dinat_s.pth"),
+        ("dinat_s_tiny", "dinat_s_t_in1k.pth"),
+        ("nat_base", "natbase.pth"),
+    ],
+)
+def test_short_names_are_understood(name: str, file: str) -> None:
+    assert decide(name, file).architecture == name
+
+
+def test_two_tasks_in_one_name_settle_nothing() -> None:
+    config = replace(get_model("dinat_mini").config, **BACKBONE)
+    with pytest.raises(AmbiguousArchitectureError, match="in which both ade20k and coco stand"):
+        decide(config, "upernet_dinat_mini_coco.pth")
 
 
 def test_a_backbone_s_own_name_does_not_settle_its_dilations() -> None:

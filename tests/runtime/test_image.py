@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.models.preprocessing import (
     Preprocessing,
     dense_prediction,
+    from_hugging_face,
     hugging_face_classification,
     official_classification,
+    shortest_side,
 )
 from na_deploy.runtime.images.prepare import prepare, prepare_files, read_image
 
@@ -60,6 +63,38 @@ def test_dense_preprocessing_keeps_proportions_and_pads_with_zeros():
     expected = by_hand(np.asarray(image.resize((150, 100), Image.Resampling.BILINEAR)), preprocessing)
     np.testing.assert_allclose(found[..., :100, :], expected, atol=1e-4)
     assert np.all(found[..., 100:, :] == 0)
+
+
+@pytest.mark.parametrize("size", [(640, 427), (427, 640), (100, 1000), (1000, 33), (64, 64), (4, 4), (5, 300)])
+@pytest.mark.parametrize("family", ["MaskFormer", "Mask2Former", "OneFormer"])
+def test_segmenters_inputs_are_those_of_transformers_processors(size: tuple[int, int], family: str, tmp_path: Path):
+
+    module = importlib.import_module(f"transformers.models.{family.lower()}.image_processing_{family.lower()}")
+    (tmp_path / "classes.json").write_text('{"0": {"name": "thing", "isthing": 1}}')
+    options = {"repo_path": str(tmp_path), "class_info_file": "classes.json"} if family == "OneFormer" else {}
+    theirs = getattr(module, f"{family}ImageProcessor")(size={"shortest_edge": 48, "longest_edge": 96}, **options)
+    image, preprocessing = photo(*size), from_hugging_face(theirs.to_dict())
+    expected = theirs.preprocess(image, **({"task_inputs": ["semantic"]} if family == "OneFormer" else {}))
+    found = prepare(image, preprocessing)
+    pixels = np.stack(expected["pixel_values"])
+    assert found.shape == pixels.shape
+    np.testing.assert_allclose(found, pixels, atol=1e-5)
+    assert preprocessing.placement(size[1], size[0]).scaled == found.shape[2:]
+
+
+def test_the_shorter_side_is_scaled_and_zeros_fill_up_to_a_multiple():
+    image, preprocessing = photo(300, 201), shortest_side(100, 140, 32)
+    found, placement = prepare(image, preprocessing), preprocessing.placement(201, 300)
+    assert placement.size == found.shape[2:] == (96, 160)
+    assert placement.scaled == (94, 140)  # 201/300 of 140 is 93.8
+    expected = by_hand(np.asarray(image.resize((140, 94), Image.Resampling.BILINEAR)), preprocessing)
+    np.testing.assert_allclose(found[..., :94, :140], expected, atol=1e-4)
+    assert np.all(found[..., 94:, :] == 0)
+    assert np.all(found[..., 140:] == 0)
+    fixed = preprocessing.with_size((64, 64))
+    assert (fixed.mode, prepare(image, fixed).shape) == ("fit", (1, 3, 64, 64))
+    assert prepare(photo(1, 1), preprocessing).shape == (1, 3, 128, 128)
+    assert prepare(photo(12000, 1), preprocessing).shape == (1, 3, 32, 160)
 
 
 def test_channels_can_be_asked_for_in_reverse():

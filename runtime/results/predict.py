@@ -1,0 +1,209 @@
+"""From pictures to typed results with any model that takes pictures: the one way for Python, commands and servers.
+
+:func:`prepare_picture` makes a model's input of a picture, :func:`read_result` a result of the model's outputs; between
+them a session or a server's batcher runs the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from na_deploy.errors import UsageError
+from na_deploy.model_file.tensors import Array, TensorSpec, numpy_type
+from na_deploy.models.metadata import SEGMENT_TASKS, ModelMetadata
+from na_deploy.models.preprocessing import Preprocessing
+from na_deploy.runtime.images.prepare import prepare, read_image
+from na_deploy.runtime.results.classification import Prediction, top_classes
+from na_deploy.runtime.results.queries import instances, panoptic_map, semantic_map, semantic_scores
+from na_deploy.runtime.results.resampling import View
+from na_deploy.runtime.results.segments import Segmentation, from_ids, from_masks
+from na_deploy.runtime.session import Session
+
+Picture = str | Path | Image.Image | Array
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The most probable classes of a picture, most probable first.
+
+    Attributes:
+        predictions: class number, name and probability.
+    """
+
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What a model without an answer of its own gives for a picture: pooled features, or maps of several levels.
+
+    Attributes:
+        outputs: arrays of batch 1 by output name.
+    """
+
+    outputs: Mapping[str, Array]
+
+
+Result = Classification | Segmentation | Features
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """How results are made of outputs.
+
+    Attributes:
+        top: how many classes a classification has.
+        thresholds: in place of the model's own, by the names in ``models.metadata.THRESHOLDS``.
+        task: of a model with queries, another one than its file says: "semantic", "instance" or "panoptic".
+        labels: class names in place of the model's own.
+    """
+
+    top: int = 5
+    thresholds: Mapping[str, float] | None = None
+    task: str | None = None
+    labels: Mapping[int, str] | None = None
+
+
+def predict(session: Session, picture: Picture, options: ResultOptions | None = None) -> Result:
+    """Run a model on one picture.
+
+    Args:
+        session: over a model with one input, for images.
+        picture: a file, a Pillow image, or an array (H, W, 3) of uint8.
+        options: how the result is made.
+
+    Raises:
+        UsageError: the model does not take pictures, or the picture cannot be read.
+        NaDeployError: the picture is damaged, or the runtime failed.
+    """
+    image = as_image(picture)
+    preprocessing = image_preprocessing(session)
+    spec = session.inputs[0]
+    pixels = prepare(image, preprocessing).astype(numpy_type(spec.dtype), copy=False)
+    if isinstance(spec.shape[0], int) and spec.shape[0] > 1:  # a fixed batch: the picture fills all of it
+        pixels = pixels.repeat(spec.shape[0], axis=0)
+    outputs = {name: array[:1] for name, array in session.run(pixels).items()}
+    return read_result(session.metadata, outputs, preprocessing, (image.height, image.width), options)
+
+
+def as_image(picture: Picture) -> Image.Image:
+    """Return a Pillow image of a file, an image or an array.
+
+    Raises:
+        UsageError: the array is no picture, or the file does not exist.
+        NaDeployError: the file is damaged.
+    """
+    if isinstance(picture, Image.Image):
+        return picture
+    if isinstance(picture, str | Path):
+        return read_image(Path(picture))
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        shape = "×".join(map(str, picture.shape))
+        raise UsageError(f"a picture is an array of uint8, height×width×3, got {picture.dtype} of {shape}")
+    return Image.fromarray(picture)
+
+
+def image_preprocessing(session: Session) -> Preprocessing:
+    """Return how pictures become a model's input; a size that the model fixes overrules the recorded one.
+
+    Raises:
+        UsageError: the model does not take one image, or does not say how it is prepared.
+    """
+    if len(session.inputs) != 1:
+        names = ", ".join(str(spec) for spec in session.inputs)
+        raise UsageError(f"{session.path.name} takes several inputs ({names}); run it with a dict of arrays")
+    spec: TensorSpec = session.inputs[0]
+    if session.metadata is None or len(spec.shape) != 4:
+        raise UsageError(f"{session.path.name} does not say how images are prepared; give an array for {spec}")
+    preprocessing = session.metadata.preprocessing
+    sides = [size for size in spec.shape[2:] if isinstance(size, int)]
+    free = preprocessing.mode == "shortest-side"
+    if len(sides) == 2 and (free or tuple(sides) != preprocessing.size):
+        return preprocessing.with_size((sides[0], sides[1]))
+    return preprocessing
+
+
+def read_result(
+    metadata: ModelMetadata | None,
+    outputs: Mapping[str, Array],
+    preprocessing: Preprocessing,
+    picture: tuple[int, int],
+    options: ResultOptions | None = None,
+) -> Result:
+    """Return the result of one picture.
+
+    Args:
+        metadata: of the model.
+        outputs: its outputs of batch 1.
+        preprocessing: how the picture became the input.
+        picture: its (H, W).
+        options: how the result is made.
+
+    Raises:
+        UsageError: the outputs are not those of the model's task, or the picture's edges were cut off.
+    """
+    options = options or ResultOptions()
+    metadata = metadata or ModelMetadata("unknown", task="features")
+    labels = metadata.labels if options.labels is None else options.labels
+    queries = {"class_logits", "mask_logits"} <= set(outputs)
+    task = options.task or metadata.task
+    if options.task is not None and not (queries and task in SEGMENT_TASKS):
+        raise UsageError(
+            f"a result as {options.task} was asked for, and the model answers as {metadata.task}; "
+            "only segmenters with class_logits and mask_logits answer as semantic, instance or panoptic"
+        )
+    if task == "classification":
+        (logits,) = outputs.values()
+        return Classification(tuple(top_classes(logits, options.top, labels)[0]))
+    if task not in SEGMENT_TASKS:
+        return Features(dict(outputs))
+    if preprocessing.mode == "resize-then-crop":
+        raise UsageError("the model's preprocessing cuts off pictures' edges, so its masks do not cover them")
+    view = View(preprocessing.placement(*picture), picture, metadata.segment_rule)
+    metadata = replace(
+        metadata, task=task, labels=labels, thresholds={**metadata.thresholds, **(options.thresholds or {})}
+    )
+    arrays = {name: array[0].astype(np.float32) for name, array in outputs.items()}
+    if queries:
+        return _of_queries(metadata, arrays["class_logits"], arrays["mask_logits"], view)
+    if "logits" not in arrays or task != "semantic":
+        raise UsageError(
+            f"a model for {task} segmentation gives class_logits and mask_logits, or logits for semantic; "
+            f"this one gives {', '.join(outputs)}"
+        )
+    ids, found = semantic_map(arrays["logits"], view, logits=True)
+    return from_ids("semantic", ids, found, labels, metadata.things, metadata.palette)
+
+
+def _of_queries(metadata: ModelMetadata, classes: Array, masks: Array, view: View) -> Segmentation:
+    labels, things, palette = metadata.labels, metadata.things, metadata.palette
+    thresholds = metadata.thresholds
+    if metadata.task == "semantic":
+        ids, found = semantic_map(semantic_scores(classes, masks, thresholds), view, logits=False)
+        return from_ids("semantic", ids, found, labels, things, palette)
+    if metadata.task == "instance":
+        wanted = None if things is None else frozenset(things)
+        pixels, objects = instances(classes, masks, view, thresholds, wanted)
+        return from_masks(pixels, objects, view.picture, labels, palette)
+    stuff = () if things is None else frozenset(range(classes.shape[-1] - 1)) - frozenset(things)
+    ids, found = panoptic_map(classes, masks, view, thresholds, stuff)
+    return from_ids("panoptic", ids, found, labels, things, palette)
+
+
+__all__ = [
+    "Classification",
+    "Features",
+    "Prediction",
+    "Result",
+    "ResultOptions",
+    "Segmentation",
+    "as_image",
+    "image_preprocessing",
+    "predict",
+    "read_result",
+]

@@ -1,0 +1,137 @@
+"""Scaling maps as torch's ``interpolate`` does, a strip at a time, so that large pictures need little memory.
+
+An axis of a scaled map is a few taps: source positions and weights per target position. Chains of scalings and crops
+are one set of taps again, since each is linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from na_deploy.model_file.tensors import Array
+from na_deploy.models.metadata import SegmentRule
+from na_deploy.models.preprocessing import Placement
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+STRIP = 1024
+"""Columns of a picture computed at a time."""
+BAND = 64
+"""Rows of a strip computed at a time: they stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Scaling of one axis.
+
+    Attributes:
+        index: (targets, taps) source positions.
+        weight: (targets, taps) what each counts.
+    """
+
+    index: IntArray
+    weight: FloatArray
+
+    def after(self, first: Taps) -> Taps:
+        """Return ``first`` and then these as one."""
+        index = first.index[self.index].reshape(len(self.index), -1)
+        weight = (first.weight[self.index] * self.weight[..., None]).reshape(len(self.index), -1)
+        return Taps(index, weight)
+
+    def cut(self, start: int, stop: int) -> Taps:
+        """Return those of the targets from ``start`` to before ``stop``."""
+        return Taps(self.index[start:stop], self.weight[start:stop])
+
+
+def linear(source: int, target: int) -> Taps:
+    """Return bilinear scaling of one axis, as torch with ``align_corners=False`` (no antialiasing)."""
+    scale = np.float32(source / target)
+    place = np.maximum((np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
+    low = np.minimum(place.astype(np.int64), source - 1)
+    weight = (place - low).astype(np.float32)
+    return Taps(np.stack([low, np.minimum(low + 1, source - 1)], 1), np.stack([1 - weight, weight], 1))
+
+
+def nearest(source: int, target: int) -> IntArray:
+    """Return the source position of every target, as torch's ``nearest``."""
+    place = np.arange(target, dtype=np.float32) * np.float32(source / target)
+    return np.minimum(place.astype(np.int64), source - 1)
+
+
+class View(NamedTuple):
+    """Where a network's maps, which cover its whole input, lie on a picture.
+
+    Attributes:
+        placement: where the picture lay in the input.
+        picture: (H, W) of the picture.
+        rule: how maps are scaled. "detectron2" (and mmsegmentation): to the input first, what is padding is cut off,
+            then to the picture. "transformers": straight to the picture, where there is no padding.
+    """
+
+    placement: Placement
+    picture: tuple[int, int]
+    rule: SegmentRule = "detectron2"
+
+    @property
+    def straight(self) -> bool:
+        """Whether maps are scaled straight to the picture."""
+        return self.rule == "transformers" and self.placement.scaled == self.placement.size
+
+
+def to_picture(maps: tuple[int, int], view: View) -> tuple[Taps, Taps]:
+    """Return the taps of rows and columns that lay a network's maps over the picture it saw.
+
+    Args:
+        maps: (h, w) of the maps.
+        view: where they lie.
+    """
+    axes = []
+    for size, whole, kept, target in zip(maps, view.placement.size, view.placement.scaled, view.picture, strict=True):
+        if view.straight:
+            axes.append(linear(size, target))
+        else:
+            axes.append(linear(kept, target).after(linear(size, whole).cut(0, kept)))
+    return axes[0], axes[1]
+
+
+def resize(maps: Array, rows: Taps, columns: Taps) -> FloatArray:
+    """Return (…, H, W) of ``maps`` (…, h, w)."""
+    return _along_rows(_along_columns(maps.astype(np.float32, copy=False), columns), rows)
+
+
+def strips(maps: Array, rows: Taps, columns: Taps) -> Iterator[tuple[slice, slice, Iterator[FloatArray]]]:
+    """Yield parts of the scaled maps: their rows, their columns, and one (rows, columns) array after another.
+
+    Args:
+        maps: (C, h, w).
+        rows: the scaling of rows.
+        columns: that of columns.
+    """
+    height, width = len(rows.index), len(columns.index)
+    for left in range(0, width, STRIP):
+        right = min(left + STRIP, width)
+        scaled = _along_columns(maps.astype(np.float32, copy=False), columns.cut(left, right))
+        for top in range(0, height, BAND):
+            bottom = min(top + BAND, height)
+            own = rows.cut(top, bottom)
+            yield slice(top, bottom), slice(left, right), (_along_rows(one, own) for one in scaled)
+
+
+def _along_rows(maps: FloatArray, taps: Taps) -> FloatArray:
+    result: FloatArray = maps[..., taps.index[:, 0], :] * taps.weight[:, 0, None]
+    for number in range(1, taps.index.shape[1]):
+        result += maps[..., taps.index[:, number], :] * taps.weight[:, number, None]
+    return result
+
+
+def _along_columns(maps: FloatArray, taps: Taps) -> FloatArray:
+    result: FloatArray = np.take(maps, taps.index[:, 0], axis=-1) * taps.weight[:, 0]
+    for number in range(1, taps.index.shape[1]):
+        result += np.take(maps, taps.index[:, number], axis=-1) * taps.weight[:, number]
+    return result

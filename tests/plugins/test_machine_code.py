@@ -1,0 +1,153 @@
+"""The GPU kernels' machine code, executed by the interpreter of tests/support/sass: it agrees with float64.
+
+nvcc makes it of plugins/cuda as of the library; the launch and its parameters are those of the host's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cpu_library import Params, Problem, aligned
+from sass.compiling import MissingToolError, Unit, find_cuobjdump, find_nvcc
+from sass.launching import execute, load_unit, place, record_problem
+from sass.machine import Machine
+
+from na_deploy.attention.reference import reference_attention, reference_attention_qkv
+from na_deploy.attention.windows import NeighborhoodSpec
+
+KINDS = {"float": np.dtype(np.float32), "Half": np.dtype(np.float16), "Bfloat": np.dtype(ml_dtypes.bfloat16)}
+TOLERANCE = {"float": 2e-6, "Half": 3e-3, "Bfloat": 2e-2}
+"""Largest difference relative to the largest output, as for the emulated kernels."""
+PLAIN = 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tools() -> None:
+    try:
+        find_nvcc()
+        find_cuobjdump()
+    except MissingToolError as error:
+        pytest.skip(str(error))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem of random numbers."""
+
+    lengths: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    dilation: Sequence[int] | int = 1
+    stride: Sequence[int] | int = 1
+    is_causal: Sequence[bool] | bool = False
+    batch: int = 1
+    heads: int = 2
+    key_heads: int = 0
+    """Heads of keys and values where tensors are apart; 0 for packed qkv."""
+    value_dim: int = 0
+    additional: int = 0
+    bias: bool = False
+    padding: bool = False
+    lse: bool = True
+    scale: float = 0.0
+
+    def make(self, kind: str, dim: int) -> tuple[Problem, Any]:
+        """Return the problem and what float64 says."""
+        random, dtype = np.random.default_rng(7), KINDS[kind]
+
+        def normal(*shape: int) -> np.ndarray:
+            array = aligned(int(np.prod(shape)), dtype).reshape(shape)
+            array[...] = random.normal(size=shape)
+            return array
+
+        spec = NeighborhoodSpec.create(len(self.lengths), self.kernel_size, self.dilation, self.stride, self.is_causal)  # type: ignore[arg-type]
+        options: dict[str, Any] = {}
+        if self.bias:
+            options["rel_pos_bias"] = normal(self.heads, *(2 * k - 1 for k in self.kernel_size))
+        if self.key_heads == 0:
+            tensors = [normal(self.batch, *self.lengths, 3, self.heads, dim)]
+            if self.padding:
+                options["padding"] = normal(3, self.heads, dim)
+        else:
+            value_dim = self.value_dim or dim
+            tensors = [normal(self.batch, *self.lengths, self.heads, dim)]
+            tensors += [normal(self.batch, *self.lengths, self.key_heads, channels) for channels in (dim, value_dim)]
+            if self.additional:
+                shape = (self.batch, self.additional, self.key_heads)
+                options["additional_key"], options["additional_value"] = normal(*shape, dim), normal(*shape, value_dim)
+        problem = Problem(spec, *tensors, scale=self.scale, lse=self.lse, **options)
+        arrays = {name: array.astype(np.float64) for name, array in options.items()}
+        reference = reference_attention_qkv if self.key_heads == 0 else reference_attention
+        wide = [tensor.astype(np.float64) for tensor in tensors]
+        return problem, reference(*wide, spec, scale=self.scale or None, **arrays)
+
+
+def run(unit: Unit, case: Case, dim: int = 0) -> Machine:
+    """Execute a case and hold it to float64."""
+    problem, expected = case.make(unit.kind, dim or unit.dim)
+    problem.output[...] = np.nan
+    arrays = {**problem.arrays, "output": problem.output, "lse": problem.lse}
+    if problem.lse is not None:
+        problem.lse[...] = np.nan
+    machine = execute(unit, problem.params, arrays)
+    difference = np.abs(problem.output.astype(np.float64) - expected.output).max()
+    assert difference < TOLERANCE[unit.kind] * np.abs(expected.output).max()
+    if problem.lse is not None:
+        assert np.abs(problem.lse - expected.lse).max() < 1e-5 * np.abs(expected.lse).max()
+    return machine
+
+
+NAT = Case((13, 17), (7, 7), batch=2, bias=True)
+
+
+@pytest.mark.parametrize("architecture", ["90a", "80"])
+@pytest.mark.parametrize(
+    ("unit", "case"),
+    [
+        (Unit("Half", 32, 4), NAT),
+        (Unit("Half", 32, 10), Case((4, 23), (7, 7), (1, 2), bias=True, padding=True)),
+        (Unit("Bfloat", 64, 6), Case((19, 9), (5, 3), (2, 1), is_causal=(False, True), bias=False, lse=False)),
+        (Unit("float", 32, 2), Case((150,), (37,), stride=5, key_heads=1, value_dim=16, additional=9, scale=0.4)),
+        (Unit("Half", 128, 7), Case((5, 9, 6), (3, 5, 4), stride=(1, 2, 1), heads=1)),
+    ],
+    ids=lambda value: f"{value.kind} {value.dim}, tactic {value.tactic}" if isinstance(value, Unit) else "",
+)
+def test_the_tile_kernels_machine_code_agrees_with_float64(unit: Unit, case: Case, architecture: str):
+    machine = run(Unit(unit.kind, unit.dim, unit.tactic, architecture), case)
+    taken, least = machine.wavefronts.sum(0)
+    assert taken >= least > 0
+
+
+@pytest.mark.parametrize("architecture", ["90a", "80"])
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        ("Half", Case((6, 9), (5, 7), (1, 2), padding=True, bias=True)),
+        ("float", Case((11,), (4,), key_heads=1, additional=3, is_causal=True)),
+        ("Bfloat", Case((3, 4, 5), (2, 3, 3), stride=(1, 2, 1))),
+    ],
+    ids=["half", "float", "bfloat"],
+)
+def test_the_plain_kernels_machine_code_agrees_with_float64(kind: str, case: Case, architecture: str):
+    run(Unit(kind, 0, PLAIN, architecture), case, dim=33)
+
+
+def test_the_tile_kernel_has_no_bank_conflicts():
+    machine = run(Unit("Half", 32, 4), NAT)
+    taken, least = machine.wavefronts.sum(0)
+    assert taken == least
+
+
+def test_an_access_outside_the_tensors_is_found():
+    # The kernel is told of a larger map than there is.
+    problem = Case((22, 22), (7, 7), 3, bias=True).make("Half", 32)[0]
+    params: Params = problem.params
+    params.length[0] = params.length[1] = 30
+    memory = place(params, {**problem.arrays, "output": problem.output, "lse": problem.lse})
+    launch = record_problem(load_unit(Unit("Half", 32, 4)), params, 4).launch
+    with pytest.raises(RuntimeError, match="belongs to no array"):
+        Machine(launch, memory).run()

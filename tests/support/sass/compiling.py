@@ -1,0 +1,184 @@
+"""From a unit of plugins/cuda to its machine code: compiled by nvcc as the library's units are, read by cuobjdump.
+
+A unit of the library holds a kernel for each shape of tile. Here it gets one, which is compiled in two seconds instead
+of twelve; nothing else of it changes. What was compiled is kept in build/sass, by what it was compiled from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[3]
+CUDA, CORE = ROOT / "plugins" / "cuda", ROOT / "plugins" / "core"
+RUNTIME = ROOT / "plugins" / "tests" / "recorded_cudart.cpp"
+BUILD = ROOT / "build" / "sass"
+TOOLS = "nvidia/cu13/bin"
+"""Where NVIDIA's packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm put the tools, in site-packages."""
+
+
+class MissingToolError(RuntimeError):
+    """nvcc or cuobjdump is not on this machine."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A kernel to compile.
+
+    Args:
+        kind: type of numbers, as plugins/cuda names it: Half, Bfloat or float.
+        dim: channels of a head.
+        tactic: number in plugins/cuda/tactics.h.
+        architecture: such as ``90a``.
+    """
+
+    kind: str
+    dim: int
+    tactic: int
+    architecture: str = "90a"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """``library``: the unit with its launch, for ctypes; ``cubin`` and ``listing``: its machine code."""
+
+    library: Path
+    cubin: Path
+    listing: Path
+
+
+@cache
+def find_nvcc() -> str:
+    """Return nvcc.
+
+    Raises:
+        MissingToolError: saying what to install.
+    """
+    found = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if found is None:
+        raise MissingToolError("machine code is not executed: there is no nvcc (CUDA's compiler)")
+    return found
+
+
+@cache
+def find_cuobjdump() -> tuple[str, Mapping[str, str]]:
+    """Return cuobjdump and the environment in which it finds nvdisasm.
+
+    Raises:
+        MissingToolError: saying what to install.
+    """
+    found = shutil.which("cuobjdump")
+    if found and shutil.which("nvdisasm"):
+        return found, dict(os.environ)
+    package = importlib.util.find_spec("nvidia")
+    for place in package.submodule_search_locations or () if package else ():
+        folder = Path(place).parent / TOOLS
+        if (folder / "cuobjdump").exists() and (folder / "nvdisasm").exists():
+            return str(folder / "cuobjdump"), os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+    raise MissingToolError(
+        "machine code is not executed: there is no cuobjdump (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)"
+    )
+
+
+def _shapes(macro: str) -> dict[int, str]:
+    """Return a macro's entries in tactics.h by their tactic."""
+    listed = re.search(rf"#define {macro}\(use\)((?:[^\n]*\\\n)*[^\n]*)", (CUDA / "tactics.h").read_text())
+    if listed is None:
+        raise ValueError(f"plugins/cuda/tactics.h has no {macro}")
+    return {int(entry[0]): f"use({', '.join(entry)})" for entry in
+            (re.split(r",\s*", own) for own in re.findall(r"use\((\d+[^)]*)\)", listed[1]))}  # fmt: skip
+
+
+def _source(unit: Unit) -> str:
+    """Return a unit of one kernel, with a function that launches it."""
+    macros = ("NA_TILE_SHAPES", "NA_WIDE_SHAPES", "NA_HOPPER_SHAPES")
+    kind = unit.kind if unit.kind == "float" else f"dev::{unit.kind}"
+    lines = ['#include "tactics.h"']
+    template, launch = None, "launch_plain"
+    for macro in macros:
+        shapes = _shapes(macro)
+        lines += [f"#undef {macro}", f"#define {macro}(use) {shapes.get(unit.tactic, '')}"]
+        if unit.tactic in shapes:
+            template, launch = ("hopper/unit.cu.in", "launch_hopper") if "HOPPER" in macro else (
+                "tile_unit.cu.in", "launch_tile")  # fmt: skip
+    if template is not None:
+        text = (CUDA / template).read_text()
+        lines.append(text.replace("@NA_TYPE@", kind).replace("@NA_DIM@", str(unit.dim)))
+        call = f"{launch}<{kind}, {unit.dim}>(problem, tactic, nullptr)"
+    else:
+        lines.append('#include "launch.cuh"')
+        call = f"{launch}<{kind}>(problem, nullptr)"
+    lines.append(f"""
+namespace na_deploy {{
+extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, [[maybe_unused]] int32_t tactic) {{
+  const CudaProblem problem = make_cuda_problem(*params, sizeof({kind}));
+  return {call};
+}}
+}}  // namespace na_deploy
+""")
+    return "\n".join(lines)
+
+
+def _run(command: list[str], folder: Path, environment: Mapping[str, str] | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+@cache
+def _sources() -> bytes:
+    """Return all that units are made of."""
+    files = sorted(path for folder in (CUDA, CORE) for path in folder.rglob("*") if path.is_file())
+    return b"".join(path.read_bytes() for path in [*files, RUNTIME])
+
+
+@cache
+def _versions() -> str:
+    cuobjdump, environment = find_cuobjdump()
+    return _run([find_nvcc(), "--version"], ROOT) + _run([cuobjdump, "--version"], ROOT, environment)
+
+
+def compile_source(source: str, architecture: str) -> Compiled:
+    """Compile CUDA C++, with the recorded runtime linked to it, or return what was compiled from the same before."""
+    text = "\0".join([source, architecture, _versions()]).encode() + (_sources() if "#include" in source else b"")
+    folder = BUILD / hashlib.sha256(text).hexdigest()[:16]
+    made = Compiled(folder / "unit.so", folder / "unit.cubin", folder / "unit.sass")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # tests run in several processes
+        if made.listing.exists():
+            return made
+        folder.mkdir(exist_ok=True)
+        unit = folder / "unit.cu"
+        unit.write_text(source)
+        target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+        nvcc = [find_nvcc(), "-std=c++17", "-O3", target, f"-I{CUDA}", f"-I{CORE}"]
+        host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xlinker", "-Bsymbolic", "--cudart", "none", "-shared"]
+        _run([*nvcc, *host, str(unit), str(RUNTIME), "-o", str(made.library)], folder)
+        cuobjdump, environment = find_cuobjdump()
+        _run([cuobjdump, "-xelf", "unit", str(made.library)], folder, environment)
+        (cubin,) = [path for path in folder.glob("*.cubin") if path.stem.startswith("unit")]
+        cubin.rename(made.cubin)
+        listing = _run([cuobjdump, "-sass", str(made.cubin)], folder, environment)
+        made.listing.with_suffix(".part").write_text(listing)
+        made.listing.with_suffix(".part").rename(made.listing)
+    return made
+
+
+def compile_unit(unit: Unit) -> Compiled:
+    """Compile a kernel of plugins/cuda.
+
+    Raises:
+        MissingToolError: where nvcc or cuobjdump is.
+    """
+    return compile_source(_source(unit), unit.architecture)
