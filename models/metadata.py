@@ -30,6 +30,15 @@ TASKS = {
 SEGMENT_TASKS = ("semantic", "instance", "panoptic")
 """Those whose answer is segments."""
 
+QUERY_OUTPUTS = ("class_logits", "mask_logits")
+SEGMENTER_OUTPUTS = {
+    "upernet": ("logits",),
+    "maskformer": QUERY_OUTPUTS,
+    "mask2former": QUERY_OUTPUTS,
+    "oneformer": QUERY_OUTPUTS,
+}
+"""Names of outputs by head: class scores of pixels; or class scores and masks of queries."""
+
 THRESHOLDS = {
     "score": 0.5,
     "mask": 0.5,
@@ -58,7 +67,8 @@ class ModelMetadata:
     """Where a model comes from and how to use it.
 
     Attributes:
-        architecture: name in the registry, or the family for other sizes.
+        architecture: name in the registry, or the family for other sizes; of a segmenter, its backbone's.
+        head: a segmenter's head, "mask2former" for instance; empty for other models.
         task: one of :data:`TASKS`.
         num_classes: classes of the head, 0 if there is none.
         scores: one of :data:`SCORES`, for classifiers.
@@ -95,6 +105,7 @@ class ModelMetadata:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     segment_rule: SegmentRule = "detectron2"
     config: ModelConfig | None = None
+    head: str = ""
 
     @property
     def input_size(self) -> tuple[int, int, int, int]:
@@ -118,6 +129,8 @@ class ModelMetadata:
         }
         if self.task in SEGMENT_TASKS:
             values["segment_rule"] = self.segment_rule
+        if self.head:
+            values["head"] = self.head
         if self.palette:
             values["palette"] = " ".join(f"{red:02x}{green:02x}{blue:02x}" for red, green, blue in self.palette)
         if self.things is not None:
@@ -142,7 +155,7 @@ class ModelMetadata:
             return None
         known: dict[str, Any] = {
             key: values[key]
-            for key in ("architecture", "task", "source_name", "source_sha256", "dtype", "tool_version")
+            for key in ("architecture", "head", "task", "source_name", "source_sha256", "dtype", "tool_version")
             if key in values
         }
         readers: dict[str, Callable[[str], Any]] = {

@@ -32,6 +32,7 @@ class DeformableConfig:
         pyramid: larger maps that are added after the attention: 1 where masks have a quarter of the image's size.
         levels: maps that attention reads, from the smallest.
         points: places that a head reads on each map.
+        eps: epsilon of the layers' norms.
     """
 
     in_widths: tuple[int, ...]
@@ -43,6 +44,7 @@ class DeformableConfig:
     pyramid: int = 1
     levels: int = 3
     points: int = 4
+    eps: float = 1e-5
 
 
 class DeformableAttention(nn.Module):
@@ -94,10 +96,10 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: DeformableConfig) -> None:
         super().__init__()
         self.self_attn = DeformableAttention(config)
-        self.norm1 = nn.LayerNorm(config.width)
+        self.norm1 = nn.LayerNorm(config.width, eps=config.eps)
         self.linear1 = nn.Linear(config.width, config.feedforward)
         self.linear2 = nn.Linear(config.feedforward, config.width)
-        self.norm2 = nn.LayerNorm(config.width)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, x: Tensor, positions: Tensor, sizes: Sequence[Size], places: Tensor) -> Tensor:
         """Map tokens (B, N, C) to (B, N, C)."""
@@ -135,7 +137,7 @@ class Transformer(nn.Module):
         places = torch.cat([_centres(height, width, x) for height, width in sizes], 1)
         for layer in self.encoder.layers:
             x = layer(x, positions, sizes, places)
-        parts = x.split([height * width for height, width in sizes], dim=1)
+        parts = torch.split(x, [height * width for height, width in sizes], dim=1)
         return [
             part.transpose(1, 2).reshape(x.shape[0], -1, height, width)
             for part, (height, width) in zip(parts, sizes, strict=True)

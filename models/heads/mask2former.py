@@ -124,15 +124,14 @@ class MaskedPredictor(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        options = {"pre_norm": pre_norm, "eps": eps}
         self.transformer_self_attention_layers = nn.ModuleList(
-            SelfAttentionLayer(hidden, heads, **options) for _ in range(layers)
+            SelfAttentionLayer(hidden, heads, pre_norm=pre_norm, eps=eps) for _ in range(layers)
         )
         self.transformer_cross_attention_layers = nn.ModuleList(
-            CrossAttentionLayer(hidden, heads, **options) for _ in range(layers)
+            CrossAttentionLayer(hidden, heads, pre_norm=pre_norm, eps=eps) for _ in range(layers)
         )
         self.transformer_ffn_layers = nn.ModuleList(
-            FeedForwardLayer(hidden, feedforward, **options) for _ in range(layers)
+            FeedForwardLayer(hidden, feedforward, pre_norm=pre_norm, eps=eps) for _ in range(layers)
         )
         self.decoder_norm = nn.LayerNorm(hidden, eps=eps)
         self.query_embed = nn.Embedding(queries, hidden)

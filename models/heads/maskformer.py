@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from na_deploy.models.heads.pyramid_pixel_decoder import PyramidPixelDecoder
-from na_deploy.models.heads.transformer import Attention, FeedForward, Mlp, mask_logits, residual, sine_positions, tokens
+from na_deploy.models.heads.transformer import (
+    Attention,
+    FeedForward,
+    Mlp,
+    mask_logits,
+    residual,
+    sine_positions,
+    tokens,
+)
 
 
 @dataclass(frozen=True)

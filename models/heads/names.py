@@ -1,7 +1,7 @@
 """Where a head stands in a checkpoint, and its weights under the names of the networks here.
 
-Those are the official repositories' (mmsegmentation for UPerNet, Detectron2 for the others). Hugging Face's are renamed;
-packed projections of attention are split. Sources: the modules of transformers 4.53.3.
+Those are the official repositories' (mmsegmentation for UPerNet, Detectron2 for the others). Hugging Face's are
+renamed; packed projections of attention are split. Sources: the modules of transformers 4.53.3.
 """
 
 from __future__ import annotations
@@ -34,9 +34,16 @@ _ANCHORS: dict[str, tuple[Kind, str]] = {
     "sem_seg_head.predictor.transformer.decoder.norm.weight": ("maskformer", "Detectron2"),
     "model.transformer_module.decoder.layernorm.weight": ("maskformer", "transformers"),
 }
-"""Weights that one kind of head in one library's layout has; earlier entries win, for MaskFormer's is Mask2Former's too."""
+"""Weights that one kind of head in one library's layout has; the first found decides: MaskFormer's are others' too."""
 
-TRAINING_ONLY = ("auxiliary_head.", "criterion.", "text_encoder.", "text_projector.", "prompt_ctx.", "model.text_mapper.")
+TRAINING_ONLY = (
+    "auxiliary_head.",
+    "criterion.",
+    "text_encoder.",
+    "text_projector.",
+    "prompt_ctx.",
+    "model.text_mapper.",
+)
 """Parts that only training uses."""
 
 _PIXELS, _DECODER = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
@@ -74,7 +81,10 @@ _RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
         (rf"{_LAYER}final_layer_norm\.", rf"{_DECODER}transformer_ffn_layers.\1.norm."),
         (rf"{_LAYER}fc(\d)\.", rf"{_DECODER}transformer_ffn_layers.\1.linear\2."),
         (rf"^{re.escape(_THEIRS)}decoder\.layernorm\.", f"{_DECODER}decoder_norm."),
-        (rf"^{re.escape(_THEIRS)}decoder\.mask_predictor\.mask_embedder\.(\d)\.0\.", rf"{_DECODER}mask_embed.layers.\1."),
+        (
+            rf"^{re.escape(_THEIRS)}decoder\.mask_predictor\.mask_embedder\.(\d)\.0\.",
+            rf"{_DECODER}mask_embed.layers.\1.",
+        ),
         (rf"^{re.escape(_THEIRS)}queries_features\.", f"{_DECODER}query_feat."),
         (r"^class_predictor\.", f"{_DECODER}class_embed."),
     ),
@@ -125,6 +135,15 @@ class HeadWeights:
     library: str
     tensors: dict[str, Tensor]
     aside: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the head, "nothing" not counted; 0 where the layer is missing."""
+        layer = self.tensors.get("decode_head.conv_seg.weight")
+        if layer is not None:
+            return len(layer)
+        layer = self.tensors.get(f"{_DECODER}class_embed.weight")
+        return 0 if layer is None else len(layer) - 1
 
     @property
     def title(self) -> str:
@@ -191,7 +210,9 @@ def _renamed(kind: Kind, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _pyramid_name(match: re.Match[str], levels: int) -> str:
     """Return the name of one of MaskFormer's pyramid layers, which transformers counts from the smallest map."""
     level, part, number, leaf = match.groups()
-    layer = f"layer_{levels + 1}" if level is None else f"{'adapter' if part == 'proj' else 'layer'}_{levels - int(level)}"
+    layer = (
+        f"layer_{levels + 1}" if level is None else f"{'adapter' if part == 'proj' else 'layer'}_{levels - int(level)}"
+    )
     return f"{_PIXELS}{layer}.{'norm.' if number == '1' else ''}{leaf}"
 
 

@@ -141,8 +141,7 @@ class OneFormer(nn.Module):
 
     def set_task(self, task: str) -> None:
         """Make the token of "semantic", "instance" or "panoptic" that :meth:`forward` works with."""
-        weight = self.task_mlp.layers[0].weight
-        vector = task_vector(task, self.task_length).to(weight.dtype).to(weight.device)  # type: ignore[call-overload]
+        vector = task_vector(task, self.task_length).to(next(self.task_mlp.parameters()))
         self.token = self.task_mlp(vector)[None].detach()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

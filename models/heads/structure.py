@@ -7,7 +7,7 @@ Numbers that shapes give are read from shapes; a configuration that says otherwi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,7 @@ def read_head(head: HeadWeights, backbone: ModelConfig, stated: Stated, path: Pa
     Raises:
         CheckpointError: weights are missing, have another shape than the backbone asks for, or contradict ``stated``.
     """
-    reader = _Reader(head, backbone, path)
-    config: HeadConfig = {
-        "upernet": _upernet,
-        "maskformer": _maskformer,
-        "mask2former": _mask2former,
-        "oneformer": _oneformer,
-    }[head.kind](reader, stated)  # type: ignore[operator]
+    config = _READERS[head.kind](_Reader(head, backbone, path), stated)
     found = _numbers(config)
     for name, number in stated.numbers.items():
         if name in found and found[name] != number:
@@ -150,9 +144,8 @@ def build_segmenter(backbone: nn.Module, config: HeadConfig) -> nn.Module:
             return OneFormer(backbone, config).eval()
 
 
-def head_shapes(backbone: ModelConfig, config: HeadConfig) -> dict[str, tuple[int, ...]]:
+def head_shapes(config: HeadConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a head's weights, without the backbone's."""
-    del backbone
     with torch.device("meta"):
         network = build_segmenter(nn.Identity(), config)
     return {
@@ -223,7 +216,7 @@ def _maskformer(read: _Reader, stated: Stated) -> MaskFormerConfig:
     )
 
 
-def _deformable(read: _Reader) -> DeformableConfig:
+def _deformable(read: _Reader, eps: float = 1e-5) -> DeformableConfig:
     mask_width, width, _, _ = read.shape(f"{_PIXELS}mask_features.weight", 4)
     levels, _ = read.shape(f"{_PIXELS}transformer.level_embed", 2)
     layer = f"{_PIXELS}transformer.encoder.layers"
@@ -241,10 +234,9 @@ def _deformable(read: _Reader) -> DeformableConfig:
         layers=read.count(rf"{re.escape(layer)}\.(\d+)\."),
         heads=places // (levels * points),
         feedforward=read.shape(f"{layer}.0.linear1.weight", 2)[0],
-        pyramid=read.count(rf"{re.escape(_PIXELS)}adapter_(\d+)\.") - 1
-        if any(name.startswith(f"{_PIXELS}adapter_") for name in read.tensors)
-        else 0,
+        pyramid=len({name.split(".")[2] for name in read.tensors if name.startswith(f"{_PIXELS}adapter_")}),
         levels=levels,
+        eps=eps,
     )
 
 
@@ -269,9 +261,17 @@ def _mask2former(read: _Reader, stated: Stated) -> Mask2FormerConfig:
 
 def _oneformer(read: _Reader, stated: Stated) -> OneFormerConfig:
     return OneFormerConfig(
-        **_masked(read, stated, _deformable(read)),
+        **_masked(read, stated, _deformable(read, stated.eps)),
         query_layers=read.count(rf"{re.escape(_DECODER)}class_transformer\.decoder\.layers\.(\d+)\."),
         task_length=read.shape("task_mlp.layers.0.weight", 2)[1],
         task_norm=stated.task_norm,
         eps=stated.eps,
     )
+
+
+_READERS: dict[str, Callable[[_Reader, Stated], HeadConfig]] = {
+    "upernet": _upernet,
+    "maskformer": _maskformer,
+    "mask2former": _mask2former,
+    "oneformer": _oneformer,
+}
