@@ -69,6 +69,16 @@ class NeighborhoodSpec:
                 raise UsageError(f"stride must lie between 1 and kernel_size={kernel}, got {hop} on axis {axis}")
         return spec
 
+    def describe(self) -> str:
+        """Return the window in words, without what has its usual value: ``7×7, dilation 2×2``."""
+        words = ["×".join(map(str, self.kernel_size))]
+        for name, values in (("dilation", self.dilation), ("stride", self.stride)):
+            if any(value != 1 for value in values):
+                words.append(f"{name} {'×'.join(map(str, values))}")
+        if any(self.is_causal):
+            words.append("causal on axis " + " and ".join(str(a) for a, causal in enumerate(self.is_causal) if causal))
+        return ", ".join(words)
+
     def check_lengths(self, lengths: Sequence[int]) -> None:
         """Raise unless every window fits its axis: ``kernel_size * dilation <= length``.
 

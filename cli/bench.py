@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.output import console, print_json, table
+from na_deploy.cli.output import check_plot, console, print_json, table
 from na_deploy.cli.progress import progress_line
 from na_deploy.errors import UsageError
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
 @click.option("--batch", metavar="1,8,32", help="Batch sizes; each model's own by default.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="1x3x224x224",
+    help="Input size, or name=size.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of each target; its own default otherwise.")
 @click.option("--duration", default=5.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds per row.")
 @click.option(
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
 def command(
     targets: tuple[Path, ...],
     batch: str | None,
+    inputs: tuple[str, ...],
     threads: int | None,
     duration: float,
     compare_to: tuple[str, ...],
@@ -49,10 +57,9 @@ def command(
     from na_deploy.runtime.bench.compare import measure
 
     chosen = choose_targets(targets, compare_to, checkpoint, arch)
-    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"cannot draw into {plot}; end the name in .png, .svg or .pdf")
+    check_plot(plot, *targets, checkpoint)
     with progress_line("starting") as say:
-        report = measure(chosen, parse_batches(batch), threads=threads, duration_s=duration, say=say)
+        report = measure(chosen, parse_batches(batch), shapes=inputs, threads=threads, duration_s=duration, say=say)
     if as_json:
         print_json(as_dict(report))
     else:
@@ -122,13 +129,16 @@ def as_dict(report: Report) -> dict[str, Any]:
 def _print(report: Report) -> None:
     from rich.markup import escape
 
+    from na_deploy.model_file.example_inputs import shapes_text
+
     out = console()
     numbers = ("batch", "p50 ms", "p90 ms", "p99 ms", "items/s", "calls", "times the first")
-    listing = table("target", *numbers, "runs on", right=numbers)
+    listing = table("target", "input", *numbers, "runs on", right=numbers)
     first = {m.batch: m.p50_ms for m in reversed(report.measurements)}
     for m in report.measurements:
         listing.add_row(
             escape(m.label),
+            shapes_text(m.shapes),
             str(m.batch),
             *(f"{ms:.2f}" for ms in (m.p50_ms, m.p90_ms, m.p99_ms)),
             f"{m.items_per_s:.1f}",
@@ -142,3 +152,5 @@ def _print(report: Report) -> None:
     for s in report.startups:
         startup.add_row(escape(s.label), f"{s.import_s:.2f}", f"{s.load_s:.2f}", f"{s.first_s:.2f}", f"{s.peak_mb:.0f}")
     out.print(startup)
+    threads = "each target's own threads" if report.threads is None else f"{report.threads} threads each"
+    out.print(escape(f"{report.machine}; {threads}"))

@@ -60,6 +60,9 @@ if TYPE_CHECKING:
 @click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16 or bf16; inputs and outputs stay fp32.")
 @click.option("--opset", type=int, help="ONNX operator set, 20 to 23; 22 by default.")
 @click.option("--external-data", is_flag=True, help="Write weights beside the model (always done above 2 GB).")
+@click.option(
+    "--flat", is_flag=True, help="Standard operators only, for runtimes that know no ONNX functions (docs/runtimes.md)."
+)
 @click.option("--tolerance", type=float, help="Largest accepted relative difference to PyTorch float32.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -78,6 +81,7 @@ def command(
     dtype: str,
     opset: int | None,
     external_data: bool,
+    flat: bool,
     tolerance: float | None,
     as_json: bool,
 ) -> None:
@@ -107,6 +111,7 @@ def command(
             windows=windows,
             opset=opset,
             external_data=external_data,
+            flat=flat,
             tolerance=tolerance,
             as_json=as_json,
         )
@@ -134,6 +139,7 @@ def command(
             dtype=dtype,
             opset=opset,
             external_data=external_data,
+            flat=flat,
             tolerance=tolerance,
             progress=progress,
         )

@@ -11,6 +11,7 @@ import click
 
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
+from na_deploy.files import check_output
 
 if TYPE_CHECKING:
     from na_deploy.exporter import ModuleExportReport
@@ -33,10 +34,13 @@ def export_factory(
     windows: tuple[str, ...],
     opset: int | None,
     external_data: bool,
+    flat: bool,
     tolerance: float | None,
     as_json: bool,
 ) -> None:
     """Build the module, export it and print the report."""
+    if output is not None:
+        check_output(output, (weights,), (".onnx",))
     with progress_line("starting") as progress:
         # After the first word: importing PyTorch takes seconds.
         from na_deploy.exporter import export
@@ -59,8 +63,10 @@ def export_factory(
             output or f"{name.rpartition(':')[2]}.onnx",
             dynamic=axes,
             external_data=external_data,
+            flat=flat,
             tolerance=tolerance,
             windows=changes,
+            origin=name,
             progress=progress,
             **given,
         )

@@ -10,8 +10,8 @@ import click
 
 from na_deploy.cli.bundles import manifest_as_dict, opened_bundle, print_engine, print_manifest
 from na_deploy.cli.engine_layers import print_engine_layers, read_engine_layers
-from na_deploy.cli.output import console, print_json, size_text, table
-from na_deploy.errors import UsageError
+from na_deploy.cli.output import check_plot, console, print_json, size_text, table
+from na_deploy.model_file.example_inputs import parse_shape
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +51,8 @@ def command(
     from na_deploy.cli.simulate import describe
     from na_deploy.model_file.inspection import group_layers, inspect_model
 
-    size = parse_size(input_size) if input_size else None
+    check_plot(plot, model)
+    size = parse_shape(input_size) if input_size else None
     with opened_bundle(model) as (file, bundle):
         summary = inspect_model(file, size)
         manifest = None if bundle is None else bundle.manifest
@@ -83,18 +84,6 @@ def command(
             click.echo(f"Drawn into {plot}{note}")
 
 
-def parse_size(text: str) -> tuple[int, ...]:
-    """Read ``1x3x224x224``.
-
-    Raises:
-        UsageError: it is not positive numbers joined by ``x``.
-    """
-    parts = text.lower().replace("×", "x").split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"cannot read the size {text!r}; write positive numbers joined by x, such as 1x3x224x224")
-    return tuple(int(part) for part in parts)
-
-
 def as_dict(summary: ModelSummary) -> dict[str, Any]:
     """Return the summary as JSON types."""
     content = asdict(summary)
@@ -120,9 +109,13 @@ def _print(summary: ModelSummary) -> None:
     facts.add_row("parameters", size_text(summary.parameters, ""))
     facts.add_row("size", size_text(summary.file_bytes))
     facts.add_row("graph", f"opset {summary.opset}, {summary.nodes} nodes")
-    facts.add_row("function bodies", ", ".join(summary.functions) or "none: needs our kernels or plugin to run")
+    bodies = "inlined (a flat file)" if summary.flat else "none: needs the operator library or plugin to run"
+    facts.add_row("function bodies", ", ".join(summary.functions) or bodies)
     facts.add_row("attention", _work(summary))
     out.print(facts)
+    if summary.flat:
+        out.print("Attention is inlined into standard operators; inspect the file it was made from to see its layers.")
+        return
     if not summary.layers:
         out.print("No neighborhood attention layers.")
         return

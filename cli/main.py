@@ -22,6 +22,7 @@ from na_deploy.errors import NaDeployError
 
 COMMANDS = {
     "export": "Turn a checkpoint into one portable, verified ONNX file.",
+    "flatten": "Inline an exported model's functions, for runtimes that know standard operators alone.",
     "build": "Build a bundle from an exported model: verified files, an engine, what they need.",
     "run": "Run an exported model on images or arrays.",
     "serve": "Serve models over HTTP and gRPC (Open Inference Protocol v2), with a page to try them.",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from na_deploy.files import check_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +46,16 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
     for index, name in enumerate(columns):
         result.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=index == 0)
     return result
+
+
+def check_plot(target: Path | None, *inputs: Path | None) -> None:
+    """Refuse a picture whose name ends in something else than matplotlib draws, or that would overwrite an input.
+
+    Raises:
+        UsageError: says which.
+    """
+    if target is not None:
+        check_output(target, inputs, (".png", ".svg", ".pdf"))
 
 
 def size_text(count: float, unit: str = "B") -> str:

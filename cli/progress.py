@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.progress import Phases
+
+T = TypeVar("T")
 
 _BARS = 3
 """Nested phases shown at most; TensorRT nests deeper."""
@@ -62,6 +64,18 @@ def build_progress(first: str) -> Iterator[tuple[Callable[[str], None], Callable
                 bars.update(inner[name], completed=phase.done, total=phase.steps)
 
         yield say, watch
+
+
+def counted(items: Sequence[T], name: str) -> Iterator[T]:
+    """Yield the items, with a bar of how many are done where there are several and a person is looking."""
+    from rich.console import Console
+    from rich.progress import track
+
+    terminal = Console(stderr=True)
+    if len(items) < 2 or not terminal.is_terminal:
+        yield from items
+        return
+    yield from track(items, name, console=terminal, transient=True)
 
 
 def time_left(seconds: float | None) -> str:

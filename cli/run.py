@@ -10,6 +10,8 @@ import click
 
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.errors import UsageError
+from na_deploy.files import check_output
+from na_deploy.models.metadata import SEGMENT_TASKS
 
 if TYPE_CHECKING:
     from na_deploy.model_file.tensors import Array
@@ -22,7 +24,14 @@ if TYPE_CHECKING:
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="How many classes to show.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names: one per line, or a JSON list or object.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the outputs to this .npy or .npz file.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Smallest score of segments that are shown.")
+@click.option("--task", type=click.Choice(SEGMENT_TASKS), help="What a segmenter with queries is to answer.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write a picture of the segments (.png, .jpg, or a folder for several), or the raw outputs (.npy, .npz).",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per operator; the runtime decides by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -30,28 +39,47 @@ def command(
     inputs: tuple[Path, ...],
     top: int,
     labels: Path | None,
+    threshold: float | None,
+    task: str | None,
     output: Path | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Run MODEL on INPUTS: images, or one .npy array that is passed as it is.
 
-    Images are prepared as the model was trained, which its file records.
+    Images are prepared as the model was trained, which its file records. Classifiers list classes; segmenters list
+    segments, draw them over the image (-o out.png) and give them as COCO's results (--json).
     """
+    from na_deploy.cli.run_segments import is_drawing, run_segmenter, segments_asked
+    from na_deploy.model_file.answers import answer_of
     from na_deploy.runtime.images.batches import read_inputs, run_in_batches
     from na_deploy.runtime.results.classification import read_labels
     from na_deploy.runtime.session import load
 
-    if output is not None and output.suffix not in (".npy", ".npz"):
-        raise UsageError(f"cannot write outputs to {output}; end the name in .npy (one output) or .npz")
+    if output is not None and not output.is_dir():
+        check_output(output, (model, *inputs, labels))
+    drawing = output is not None and is_drawing(output)
+    if output is not None and not drawing and output.suffix not in (".npy", ".npz"):
+        raise UsageError(
+            f"cannot write outputs to {output}; end the name in .npy (one output), .npz, or .png for a segmenter's "
+            "picture"
+        )
     started = perf_counter()
     with load(model, threads=threads) as session:
+        if segments_asked(session, inputs, output):
+            loaded = perf_counter()
+            run_segmenter(session, inputs, labels, threshold, task, output, loaded - started, as_json=as_json)
+            return
+        for option, given in (("--threshold", threshold), ("--task", task), ("a picture", drawing or None)):
+            if given is not None:
+                raise UsageError(f"{model.name} gives no segments of these inputs; leave {option} away")
         if output is not None and output.suffix == ".npy" and len(session.outputs) > 1:
             raise UsageError(f"{model.name} has {len(session.outputs)} outputs; write them to a .npz file")
-        logits = _logits(session)
+        answer = answer_of(session.outputs, session.metadata, labelled=labels is not None)
+        logits = None if answer.scores is None else answer.scores.name
         if labels is not None and logits is None:
-            raise UsageError(f"{model.name} returns feature maps, not classes; leave --labels away")
-        names = read_labels(labels, _class_count(session, logits)) if labels is not None else None
+            raise UsageError(f"{model.name} returns features or maps, not classes; remove --labels")
+        names = read_labels(labels, answer.class_count) if labels is not None else None
         loaded = perf_counter()
         batch = read_inputs(session, inputs)
         prepared = perf_counter()
@@ -76,21 +104,6 @@ def command(
         print_json(_as_dict(model, session, inputs, results, ranked, times))
     else:
         _print(model, session, inputs, results, ranked, times, output)
-
-
-def _logits(session: Session) -> str | None:
-    """Return the name of the output that holds one number per class, if the model is a classifier."""
-    classifies = session.metadata is None or session.metadata.task == "classification"
-    if classifies and len(session.outputs) == 1 and len(session.outputs[0].shape) == 2:
-        return session.outputs[0].name
-    return None
-
-
-def _class_count(session: Session, logits: str | None) -> int | None:
-    for spec in session.outputs:
-        if spec.name == logits and isinstance(spec.shape[1], int):
-            return spec.shape[1]
-    return None
 
 
 def _write(target: Path, results: dict[str, Array]) -> None:

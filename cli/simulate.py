@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.output import console, print_json, table
+from na_deploy.cli.output import check_plot, console, print_json, table
 from na_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def command(
     from na_deploy.attention.simulator import best_tiles, simulate, sweep_strides
     from na_deploy.attention.windows import NeighborhoodSpec, whole_axes
 
+    check_plot(plot)
     lengths = parse_sizes("--shape", shape)
     rank = len(lengths)
     steps = _for_rank("--dilation", dilation, rank) or (1,) * rank

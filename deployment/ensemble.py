@@ -39,8 +39,7 @@ def preprocessing_of(source: ModelSource) -> Preprocessing:
         raise UsageError(
             f"{source.path} takes {shape[1]} channels and does not say how images become them; leave --preprocess out"
         )
-    height, width = (size if isinstance(size, int) else preprocessing.size[axis] for axis, size in enumerate(shape[2:]))
-    return preprocessing if (height, width) == preprocessing.size else preprocessing.with_size((height, width))
+    return preprocessing.for_input(shape)
 
 
 def preprocessing_config(classifier: Config, source: ModelSource, instances: int) -> Config:
@@ -55,7 +54,8 @@ def preprocessing_config(classifier: Config, source: ModelSource, instances: int
     config.input.add(name=IMAGE_BYTES, data_type=types.TYPE_STRING).dims.extend(count or [1])
     # Always float32: the python backend cannot write bfloat16.
     output = config.output.add(name=classifier.input[0].name, data_type=classifier.input[0].data_type)
-    output.dims.extend([*count, len(preprocessing.mean), *preprocessing.size])
+    sides = [-1, -1] if preprocessing.mode == "shortest-side" else preprocessing.size
+    output.dims.extend([*count, len(preprocessing.mean), *sides])
     if output.data_type == types.TYPE_BF16:
         raise UsageError(
             "Triton's python backend cannot write bfloat16, which this model takes; leave --preprocess out, "

@@ -12,6 +12,7 @@ from na_deploy.deployment.config import INTERFACE, MODEL_FILES, PLUGIN_LIBRARY
 from na_deploy.deployment.options import PackageOptions
 from na_deploy.deployment.source import ModelSource
 from na_deploy.errors import UsageError
+from na_deploy.model_file.answers import answer_of
 from na_deploy.runtime.bundle.manifest import NAME as MANIFEST
 from na_deploy.runtime.native_libraries import ONNXRUNTIME_LIBRARY, gpu_capabilities, onnxruntime_library
 from na_deploy.runtime.results.classification import read_labels
@@ -124,14 +125,13 @@ def label_names(source: ModelSource, options: PackageOptions) -> list[str] | Non
     Raises:
         UsageError: a file of labels was given that does not fit.
     """
-    shape = source.outputs[0].shape if len(source.outputs) == 1 else ()
-    classes = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
+    classes = answer_of(source.outputs, source.metadata, labelled=options.labels is not None).class_count
     if options.labels is not None:
         if classes is None:
-            raise UsageError(f"{source.path} does not give class scores, so labels have no place; leave --labels out")
+            raise UsageError(f"{source.path} does not give class scores, so labels have no place; remove --labels")
         names = read_labels(options.labels, classes)
         return [names[index] for index in range(classes)]
-    if source.metadata is None or classes is None or source.metadata.task != "classification":
+    if source.metadata is None or classes is None:
         return None
     known = dict(source.metadata.labels)
     return [known[index] for index in range(classes)] if known.keys() >= set(range(classes)) else None

@@ -15,8 +15,10 @@ BF16, F32 = TensorProto.BFLOAT16, TensorProto.FLOAT
 
 
 def holds_bfloat16(model: onnx.ModelProto) -> bool:
-    """Return whether any weight is bfloat16."""
-    return any(tensor.data_type == BF16 for tensor in model.graph.initializer)
+    """Return whether any weight, input, output or result is bfloat16."""
+    graph = model.graph
+    typed = (value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output))
+    return BF16 in typed or any(tensor.data_type == BF16 for tensor in graph.initializer)
 
 
 def widen_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -27,14 +29,16 @@ def widen_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
     narrow = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == BF16}
     for tensor in graph.initializer:
         if tensor.data_type == BF16:
-            values = numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+            tensor.CopyFrom(_wide(tensor))
     for value in [*graph.value_info, *graph.input, *graph.output]:
         if value.type.tensor_type.elem_type == BF16:
             value.type.tensor_type.elem_type = F32
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
+        for attribute in node.attribute:
+            if attribute.t.data_type == BF16:
+                attribute.t.CopyFrom(_wide(attribute.t))
         casts_down = node.op_type == "Cast" and any(a.name == "to" and a.i == BF16 for a in node.attribute)
         if casts_down:
             narrow.update(node.output)
@@ -48,3 +52,7 @@ def widen_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
             graph.node.append(helper.make_node("Cast", [f"{name}.unrounded"], [f"{name}.bf16"], to=BF16))
             graph.node.append(helper.make_node("Cast", [f"{name}.bf16"], [name], to=F32))
     return wide
+
+
+def _wide(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from onnx import TensorProto, helper
 
 from na_deploy.attention.tiling import TILE_LIMIT, TILE_MINIMUM
@@ -66,9 +65,11 @@ def without_batch(body: FunctionBuilder, tensor: str) -> str:
     """Return ``tensor`` with no batch entries, to read its other dimensions from.
 
     ONNX Runtime folds Shape only where every dimension is known; a symbolic batch would keep all planning alive. It
-    copies nothing and any batch has it, 0 included.
+    copies nothing and any batch has it, 0 included. The empty list is computed, because OpenVINO takes an empty
+    constant for a scalar 0.
     """
-    return body.op("Gather", tensor, body.constant(np.zeros(0, np.int64)), axis=0)
+    zero = helper.make_tensor("value", TensorProto.INT64, [1], [0])
+    return body.op("Gather", tensor, body.op("ConstantOfShape", body.ints(0), value=zero), axis=0)
 
 
 def pad_front(body: FunctionBuilder, per_axis: str, value: int, features: BodyFeatures) -> str:

@@ -10,26 +10,27 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
-from na_deploy import __version__
 from na_deploy.attention.registration import register_schemas
 from na_deploy.errors import NaDeployError, UsageError, VerificationError
 from na_deploy.exporter import passes
+from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.module_verify import Dynamic, verify_module
 from na_deploy.exporter.natten_api import replaced_natten
 from na_deploy.exporter.options import DEFAULT_OPSET, OPSETS, TOLERANCE
 from na_deploy.exporter.rewindow import SetWindow, WindowErrors, window_errors, windowed
-from na_deploy.exporter.saving import save
+from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import quiet, root_cause
 from na_deploy.exporter.translation import translation_table
 from na_deploy.exporter.unfused_pairs import fuse_pairs, pair_translations, register_pair_schemas
 from na_deploy.exporter.verify import Difference
 from na_deploy.exporter.wrappers import unwrapped, without_wrappers
-from na_deploy.files import staged_output
+from na_deploy.files import check_output, staged_output
+from na_deploy.models.metadata import ModelMetadata
+from na_deploy.models.preprocessing import unprepared
 
-_PRECISION = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+_PRECISION = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def export_module(
     external_data: bool = False,
     tolerance: float | None = None,
     windows: Sequence[SetWindow] = (),
+    flat: bool = False,
+    origin: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> ModuleExportReport:
     """Turn a module whose forward uses natten's public functions into one ONNX file, verified before it is kept.
@@ -85,9 +88,11 @@ def export_module(
         output_names: names of the outputs, in order; by default "output", or "output_0" and so on.
         opset: ONNX operator set, 20 to 23.
         external_data: write weights to a file beside the model whatever their size.
-        tolerance: largest accepted relative difference; by default that of the inputs' lowest precision.
+        tolerance: largest accepted relative difference; by default that of the lowest precision in the graph.
         windows: layers of full attention to turn into neighborhood attention; the file then differs from the original
             as ``window_errors`` says, and is verified against the re-windowed module.
+        flat: write standard operators only, without functions.
+        origin: where the module comes from, as ``package.module:factory``, for the file to say.
         progress: called with a few words at each step.
 
     Raises:
@@ -100,8 +105,8 @@ def export_module(
     module = unwrapped(module)
     inputs = _named(module, example_inputs)
     report = progress or (lambda _: None)
-    accepted = _tolerance(module, inputs) if tolerance is None else tolerance
     target = Path(output or f"{type(module).__name__.lower()}.onnx")
+    check_output(target, endings=(".onnx",))
     training = module.training
     module.eval()
     try:
@@ -115,11 +120,17 @@ def export_module(
             model = _trace(module, inputs, dynamic or {}, output_names, opset)
             if output_names is None:
                 _name_outputs(model)
-            notices = _finish(model, type(module).__name__, opset)
+            notices = fuse_pairs(model)
+            passes.finish(model, type(module).__name__, opset)
+            precision = _lowest_precision(model)
+            accepted = TOLERANCE[precision] if tolerance is None else tolerance
+            model.metadata_props.update(_metadata(module, inputs, origin, precision, errors).to_props())
             report("writing")
-            files = save(model, staged, external_data=external_data)
+            files = save(model, staged, external_data=external_data, flat=flat)
             nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
+            del model
             report("verifying in ONNX Runtime")
+            no_kernels = check_file(staged)
             differences, untried = verify_module(module, inputs, dynamic or {}, staged)
             worst = max(difference.relative for difference in differences)
             if not worst <= accepted:
@@ -129,9 +140,31 @@ def export_module(
                 )
     finally:
         module.train(training)
+    drop_stale_weights(target, files)
     written = tuple(target.with_name(path.name) for path in files)
     return ModuleExportReport(
-        target, written, nodes, layers, tuple(differences), accepted, (*notices, *untried), errors
+        target,
+        written,
+        nodes,
+        layers,
+        tuple(differences),
+        accepted,
+        (*notices, *untried, *([no_kernels] if no_kernels else [])),
+        errors,
+    )
+
+
+def _metadata(
+    module: nn.Module, inputs: Mapping[str, Tensor], origin: str, precision: str, errors: WindowErrors | None
+) -> ModelMetadata:
+    return ModelMetadata(
+        architecture=type(module).__name__,
+        task="module",
+        source_name=origin,
+        dtype=precision,
+        preprocessing=unprepared((0, 0), 0),
+        inputs={name: tuple(tensor.shape) for name, tensor in inputs.items()},
+        windows=() if errors is None else tuple(f"{layer.layer}: {layer.spec.describe()}" for layer in errors.layers),
     )
 
 
@@ -156,9 +189,12 @@ def _named(module: nn.Module, given: Tensor | Sequence[Tensor] | Mapping[str, Te
     return inputs
 
 
-def _tolerance(module: nn.Module, inputs: dict[str, Tensor]) -> float:
-    types = {tensor.dtype for tensor in (*module.parameters(), *inputs.values())}
-    return max((TOLERANCE[name] for kind, name in _PRECISION.items() if kind in types), default=TOLERANCE["fp32"])
+def _lowest_precision(model: ir.Model) -> str:
+    """Return the tolerance of the lowest precision in the graph, which autocast may choose inside a float32 module."""
+    values = [output for node in ir.traversal.RecursiveGraphIterator(model.graph) for output in node.outputs]
+    types = {value.dtype for value in (*model.graph.inputs, *model.graph.initializers.values(), *values)}
+    found = (name for kind, name in _PRECISION.items() if kind in types)
+    return max(found, key=TOLERANCE.__getitem__, default="fp32")
 
 
 def _trace(
@@ -214,16 +250,3 @@ def _name_outputs(model: ir.Model) -> None:
         name = "output" if len(outputs) == 1 else f"output_{number}"
         if not value.is_graph_input() and name not in inputs:
             value.name = name
-
-
-def _finish(model: ir.Model, name: str, opset: int) -> list[str]:
-    notices = fuse_pairs(model)
-    passes.tidy_attention_nodes(model)
-    passes.simplify_attention_reshapes(model)
-    RemoveUnusedNodesPass()(model)
-    passes.strip_traces(model)
-    passes.embed_function_bodies(model, opset)
-    model.graph.name = name
-    model.producer_name = "na-deploy"
-    model.producer_version = __version__
-    return notices

@@ -15,9 +15,6 @@ DEFAULT_OPSET = 22
 OPSETS = range(20, 24)
 """From 20 on Gelu is one operator; up to 23 is checked."""
 
-EXTERNAL_DATA_BYTES = 2_000_000_000
-"""A protobuf file cannot pass 2 GiB; larger weights go to a file beside the model."""
-
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Largest accepted ``max |onnx - pytorch| / max |pytorch|`` of any output, PyTorch running in float32."""
 
@@ -33,6 +30,7 @@ class ExportOptions:
         opset: ONNX operator set.
         external_data: write weights beside the model even if they would fit into it.
         tolerance: largest accepted relative difference to PyTorch float32; ``None`` takes :data:`TOLERANCE`.
+        flat: standard operators only, for runtimes that know no model-local functions.
     """
 
     shape: tuple[int, int, int, int] | None = None
@@ -41,6 +39,7 @@ class ExportOptions:
     opset: int = DEFAULT_OPSET
     external_data: bool = False
     tolerance: float | None = None
+    flat: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

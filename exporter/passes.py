@@ -7,12 +7,15 @@ import math
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from na_deploy import __version__
 from na_deploy.attention.schema import DOMAIN, OPERATORS, PACKED_OPERATOR, SEPARATE_OPERATOR, VERSION
 from na_deploy.attention.tiling import tiled_pairs
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
 from na_deploy.exporter.function_parts import LARGE_SCORES
+from na_deploy.exporter.type_agreement import make_types_agree
 
 LARGE_WINDOW = 512
 """Keys of a window from which on a layer of unknown size is done in parts."""
@@ -22,6 +25,26 @@ ATTENTION_MASK = "attention_masks."
 
 OPTIONAL_INPUT = {PACKED_OPERATOR: 1, SEPARATE_OPERATOR: 3}
 """Position of rel_pos_bias among the inputs."""
+
+
+def finish(model: ir.Model, name: str, opset: int) -> None:
+    """Make a traced graph a file of ours: attention nodes named and with bodies, nothing of the tracer left.
+
+    Args:
+        model: the graph; it is changed.
+        name: what the graph is called.
+        opset: version of the standard operators in function bodies.
+    """
+    make_types_agree(model, opset)
+    tidy_attention_nodes(model)
+    name_attention_masks(model)
+    simplify_attention_reshapes(model)
+    RemoveUnusedNodesPass()(model)
+    strip_traces(model)
+    embed_function_bodies(model, opset)
+    model.graph.name = name
+    model.producer_name = "na-deploy"
+    model.producer_version = __version__
 
 
 def attention_nodes(model: ir.Model) -> list[ir.Node]:

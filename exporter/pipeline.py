@@ -7,24 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import passes
+from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
-from na_deploy.exporter.saving import save
+from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import trace
 from na_deploy.exporter.verify import VerificationCase
 from na_deploy.exporter.verify_masks import judged
-from na_deploy.files import staged_output
+from na_deploy.files import check_output, staged_output
 from na_deploy.models import LoadedModel, load_model
-from na_deploy.models.metadata import SEGMENTER_OUTPUTS
-
-if TYPE_CHECKING:
-    from na_deploy.models.metadata import ModelMetadata
 
 PARTS = ("whole", "backbone")
 Progress = Callable[[str], None]
@@ -43,7 +36,7 @@ class ExportReport:
         nodes: operators in the graph, function bodies not counted.
         attention_layers: neighborhood attention nodes among them.
         cases: verification results, one for each input shape tried.
-        warnings: remarks of the checkpoint loader.
+        warnings: remarks of the checkpoint loader, and on runtimes that cannot run the file.
         seconds: time taken by each step.
     """
 
@@ -83,6 +76,7 @@ def export(
     opset: int | None = None,
     external_data: bool = False,
     tolerance: float | None = None,
+    flat: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Turn a NAT or DiNAT checkpoint into one ONNX file, verified in ONNX Runtime before it is kept.
@@ -102,6 +96,7 @@ def export(
         opset: ONNX operator set.
         external_data: write weights to a file beside the model whatever their size.
         tolerance: largest accepted relative difference to PyTorch float32.
+        flat: write standard operators only, without functions: for runtimes that know none (:mod:`flatten`).
         progress: called with a few words at each step.
 
     Returns:
@@ -119,8 +114,11 @@ def export(
         dtype=dtype,
         external_data=external_data,
         tolerance=tolerance,
+        flat=flat,
         **given,
     )
+    if output is not None:
+        check_output(Path(output), () if isinstance(source, LoadedModel) else (Path(source),), (".onnx",))
     report = progress or (lambda _: None)
     clock = _Clock()
     if isinstance(source, LoadedModel):
@@ -152,16 +150,18 @@ def export(
 
     with staged_output(target) as staged:
         report("tracing")
-        names = _output_names(loaded)
+        names = list(loaded.output_names)
         model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options)
         clock.lap("trace")
         report("writing")
-        finish_graph(model, metadata, options)
-        files = save(model, staged, external_data=options.external_data)
+        passes.finish(model, metadata.architecture, options.opset)
+        model.metadata_props.update(replace(metadata, dtype=options.dtype, inputs={"image": shape}).to_props())
+        files = save(model, staged, external_data=options.external_data, flat=options.flat)
         nodes, layers = len(list(model.graph)), len(passes.attention_nodes(model))
         del model
         clock.lap("write")
         report("verifying in ONNX Runtime")
+        no_kernels = check_file(staged)
         limit = options.accepted_difference
         shapes = verification_shapes(loaded, shape, options)
         cases = [judged(loaded.module, staged, each, limit) for each in shapes]
@@ -169,6 +169,7 @@ def export(
         worst = max(cases, key=lambda case: case.worst)
         if not worst.worst <= limit:
             raise VerificationError(f"{target.name} {_above(worst, options)}; the file was not kept")
+    drop_stale_weights(target, files)
     return ExportReport(
         path=target,
         files=tuple(target.with_name(path.name) for path in files),
@@ -177,7 +178,7 @@ def export(
         nodes=nodes,
         attention_layers=layers,
         cases=tuple(cases),
-        warnings=tuple(loaded.warnings),
+        warnings=(*loaded.warnings, *([no_kernels] if no_kernels else [])),
         seconds=clock.laps,
     )
 
@@ -196,20 +197,6 @@ def _above(case: VerificationCase, options: ExportOptions) -> str:
         f"differs from PyTorch by {worst.relative:.1e} (relative) at {worst.name} for an input of {size}, above the "
         f"tolerance of {limit:.0e} for {options.dtype}{cause}"
     )
-
-
-def finish_graph(model: ir.Model, metadata: ModelMetadata, options: ExportOptions) -> None:
-    """Run the passes that make a traced graph a file of ours, and check it."""
-    passes.tidy_attention_nodes(model)
-    passes.name_attention_masks(model)
-    passes.simplify_attention_reshapes(model)
-    RemoveUnusedNodesPass()(model)
-    passes.strip_traces(model)
-    passes.embed_function_bodies(model, options.opset)
-    model.graph.name = metadata.architecture
-    model.producer_name = "na-deploy"
-    model.producer_version = metadata.tool_version
-    model.metadata_props.update(replace(metadata, dtype=options.dtype).to_props())
 
 
 def check_size(loaded: LoadedModel, shape: tuple[int, int, int, int], options: ExportOptions) -> None:
@@ -257,14 +244,6 @@ def verification_shapes(loaded: LoadedModel, shape: tuple[int, int, int, int], o
     least = loaded.config.total_stride
     small = (batch, channels, max(least, height // 3 + 2), max(least, width // 2 - 3))
     return list(dict.fromkeys([shape, small, (other, channels, height + 37, width + 81)]))
-
-
-def _output_names(loaded: LoadedModel) -> list[str]:
-    if loaded.metadata.head:
-        return list(SEGMENTER_OUTPUTS[loaded.metadata.head])
-    if loaded.metadata.task == "backbone":
-        return [f"stage{index + 1}" for index in loaded.config.out_indices]
-    return ["logits" if loaded.config.num_classes else "features"]
 
 
 class _Clock:

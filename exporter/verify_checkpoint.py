@@ -14,6 +14,7 @@ from na_deploy.exporter.options import TOLERANCE, parse_shape
 from na_deploy.exporter.pipeline import Progress
 from na_deploy.exporter.verify import Difference, verify_layers
 from na_deploy.exporter.verify_masks import judged
+from na_deploy.model_file.graph import read_model
 from na_deploy.models import load_model
 from na_deploy.models.metadata import ModelMetadata
 
@@ -109,23 +110,6 @@ def recheck(
         layers=tuple(layers),
         warnings=tuple(warnings),
     )
-
-
-def read_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file's graph, leaving external weights where they are.
-
-    Raises:
-        NaDeployError: no such file, or not an ONNX file.
-    """
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise NaDeployError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception:
-        raise NaDeployError(f"{path} is not an ONNX file, or it is damaged; export it again") from None
-    if not proto.graph.node:
-        raise NaDeployError(f"{path} holds no graph; export it again")
-    return proto
 
 
 def _input_shape(proto: onnx.ModelProto, metadata: ModelMetadata, given: str | None) -> tuple[int, int, int, int]:

@@ -20,6 +20,8 @@ from na_deploy.attention.cost import attention_cost
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file import graph
+from na_deploy.model_file.example_inputs import example_shapes
+from na_deploy.model_file.flatten import is_flat
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 
@@ -105,6 +107,7 @@ class ModelSummary:
         parameters: numbers in floating-point initializers.
         nodes: nodes in the graph.
         functions: operators of ours whose body the file carries.
+        flat: functions were inlined: attention runs in standard operators, which stand for no layer.
         layers: neighborhood attention nodes in graph order.
         other_multiply_adds: of MatMul, Gemm and Conv.
         uncounted: MatMul, Gemm and Conv nodes whose shapes the file does not state; they are not in
@@ -121,6 +124,7 @@ class ModelSummary:
     parameters: int
     nodes: int
     functions: tuple[str, ...]
+    flat: bool
     layers: tuple[NeighborhoodLayer, ...]
     other_multiply_adds: int
     uncounted: int
@@ -167,7 +171,7 @@ def inspect_model(path: str | Path, input_size: Sequence[int] | None = None) -> 
     metadata = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
     weights = frozenset(tensor.name for tensor in model.graph.initializer)
     inputs = graph.tensor_specs(list(model.graph.input), skip=weights)
-    sizes = _input_sizes(inputs, input_size, metadata)
+    sizes = example_shapes(inputs, metadata, {} if input_size is None else {inputs[0].name: input_size})
     shapes, types = graph.known_types(model, graph.bind_sizes(inputs, sizes))
 
     layers = []
@@ -191,6 +195,7 @@ def inspect_model(path: str | Path, input_size: Sequence[int] | None = None) -> 
         parameters=graph.parameter_count(model),
         nodes=len(model.graph.node),
         functions=tuple(function.name for function in model.functions if function.domain == schema.DOMAIN),
+        flat=is_flat(model),
         layers=tuple(replace(layer, share=layer.multiply_adds / total if total else 0.0) for layer in layers),
         other_multiply_adds=other,
         uncounted=uncounted,
@@ -203,23 +208,6 @@ def group_layers(layers: Sequence[NeighborhoodLayer]) -> list[LayerGroup]:
     for layer in layers:
         groups.setdefault(layer.configuration, []).append(layer)
     return [LayerGroup(_label([layer.name for layer in group]), tuple(group)) for group in groups.values()]
-
-
-def _input_sizes(
-    inputs: tuple[TensorSpec, ...], wanted: Sequence[int] | None, metadata: ModelMetadata | None
-) -> dict[str, tuple[int, ...]]:
-    sizes = {}
-    for position, spec in enumerate(inputs):
-        if wanted is not None and position == 0:
-            sizes[spec.name] = tuple(wanted)
-            continue
-        known: tuple[int, ...] = tuple(metadata.input_size) if metadata is not None and position == 0 else ()
-        if len(known) != len(spec.shape):
-            known = (1,) * len(spec.shape)
-        sizes[spec.name] = tuple(
-            size if isinstance(size, int) else 1 if axis == 0 else known[axis] for axis, size in enumerate(spec.shape)
-        )
-    return sizes
 
 
 def _layer(path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[str, str]) -> NeighborhoodLayer:

@@ -87,6 +87,13 @@ class ModelConfig:
         return bool(self.out_indices)
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs in exported files: "logits", "features" without a head, or "stage1" and so on."""
+        if self.is_backbone:
+            return tuple(f"stage{index + 1}" for index in self.out_indices)
+        return ("logits" if self.num_classes else "features",)
+
+    @property
     def is_dilated(self) -> bool:
         """Whether any block skips positions."""
         return any(dilation > 1 for level in self.dilations for dilation in level)

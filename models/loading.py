@@ -19,7 +19,7 @@ from na_deploy.models.heads.names import TITLES
 from na_deploy.models.heads.structure import HeadConfig
 from na_deploy.models.hub import local_path
 from na_deploy.models.layers import relative_position_index
-from na_deploy.models.metadata import ModelMetadata, score_function
+from na_deploy.models.metadata import SEGMENTER_OUTPUTS, ModelMetadata, score_function
 from na_deploy.models.preprocessing import (
     Preprocessing,
     dense_prediction,
@@ -59,6 +59,12 @@ class LoadedModel:
         """The model in a few words, "Mask2Former on dinat_large" for instance."""
         head = TITLES.get(self.metadata.head)
         return f"{head} on {self.architecture}" if head else self.architecture
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs in exported files."""
+        head = self.metadata.head
+        return SEGMENTER_OUTPUTS[head] if head else self.config.output_names
 
 
 def load_model(

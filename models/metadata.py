@@ -16,6 +16,7 @@ PREFIX = "na_deploy."
 SegmentRule = Literal["transformers", "detectron2"]
 
 TASKS = {
+    "module": "whatever the module returns",
     "classification": "class scores of the whole image",
     "regression": "numbers, one for each output of the head",
     "features": "pooled features, no head",
@@ -87,6 +88,8 @@ class ModelMetadata:
         segment_rule: whose rule turns queries into segments: "transformers" for checkpoints from there, else
             "detectron2" (see ``runtime/results/queries.py``).
         config: the network's full description, ``None`` if the file does not say.
+        inputs: shape of every input that the file was exported and verified with, by name.
+        windows: of a module exported with windows in place of full attention: each layer and its window, in words.
     """
 
     architecture: str
@@ -105,6 +108,8 @@ class ModelMetadata:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     segment_rule: SegmentRule = "detectron2"
     config: ModelConfig | None = None
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    windows: tuple[str, ...] = ()
     head: str = ""
 
     @property
@@ -141,6 +146,10 @@ class ModelMetadata:
             values["labels"] = json.dumps({str(index): name for index, name in self.labels.items()}, ensure_ascii=False)
         if self.config is not None:
             values["config"] = self.config.to_json()
+        if self.inputs:
+            values["inputs"] = json.dumps({name: list(shape) for name, shape in self.inputs.items()})
+        if self.windows:
+            values["windows"] = json.dumps(list(self.windows), ensure_ascii=False)
         return {PREFIX + key: value for key, value in values.items()}
 
     @classmethod
@@ -168,6 +177,8 @@ class ModelMetadata:
             "thresholds": _read_thresholds,
             "segment_rule": _read_rule,
             "config": ModelConfig.from_json,
+            "inputs": _read_inputs,
+            "windows": lambda text: tuple(str(window) for window in json.loads(text)),
         }
         for key, read in readers.items():
             if key in values:
@@ -189,6 +200,10 @@ def _read_dilations(text: str) -> Dilations:
 
 def _read_labels(text: str) -> dict[int, str]:
     return {int(index): str(name) for index, name in json.loads(text).items()}
+
+
+def _read_inputs(text: str) -> dict[str, tuple[int, ...]]:
+    return {str(name): tuple(int(size) for size in shape) for name, shape in json.loads(text).items()}
 
 
 def _read_palette(text: str) -> tuple[tuple[int, int, int], ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -125,6 +125,15 @@ class Preprocessing:
             return replace(self, size=size, mode="fit", resize=None, longest=None, divisor=1)
         resize = None if self.resize is None else min(size) * self.resize // min(self.size)
         return replace(self, size=size, resize=resize)
+
+    def for_input(self, shape: Sequence[int | str]) -> Preprocessing:
+        """Return the same for a network's input (B, C, H, W): a size that it fixes is the one images get."""
+        sizes = list(zip(shape[2:], self.size, strict=True))
+        height, width = (size if isinstance(size, int) else own for size, own in sizes)
+        fixed = any(isinstance(size, int) for size, _ in sizes)
+        if fixed and (self.mode == "shortest-side" or (height, width) != self.size):
+            return self.with_size((height, width))
+        return self
 
     def placement(self, height: int, width: int) -> Placement:
         """Return where the network gets to see a picture of ``height`` and ``width`` pixels."""

@@ -188,15 +188,11 @@ def _tensorrt_plugin() -> Finding:
 
 
 def _tensorrt_rtx() -> Finding:
-    from na_deploy.runtime.tensorrt_rtx_library import find_libraries
+    from na_deploy.runtime.tensorrt.api import RTX, load_module
 
     name, needed_for = "TensorRT-RTX", "building TensorRT-RTX engines, also without a GPU"
     try:
-        library, _ = find_libraries()
-    except NaDeployError:
-        return Finding(name, needed_for, "missing", "not installed", "pip install 'na-deploy[tensorrt-rtx]'")
-    try:
-        version = metadata.version("onnxruntime-ep-nv-tensorrt-rtx-cu13")
-    except metadata.PackageNotFoundError:
-        version = str(library)
-    return Finding(name, needed_for, "works", version)
+        module = load_module(RTX)
+    except NaDeployError as error:
+        return Finding(name, needed_for, "missing", str(error).partition(";")[0], RTX.install)
+    return Finding(name, needed_for, "works", str(module.__version__))

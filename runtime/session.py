@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from na_deploy.closeable import Closeable
@@ -84,10 +85,12 @@ class Session(Closeable):
         device: what it runs on, in words.
         library: our operator library, where attention runs on it; ``None`` where the function bodies do.
         batches: smallest and largest batch that an engine takes; ``None`` for any.
+        usual_shapes: shapes that a bundle was built for, by input; empty for others.
     """
 
     library: Path | None = None
     batches: tuple[int, int] | None = None
+    usual_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

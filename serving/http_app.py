@@ -26,6 +26,7 @@ from na_deploy.serving.errors import (
 )
 from na_deploy.serving.http_body import request_body
 from na_deploy.serving.http_guard import Guard
+from na_deploy.serving.http_segmentation import add_segmentation
 from na_deploy.serving.json_codec import HEADER_LENGTH, decode_request, encode_response, parse_object
 from na_deploy.serving.metrics import CONTENT_TYPE
 from na_deploy.serving.page import add_page
@@ -54,6 +55,7 @@ def make_app(service: Service) -> Any:
     _add_server(app, service)
     _add_models(app, service)
     _add_inference(app, service)
+    add_segmentation(app, service, while_connected)
     _add_repository(app, service)
     add_page(app, service)
     _add_unsupported(app)

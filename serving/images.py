@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-from io import BytesIO
+from PIL import Image
 
-from PIL import Image, ImageOps, UnidentifiedImageError
-
+from na_deploy.errors import NaDeployError
 from na_deploy.models.preprocessing import Preprocessing
-from na_deploy.runtime.images.prepare import FloatArray, prepare
+from na_deploy.runtime.images.prepare import FloatArray, ImageTooLargeError, decode_image, prepare
 from na_deploy.serving.errors import InvalidRequestError, TooLargeError
 
 FORMATS = ("JPEG", "PNG")
@@ -29,22 +27,16 @@ def image_input(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> F
         InvalidRequestError: it is not such a file, or is damaged or truncated.
         TooLargeError: it has more pixels.
     """
+    return prepare(decoded_image(data, max_pixels), preprocessing)
+
+
+def decoded_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode an image, upright; arguments and errors as in :func:`image_input`."""
     if not data:
         raise InvalidRequestError("the request has no image; send the bytes of a JPEG or PNG file as its body")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > max_pixels:
-                    raise TooLargeError(
-                        f"the image has {image.width}×{image.height} pixels; at most {max_pixels} are taken"
-                    )
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                return prepare(upright, preprocessing)
-    except UnidentifiedImageError:
-        raise InvalidRequestError("the body is not a JPEG or PNG file") from None
-    except Image.DecompressionBombError:
-        raise TooLargeError(f"the image has more than {max_pixels} pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # what Pillow's decoders raise
-        raise InvalidRequestError(f"the image is damaged or truncated ({str(error)[:100]})") from None
+        return decode_image(data, formats=FORMATS, max_pixels=max_pixels)
+    except ImageTooLargeError as error:
+        raise TooLargeError(str(error)) from None
+    except NaDeployError as error:
+        raise InvalidRequestError(str(error)) from None

@@ -14,6 +14,7 @@ from time import perf_counter
 import numpy as np
 
 from na_deploy.errors import NaDeployError
+from na_deploy.model_file.answers import Answer, answer_of
 from na_deploy.model_file.tensors import Array, TensorSpec, random_input
 from na_deploy.models.preprocessing import Preprocessing
 from na_deploy.runtime.results.classification import read_labels
@@ -57,8 +58,8 @@ def open_model(source: Source, options: ServeOptions) -> OpenedModel:
     session = load(source.path, threads=options.threads, custom_operators=options.custom_operators)
     try:
         preprocessing = _preprocessing(session)
-        logits = _logits(session)
-        labels = _labels(session, source, options, logits)
+        answer = answer_of(session.outputs, session.metadata, labelled=source.labels is not None)
+        labels = _labels(session, source, options, answer)
         one = _example(session, preprocessing)
         max_batch = 0
         if one is None:
@@ -73,6 +74,7 @@ def open_model(source: Source, options: ServeOptions) -> OpenedModel:
                         source.name,
                         source.version,
                     )
+        logits = None if answer.scores is None else answer.scores.name
         return OpenedModel(session, max_batch, labels, logits, preprocessing, perf_counter() - started)
     except BaseException:
         session.close()
@@ -86,23 +88,13 @@ def _preprocessing(session: Session) -> Preprocessing | None:
     preprocessing = session.metadata.preprocessing
     if len(spec.shape) != 4 or spec.shape[1] != len(preprocessing.mean) or not preprocessing.prepares_images:
         return None
-    sides = [size for size in spec.shape[2:] if isinstance(size, int)]
-    return preprocessing.with_size((sides[0], sides[1])) if len(sides) == 2 else preprocessing
+    return preprocessing.for_input(spec.shape)
 
 
-def _logits(session: Session) -> str | None:
-    """Return the name of the output that holds one number per class."""
-    if len(session.outputs) == 1 and len(session.outputs[0].shape) == 2:
-        features = session.metadata is not None and session.metadata.task != "classification"
-        return None if features else session.outputs[0].name
-    return None
-
-
-def _labels(session: Session, source: Source, options: ServeOptions, logits: str | None) -> Mapping[int, str]:
-    classes = next((spec.shape[1] for spec in session.outputs if spec.name == logits), None)
-    path = source.labels or (options.labels if logits is not None else None)
+def _labels(session: Session, source: Source, options: ServeOptions, answer: Answer) -> Mapping[int, str]:
+    path = source.labels or (options.labels if answer.scores is not None else None)
     if path is not None:
-        return read_labels(path, classes if isinstance(classes, int) else None)
+        return read_labels(path, answer.class_count)
     return {} if session.metadata is None else dict(session.metadata.labels)
 
 

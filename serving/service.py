@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, TypeVar
 
 from na_deploy.errors import NaDeployError
 from na_deploy.model_file.tensors import Array, numpy_type
@@ -33,9 +33,12 @@ from na_deploy.serving.options import ServeOptions
 from na_deploy.serving.picture import draw_windows
 from na_deploy.serving.repository import Repository
 from na_deploy.serving.requests import InferRequest, InferResponse, RequestedOutput, Tensor
+from na_deploy.serving.segmentation import segments
 from na_deploy.serving.served_model import ServedModel
 
 log = logging.getLogger("na_deploy.serving")
+
+T = TypeVar("T")
 
 MOST_CLASSES = 1000
 
@@ -108,7 +111,8 @@ class Service:
         if preprocessing is None:
             raise InvalidRequestError(f"{served.name} does not say how images become its input; send it tensors")
         if served.opened.logits is None:
-            raise InvalidRequestError(f"{served.name} is no classifier; send it tensors")
+            advice = "use segment" if segments(served) else "send it tensors"
+            raise InvalidRequestError(f"{served.name} is no classifier; {advice}")
         if not 1 <= top <= MOST_CLASSES:
             raise InvalidRequestError(f"top is {top}; expected 1 to {MOST_CLASSES}")
         started = perf_counter_ns()
@@ -119,8 +123,10 @@ class Service:
             pixels = await self._decode(image, current)
             current = self.repository.get(model, version)
         served, prepared = current, perf_counter_ns()
-        ran = await self._run_pixels(served, pixels)
-        logits = ran.outputs[served.opened.logits or ""]
+        if served.opened.logits is None:
+            raise InvalidRequestError(f"{served.name} is no classifier; send it tensors")
+        ran = await self.run_pixels(served, pixels, [served.opened.logits])
+        logits = ran.outputs[served.opened.logits]
         scores = score_function_of(served.opened.session.metadata, logits)
         (best,) = top_classes(logits, top, served.opened.labels, scores)
         return {
@@ -177,7 +183,7 @@ class Service:
             {
                 "name": served.name,
                 "version": served.version,
-                "images": served.opened.preprocessing is not None and served.opened.logits is not None,
+                "answers": _answers(served),
                 "device": served.opened.session.device,
                 "attention": "our operators" if served.opened.session.library else "function bodies",
                 "metadata": descriptions.model_metadata(served, self.repository.versions(served.name)),
@@ -217,28 +223,52 @@ class Service:
             raise UnavailableError("the server is starting; send the request again later")
 
     async def _decode(self, image: bytes, served: ServedModel) -> Array:
-        assert served.opened.preprocessing is not None
+        preprocessing, most = served.opened.preprocessing, self.options.max_image_pixels
+        return await self.in_decoder(image_input, image, preprocessing, most)
+
+    async def in_decoder(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run what takes milliseconds of an image's way in or out in the decoders' threads.
+
+        Raises:
+            UnavailableError: as many images as may wait do so already.
+        """
         if self._decoding >= self.options.batching.queue_limit:
             raise UnavailableError(f"{self._decoding} images wait already, the limit; send the request again later")
         self._decoding += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._decoders, image_input, image, served.opened.preprocessing, self.options.max_image_pixels
-            )
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
         finally:
             self._decoding -= 1
 
-    async def _run_pixels(self, served: ServedModel, pixels: Array) -> Ran:
+    def segmenter(self, model: str, version: str) -> ServedModel:
+        """Return a model that answers images with segments.
+
+        Raises:
+            RequestError: there is none of that name, or it is no segmenter.
+        """
+        self._check_started()
+        served = self.repository.get(model, version)
+        if not segments(served):
+            raise InvalidRequestError(f"{served.name} is no segmenter of images; send it tensors, or use classify")
+        return served
+
+    async def run_pixels(self, served: ServedModel, pixels: Array, outputs: list[str]) -> Ran:
+        """Run a model on a prepared image (1, C, H, W) among what else waits for it."""
         spec = served.opened.session.inputs[0]
-        if served.opened.logits is None:
-            raise InvalidRequestError(f"{served.name} is no classifier; send it tensors")
         if isinstance(spec.shape[0], int) and spec.shape[0] > 1:  # a fixed batch: the image fills all of it
             pixels = pixels.repeat(spec.shape[0], axis=0)
         request = InferRequest(
             inputs=(Tensor(spec.name, PROTOCOL_NAMES[spec.dtype], pixels.astype(numpy_type(spec.dtype))),)
         )
-        ran = await served.run(served.inputs_of(request), [served.opened.logits])
+        ran = await served.run(served.inputs_of(request), outputs)
         return Ran({name: array[:1] for name, array in ran.outputs.items()}, ran.queue_ns, ran.compute_ns, ran.batch)
+
+
+def _answers(served: ServedModel) -> str:
+    """Return what a model answers images with: "classes", "segments", or "" for one that takes tensors alone."""
+    if segments(served):
+        return "segments"
+    return "classes" if served.opened.preprocessing is not None and served.opened.logits is not None else ""
 
 
 def _outputs(served: ServedModel, request: InferRequest) -> list[RequestedOutput]:

@@ -31,6 +31,9 @@ NA_DEVICE void sync_warp() { __syncwarp(); }
 // The value that the lane `lane ^ mask` holds.
 NA_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffU, value, mask); }
 
+// The first lane's number, for all of the warp.
+NA_DEVICE int first_lane(int number) { return __shfl_sync(0xffffffffU, number, 0); }
+
 // All bits that any lane has; whether any lane says so.
 NA_DEVICE uint32_t any_bits(uint32_t bits) { return __reduce_or_sync(0xffffffffU, bits); }
 NA_DEVICE bool any(bool yes) { return __any_sync(0xffffffffU, yes) != 0; }

@@ -56,6 +56,33 @@ NA_DEVICE int32_t bias_from_first(const CudaProblem& p, int key) {
   return distance;
 }
 
+// Scores of keys that a row does not see become -inf, those of eight keys from `key` on, of the lane's first row or,
+// with `half` 1, of its second.
+template <typename S>
+NA_DEVICE void hide(float (&score)[4], int half, int key, const Seen<S>& seen) {
+  NA_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const bool sees = (seen.keys.word[key / 32] >> (key % 32 + i) & 1) != 0;
+    score[2 * half + i] = sees ? score[2 * half + i] : -INFINITY;
+  }
+}
+
+// The same for a step of additional keys, of both rows.
+NA_DEVICE void hide_additional(const CudaProblem& p, float (&score)[4], int key, const KeyStep& step) {
+  const int32_t left = p.additional - step.additional - dev::thread() % 4 * 2;  // from the lane's first one on
+  NA_UNROLL
+  for (int i = 0; i < 4; ++i) score[i] = key + i % 2 < left ? score[i] : -INFINITY;
+}
+
+// Adds the biases of eight keys to scores in units of log2. Keys that are not seen are asked for too, so that nothing
+// branches: indices then lie outside the table by as much as bias_reach says, and what it answers does not count.
+template <typename S, typename BiasOf>
+NA_DEVICE void add_bias(const CudaProblem& p, float (&score)[4], int half, int key, const Seen<S>& seen,
+                        const BiasOf& bias_of) {
+  NA_UNROLL
+  for (int i = 0; i < 2; ++i) score[2 * half + i] += bias_of(seen.bias + bias_from_first<S>(p, key) + i);
+}
+
 // Turns a row's products with eight keys of a box, those of the lane's first row or, with `half` 1, of its second, into
 // scores in units of log2, with bias; -inf for keys that are not seen. `bias_of(index)`: the head's bias in that unit.
 // It is asked for keys that are not seen too, so that nothing branches: indices then lie outside the table by as much
@@ -79,8 +106,13 @@ NA_DEVICE void place_additional(const CudaProblem& p, float (&score)[4], int key
   for (int i = 0; i < 4; ++i) score[i] = key + i % 2 < left ? score[i] * (p.scale * kLog2E) : -INFINITY;
 }
 
-// The softmax of a lane's two rows so far: largest score in units of log2, and the lane's part of the sum of weights.
+// The softmax of a lane's two rows so far: what is subtracted from scores, in units of log2, and the lane's part of the
+// sum of weights.
 struct RunningSoftmax {
+  // How far scores may exceed what is subtracted from them before that is raised and earlier sums are faded, which
+  // costs a multiplication a number and is then rare. Weights reach 2^8, which 16 bits hold as precisely as 1.
+  static constexpr float kSlack = 8.0F;
+
   float peak[2] = {-INFINITY, -INFINITY};
   float total[2] = {};
 
@@ -95,10 +127,11 @@ struct RunningSoftmax {
       for (int mask = 1; mask < 4; mask *= 2) {
         highest[half] = dev::max(highest[half], dev::shuffle_xor(highest[half], mask));
       }
-      highest[half] = dev::max(highest[half], peak[half]);
+      const bool rises = highest[half] > peak[half] + kSlack;
+      highest[half] = rises ? highest[half] : peak[half];
       base[half] = highest[half] == -INFINITY ? 0.0F : highest[half];  // nothing seen yet
       factor[half] = dev::exp2(peak[half] - base[half]);
-      changes = changes || highest[half] != peak[half];
+      changes = changes || rises;
       peak[half] = highest[half];
       total[half] *= factor[half];
     }

@@ -148,16 +148,6 @@ class Block {
     while (meetings_[which].generation == generation) yield();
   }
 
-  // The same, and whether any of them says so.
-  bool barrier_or(int which, int threads, bool yes) {
-    Meeting& meeting = meetings_[which];
-    const size_t turn = static_cast<size_t>(meeting.generation % 2);
-    if (meeting.waiting == 0) meeting.any[turn] = false;
-    meeting.any[turn] = meeting.any[turn] || yes;
-    barrier_of(which, threads);
-    return meetings_[which].any[turn];
-  }
-
   template <typename Condition>
   void wait_until(const Condition& condition) {
     while (!condition()) yield();
@@ -250,7 +240,6 @@ class Block {
   struct Meeting {
     int waiting = 0;
     int64_t generation = 0;
-    bool any[2] = {};
   };
 
   struct Flight {
@@ -379,6 +368,18 @@ inline float shuffle_xor(float value, int mask) {
 struct BitsArguments {
   uint32_t bits;
 };
+inline int first_lane(int number) {
+  struct Arguments {
+    int number;
+    int found;
+  } own{number, 0};
+  emulated::block().together(
+      [](void* const(&lane)[32]) {
+        for (void* each : lane) static_cast<Arguments*>(each)->found = static_cast<const Arguments*>(lane[0])->number;
+      },
+      &own);
+  return own.found;
+}
 inline uint32_t any_bits(uint32_t bits) {
   BitsArguments own{bits};
   emulated::block().together(

@@ -74,7 +74,6 @@ inline void copy_box(dev::Shared to, const TensorMap& from, dev::Shared barrier,
 }
 
 inline void sync_group(int number) { emulated::block().barrier_of(number, 128); }
-inline bool any_of_group(int number, bool yes) { return emulated::block().barrier_or(number, 128, yes); }
 template <int kRegisters>
 inline void give_registers() {}
 template <int kRegisters>

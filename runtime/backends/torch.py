@@ -95,10 +95,7 @@ def _outputs(config: Any, head: str) -> tuple[TensorSpec, ...]:
         }
         return tuple(TensorSpec(name, "float32", shapes[name]) for name in SEGMENTER_OUTPUTS[head])
     if config.is_backbone:
-        return tuple(
-            TensorSpec(f"stage{index + 1}", "float32", ("batch", "channels", "height", "width"))
-            for index in config.out_indices
-        )
-    if config.num_classes:
-        return (TensorSpec("logits", "float32", ("batch", config.num_classes)),)
-    return (TensorSpec("features", "float32", ("batch", "features")),)
+        shape: tuple[int | str, ...] = ("batch", "channels", "height", "width")
+    else:
+        shape = ("batch", config.num_classes or "features")
+    return tuple(TensorSpec(name, "float32", shape) for name in config.output_names)

@@ -6,13 +6,15 @@ parent has them run in turn, a slice each, in changing order. Not for comparing 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import platform
 import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, sleep
@@ -53,6 +55,7 @@ class Measurement:
     Attributes:
         label: the target.
         batch: items per call.
+        shapes: of the inputs, by name.
         calls: timed calls.
         p50_ms: median latency of a call; half were faster.
         p90_ms: nine of ten were faster.
@@ -63,6 +66,7 @@ class Measurement:
 
     label: str
     batch: int
+    shapes: Mapping[str, tuple[int, ...]]
     calls: int
     p50_ms: float
     p90_ms: float
@@ -92,16 +96,25 @@ class Startup:
 
 @dataclass(frozen=True)
 class Report:
-    """All figures of one run."""
+    """All figures of one run.
+
+    Attributes:
+        measurements: every target at every batch size.
+        startups: every target.
+        threads: threads that each target was given; ``None`` for its own default.
+        machine: processor and its cores, in words.
+    """
 
     measurements: tuple[Measurement, ...]
     startups: tuple[Startup, ...]
+    threads: int | None
+    machine: str
 
 
 class _Worker(Closeable):
     """A target's process; answers one request a line."""
 
-    def __init__(self, target: Target, threads: int | None) -> None:
+    def __init__(self, target: Target, threads: int | None, shapes: Sequence[str]) -> None:
         self.target = target
         self._process = subprocess.Popen(
             [sys.executable, "-m", WORKER],
@@ -111,7 +124,8 @@ class _Worker(Closeable):
             text=True,
             env=os.environ | {"PYTHONWARNINGS": "ignore"},
         )
-        load = {"kind": target.kind, "path": str(target.path), "threads": threads, "options": target.options}
+        load: dict[str, Any] = {"kind": target.kind, "path": str(target.path), "options": target.options}
+        load |= {"threads": threads, "shapes": list(shapes)}
         self.loaded = self.ask(do="load", **load)
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -144,6 +158,7 @@ def measure(
     targets: Sequence[Target],
     batches: Sequence[int | None],
     *,
+    shapes: Sequence[str] = (),
     threads: int | None = None,
     duration_s: float = 5.0,
     say: Callable[[str], None] | None = None,
@@ -153,6 +168,7 @@ def measure(
     Args:
         targets: what to compare; labels differ.
         batches: batch sizes; ``None`` takes the model's own.
+        shapes: input sizes as users write them, ``1x3x512x512`` or ``name=1x3x512x512``; those of the files by default.
         threads: threads of each target; ``None`` leaves its default.
         duration_s: seconds each target is timed for each batch size.
         say: told what is being done.
@@ -166,15 +182,15 @@ def measure(
     try:
         for target in targets:
             say(f"loading {target.label}")
-            workers.append(_Worker(target, threads))
+            workers.append(_Worker(target, threads, shapes))
         measurements = []
         for batch in batches:
             shown = "" if batch is None else f"batch {batch}: "
             times: dict[str, list[float]] = {worker.target.label: [] for worker in workers}
-            actual: dict[str, int] = {}
+            actual: dict[str, dict[str, Any]] = {}
             for worker in workers:
                 say(f"{shown}warming {worker.target.label} up")
-                actual[worker.target.label] = int(worker.ask(do="prepare", batch=batch)["batch"])
+                actual[worker.target.label] = worker.ask(do="prepare", batch=batch, shapes=list(shapes))
             started = perf_counter()
             total = duration_s * len(workers)
             while (spent := perf_counter() - started) < total or not all(times.values()):
@@ -186,7 +202,7 @@ def measure(
                 label = worker.target.label
                 measurements.append(_measurement(label, actual[label], times[label], worker.loaded["runs_on"]))
         startups = tuple(_startup(worker) for worker in workers)
-        return Report(tuple(measurements), startups)
+        return Report(tuple(measurements), startups, threads, machine())
     finally:
         for worker in workers:
             worker.close()
@@ -197,11 +213,21 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
 
-def _measurement(label: str, batch: int, milliseconds: list[float], runs_on: str) -> Measurement:
-    ordered = sorted(milliseconds)
+def machine() -> str:
+    """Return this machine's processor and how many of its threads this process may use, in words."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} threads"
+
+
+def _measurement(label: str, prepared: dict[str, Any], milliseconds: list[float], runs_on: str) -> Measurement:
+    ordered, batch = sorted(milliseconds), int(prepared["batch"])
     return Measurement(
         label=label,
         batch=batch,
+        shapes={name: tuple(shape) for name, shape in prepared["shapes"].items()},
         calls=len(ordered),
         p50_ms=statistics.median(ordered),
         p90_ms=percentile(ordered, 0.9),

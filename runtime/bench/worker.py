@@ -9,12 +9,17 @@ import json
 import resource
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from na_deploy.errors import NaDeployError
+from na_deploy.model_file.example_inputs import example_inputs, example_shapes, parse_inputs
+from na_deploy.model_file.tensors import Array, TensorSpec
+from na_deploy.models.metadata import ModelMetadata
+
+WARM_UP_S = 0.2
 
 
 def peak_mb() -> float:
@@ -36,13 +41,16 @@ class Worker:
     """A loaded target and the call that is timed."""
 
     def __init__(self) -> None:
-        self.shape: list[int | str] = []
-        self.dtype = "float32"
-        self.run: Callable[[Any], object] = lambda _: None
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.metadata: ModelMetadata | None = None
+        self.usual: Mapping[str, tuple[int, ...]] = {}
+        self.run: Callable[[dict[str, Array]], object] = lambda _: None
         self.call: Callable[[], object] = lambda: None
         self.imported_mb = 0.0
 
-    def load(self, kind: str, path: str, threads: int | None, options: dict[str, Any]) -> dict[str, Any]:
+    def load(
+        self, kind: str, path: str, threads: int | None, options: dict[str, Any], shapes: list[str]
+    ) -> dict[str, Any]:
         """Load the target and have it answer once."""
         started = perf_counter()
         loader = self._torch if kind == "torch" else self._session
@@ -51,7 +59,7 @@ class Worker:
         self.imported_mb = resident_mb()
         runs_on = prepare()
         loaded = perf_counter()
-        self.prepare(None)
+        self.prepare(None, shapes)
         self.call()
         return {
             "import_s": imported - started,
@@ -67,10 +75,7 @@ class Worker:
 
         def prepare() -> str:
             session = load(path, threads=threads, **options)
-            if len(session.inputs) != 1:
-                raise NaDeployError(f"it has {len(session.inputs)} inputs; bench measures models with one")
-            (spec,) = session.inputs
-            self.shape, self.dtype = list(spec.shape), spec.dtype
+            self.inputs, self.metadata, self.usual = session.inputs, session.metadata, session.usual_shapes
             self.run = session.run
             attention = "our operators" if session.library else "function bodies"
             return f"{session.backend} {session.device}, {attention}"
@@ -89,36 +94,30 @@ class Worker:
                 torch.set_num_threads(threads)
             loaded = load_model(path, **options)
             module = loaded.module.eval()
-            self.shape = ["batch", 3, *loaded.input_size]
+            self.metadata = loaded.metadata
+            channels = loaded.metadata.input_size[1]
+            self.inputs = (TensorSpec("image", "float32", ("batch", channels, "height", "width")),)
 
-            def run(array: Any) -> object:
+            def run(arrays: dict[str, Array]) -> object:
                 with torch.inference_mode():
-                    return module(torch.from_numpy(array))
+                    return module(torch.from_numpy(arrays["image"]))
 
             self.run = run
             return f"PyTorch {torch.__version__}, tiles"
 
         return prepare
 
-    def prepare(self, batch: int | None) -> dict[str, Any]:
-        """Choose the input and warm up."""
-        import numpy as np
-
-        shape = list(self.shape)
-        if batch is not None:
-            if isinstance(shape[0], int) and shape[0] != batch:
-                raise NaDeployError(f"its batch is fixed to {shape[0]}, not {batch}; export with --dynamic batch")
-            shape[0] = batch
-        defaults = [1, 3, 224, 224]
-        sizes = [size if isinstance(size, int) else defaults[axis] for axis, size in enumerate(shape)]
-        array = np.random.default_rng(0).standard_normal(sizes, dtype=np.float32)
-        if self.dtype != "float32":
-            array = array.astype(self.dtype)
-        self.call = lambda: self.run(array)
+    def prepare(self, batch: int | None, shapes: list[str]) -> dict[str, Any]:
+        """Choose the inputs and warm up."""
+        given = parse_inputs(shapes, [spec.name for spec in self.inputs])
+        chosen = example_shapes(self.inputs, self.metadata, given, batch=batch, usual=self.usual)
+        arrays = example_inputs(self.inputs, chosen)
+        self.call = lambda: self.run(arrays)
         started = perf_counter()
-        while perf_counter() - started < 0.2:
+        while perf_counter() - started < WARM_UP_S:
             self.call()
-        return {"batch": sizes[0]}
+        first = next(iter(chosen.values()), ())
+        return {"batch": first[0] if first else 1, "shapes": {name: list(shape) for name, shape in chosen.items()}}
 
     def time(self, seconds: float) -> dict[str, Any]:
         """Call again and again; the first call is not counted, since caches were another target's."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.files import check_output
 from na_deploy.model_file.graph import read_model, tensor_specs, weight_files
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import PREFIX
@@ -79,6 +80,9 @@ def build(
     """
     model, output, options = Path(model), Path(output), options or BuildOptions()
     say = say or (lambda _: None)
+    check_output(output, (model,), ("", ".bundle", ".zip"))
+    if options.timing_cache is not None:
+        check_output(options.timing_cache, (model, output))
     check_target(output)
     say("checking the model")
     content = read_model(model)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.model_file.tensors import Array, TensorSpec
+from na_deploy.model_file.tensors import Array, numpy_type
 from na_deploy.runtime.session import Session
 
 LARGEST_BATCH = 16
@@ -39,10 +38,9 @@ def read_inputs(session: Session, paths: Sequence[Path]) -> Array:
     from na_deploy.runtime.images.prepare import prepare_files
 
     preprocessing = session.metadata.preprocessing
-    sides = [size for size in spec.shape[2:] if isinstance(size, int)]
-    if len(spec.shape) == 4 and len(sides) == 2 and tuple(sides) != preprocessing.size:
-        preprocessing = preprocessing.with_size((sides[0], sides[1]))
-    return prepare_files(paths, preprocessing).astype(_numpy_type(spec))
+    if len(spec.shape) == 4:
+        preprocessing = preprocessing.for_input(spec.shape)
+    return prepare_files(paths, preprocessing).astype(numpy_type(spec.dtype))
 
 
 def read_array(path: Path) -> Array:
@@ -92,12 +90,3 @@ def run_in_batches(session: Session, items: Array) -> dict[str, Array]:
             part = np.concatenate([part, np.repeat(part[-1:], least - count, axis=0)])
         parts.append({name: output[:count] for name, output in session.run(part).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _numpy_type(spec: TensorSpec) -> np.dtype[Any]:
-    if spec.dtype == "bfloat16":
-        import ml_dtypes
-
-        half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return half
-    return np.dtype(spec.dtype)

@@ -6,6 +6,7 @@ Pillow.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.models.preprocessing import Preprocessing
+from na_deploy.models.preprocessing import Placement, Preprocessing
 
 FloatArray = NDArray[np.float32]
 
@@ -34,37 +35,76 @@ def read_image(path: Path) -> Image.Image:
     return _decode(path, str(path))
 
 
-def decode_image(data: bytes, name: str = "the image") -> Image.Image:
+def decode_image(
+    data: bytes, name: str = "the image", *, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> Image.Image:
     """Decode an image file that is in memory, as :func:`read_image` does.
 
     Args:
         data: the file's content.
-        name: what to call it in errors.
+        name: the image's name in errors.
+        formats: the only formats to take, by Pillow's names; all by default.
+        max_pixels: larger images are refused before they are decoded; Pillow's own limit by default.
 
     Raises:
-        NaDeployError: it is not an image, is truncated, or is too large to be meant.
+        ImageTooLargeError: it has more pixels.
+        NaDeployError: it is not an image, or is truncated.
     """
-    return _decode(BytesIO(data), name)
+    return _decode(BytesIO(data), name, formats, max_pixels)
 
 
-def _decode(source: Path | BytesIO, name: str) -> Image.Image:
+class ImageTooLargeError(NaDeployError):
+    """An image has more pixels than are taken (exit code 1)."""
+
+
+def _decode(
+    source: Path | BytesIO, name: str, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> Image.Image:
+    most = max_pixels or Image.MAX_IMAGE_PIXELS or 2**31
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
+            warnings.simplefilter("ignore")  # of large images, and of metadata that nobody needs here
+            with Image.open(source, formats=formats) as image:
+                if image.width * image.height > most:
+                    raise ImageTooLargeError(
+                        f"{name} has {image.width}×{image.height} pixels, at most {most} are taken; scale it down first"
+                    )
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return _to_rgb(_upright(image))
     except UnidentifiedImageError:
-        raise NaDeployError(
-            f"{name} is not an image that can be read; give a JPEG, PNG, WebP, BMP or TIFF file"
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise NaDeployError(f"{name} has more than {limit} million pixels; scale it down first") from None
+        taken = " or ".join(formats) if formats else "JPEG, PNG, WebP, BMP or TIFF"
+        raise NaDeployError(f"{name} is not an image that can be read; give a {taken} file") from None
+    except Image.DecompressionBombError:
+        raise ImageTooLargeError(f"{name} has more than {most} pixels; scale it down first") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UsageError(f"cannot read the image {name}: {error.strerror}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise
-        raise NaDeployError(f"{name} is a damaged or truncated image ({error})") from None
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # what Pillow's decoders raise
+        raise NaDeployError(f"{name} is a damaged or truncated image ({str(error)[:100]})") from None
+
+
+_SCALED_WHOLE = 16
+"""Up to this many times the crop's pixels, the whole picture is scaled before it is cropped."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Turn that undoes each value of EXIF's orientation."""
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the image as its EXIF orientation says; metadata that cannot be read leaves a sound image as it is."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever Pillow's EXIF reader makes of damaged blocks
+        return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
@@ -90,10 +130,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
         image = image.convert("L")
     placement = preprocessing.placement(image.height, image.width)
     height, width = placement.size
-    image = image.resize(placement.scaled[::-1], _RESAMPLING[preprocessing.interpolation])
-    if preprocessing.mode == "resize-then-crop":
-        top, left = placement.cut
-        image = image.crop((left, top, left + width, top + height))
+    image = _resized(image, preprocessing, placement)
     pixels = np.asarray(image, np.float32)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if preprocessing.channel_order == "BGR":
@@ -107,9 +144,49 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
     return np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
 
 
+def _resized(image: Image.Image, preprocessing: Preprocessing, placement: Placement) -> Image.Image:
+    """Return the part of the scaled image that the network sees.
+
+    Of very long pictures only that part is computed: one of 1×60,000 pixels, scaled to cover a square, has billions.
+    The whole is scaled otherwise, to the same bits as torchvision and timm do; the other way differs by rounding.
+    """
+    method = _RESAMPLING[preprocessing.interpolation]
+    if preprocessing.mode != "resize-then-crop":
+        return image.resize(placement.scaled[::-1], method)
+    if math.prod(placement.scaled) <= _SCALED_WHOLE * math.prod(placement.size):
+        (height, width), (top, left) = placement.size, placement.cut
+        return image.resize(placement.scaled[::-1], method).crop((left, top, left + width, top + height))
+    (scaled_height, scaled_width), (height, width) = placement.scaled, placement.size
+    top, left = placement.cut
+    first_row, first_column = max(top, 0), max(left, 0)
+    rows = min(top + height, scaled_height) - first_row
+    columns = min(left + width, scaled_width) - first_column
+    down, across = image.height / scaled_height, image.width / scaled_width
+    box = (
+        first_column * across,
+        first_row * down,
+        min((first_column + columns) * across, image.width),
+        min((first_row + rows) * down, image.height),
+    )
+    seen = image.resize((columns, rows), method, box=box)
+    if (rows, columns) == (height, width):
+        return seen
+    whole = Image.new(image.mode, (width, height))  # black around a picture that is smaller than the crop
+    whole.paste(seen, (first_column - left, first_row - top))
+    return whole
+
+
 def prepare_files(paths: Sequence[Path], preprocessing: Preprocessing) -> FloatArray:
-    """Read and prepare several images into one batch (N, 3, H, W). Errors as in :func:`read_image`."""
-    return np.concatenate([prepare(read_image(path), preprocessing) for path in paths])
+    """Read and prepare several images into one batch (N, 3, H, W). Errors as in :func:`read_image`.
+
+    Raises:
+        UsageError: the preprocessing keeps proportions, and the images have several.
+    """
+    images = [prepare(read_image(path), preprocessing) for path in paths]
+    sizes = sorted({f"{image.shape[2]}×{image.shape[3]}" for image in images})
+    if len(sizes) > 1:
+        raise UsageError(f"the images come out in several sizes ({', '.join(sizes[:4])}); run them one at a time")
+    return np.concatenate(images)
 
 
 _RESAMPLING = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from na_deploy.errors import MissingDependencyError
+from na_deploy.model_file.example_inputs import shapes_text
 from na_deploy.runtime.bench.compare import Measurement, Report
 
 _COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5")
@@ -23,14 +24,18 @@ def plot_report(report: Report, target: Path) -> None:
         raise MissingDependencyError("plots need matplotlib; install it with: pip install 'na-deploy[plot]'") from None
     batches = list(dict.fromkeys(m.batch for m in report.measurements))
     labels = list(dict.fromkeys(m.label for m in report.measurements))
-    height = 0.9 + len(batches) * (0.5 + 0.34 * len(labels))
+    height = 1.5 + len(batches) * (0.5 + 0.34 * len(labels))
     figure = Figure(figsize=(9, height), layout="constrained")
     panels: Any = figure.subplots(len(batches), 1, squeeze=False)
     for panel, batch in zip(panels[:, 0], batches, strict=True):
         rows = [m for m in report.measurements if m.batch == batch]
         _panel(panel, rows, labels)
-        panel.set_title(f"batch {batch}", loc="left", fontsize=10, fontweight="bold")
+        sizes = " and ".join(dict.fromkeys(shapes_text(row.shapes) for row in rows))
+        panel.set_title(f"batch {batch}, input {sizes}", loc="left", fontsize=10)
+    figure.suptitle("Latency of one call", x=0.01, ha="left", fontsize=12, fontweight="bold")
     panels[-1, 0].set_xlabel("milliseconds per call: bar to the median, line to the 99th percentile", fontsize=9)
+    threads = "each target's own threads" if report.threads is None else f"{report.threads} threads each"
+    figure.supxlabel(f"{report.machine}; {threads}", x=0.01, ha="left", fontsize=8, color="#555555")
     figure.savefig(target, dpi=150)
 
 

@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 
 from na_deploy.errors import UsageError
+from na_deploy.model_file.answers import CLASS_QUERIES, LOGITS, MASK_QUERIES, answer_of
 from na_deploy.model_file.tensors import Array, TensorSpec, numpy_type
 from na_deploy.models.metadata import SEGMENT_TASKS, ModelMetadata
 from na_deploy.models.preprocessing import Preprocessing
 from na_deploy.runtime.images.prepare import prepare, read_image
-from na_deploy.runtime.results.classification import Prediction, top_classes
+from na_deploy.runtime.results.classification import Prediction, score_function_of, top_classes
 from na_deploy.runtime.results.queries import instances, panoptic_map, semantic_map, semantic_scores
 from na_deploy.runtime.results.resampling import View
 from na_deploy.runtime.results.segments import Segmentation, from_ids, from_masks
@@ -83,12 +84,21 @@ def predict(session: Session, picture: Picture, options: ResultOptions | None = 
     """
     image = as_image(picture)
     preprocessing = image_preprocessing(session)
-    spec = session.inputs[0]
-    pixels = prepare(image, preprocessing).astype(numpy_type(spec.dtype), copy=False)
-    if isinstance(spec.shape[0], int) and spec.shape[0] > 1:  # a fixed batch: the picture fills all of it
-        pixels = pixels.repeat(spec.shape[0], axis=0)
-    outputs = {name: array[:1] for name, array in session.run(pixels).items()}
+    outputs = run_picture(session, prepare_picture(session, image, preprocessing))
     return read_result(session.metadata, outputs, preprocessing, (image.height, image.width), options)
+
+
+def prepare_picture(session: Session, image: Image.Image, preprocessing: Preprocessing) -> Array:
+    """Return a picture as a model's input of batch 1, in the input's type."""
+    return prepare(image, preprocessing).astype(numpy_type(session.inputs[0].dtype), copy=False)
+
+
+def run_picture(session: Session, pixels: Array) -> dict[str, Array]:
+    """Return the outputs of batch 1 of an input of batch 1, also of a model with a larger fixed batch."""
+    batch = session.inputs[0].shape[0]
+    if isinstance(batch, int) and batch > 1:  # the picture fills all of it
+        pixels = pixels.repeat(batch, axis=0)
+    return {name: array[:1] for name, array in session.run(pixels).items()}
 
 
 def as_image(picture: Picture) -> Image.Image:
@@ -120,12 +130,7 @@ def image_preprocessing(session: Session) -> Preprocessing:
     spec: TensorSpec = session.inputs[0]
     if session.metadata is None or len(spec.shape) != 4:
         raise UsageError(f"{session.path.name} does not say how images are prepared; give an array for {spec}")
-    preprocessing = session.metadata.preprocessing
-    sides = [size for size in spec.shape[2:] if isinstance(size, int)]
-    free = preprocessing.mode == "shortest-side"
-    if len(sides) == 2 and (free or tuple(sides) != preprocessing.size):
-        return preprocessing.with_size((sides[0], sides[1]))
-    return preprocessing
+    return session.metadata.preprocessing.for_input(spec.shape)
 
 
 def read_result(
@@ -148,20 +153,21 @@ def read_result(
         UsageError: the outputs are not those of the model's task, or the picture's edges were cut off.
     """
     options = options or ResultOptions()
-    metadata = metadata or ModelMetadata("unknown", task="features")
+    specs = [TensorSpec(name, array.dtype.name, array.shape) for name, array in outputs.items()]
+    answer = answer_of(specs, metadata, labelled=options.labels is not None)
+    metadata = metadata or ModelMetadata("unknown")
     labels = metadata.labels if options.labels is None else options.labels
-    queries = {"class_logits", "mask_logits"} <= set(outputs)
-    task = options.task or metadata.task
-    if options.task is not None and not (queries and task in SEGMENT_TASKS):
+    if options.task is not None and not (answer.has_queries and options.task in SEGMENT_TASKS):
         raise UsageError(
-            f"a result as {options.task} was asked for, and the model answers as {metadata.task}; "
+            f"a result as {options.task} was asked for, and the model answers as {answer.task}; "
             "only segmenters with class_logits and mask_logits answer as semantic, instance or panoptic"
         )
-    if task == "classification":
-        (logits,) = outputs.values()
-        return Classification(tuple(top_classes(logits, options.top, labels)[0]))
-    if task not in SEGMENT_TASKS:
+    if answer.scores is not None:
+        logits = outputs[answer.scores.name]
+        return Classification(tuple(top_classes(logits, options.top, labels, score_function_of(metadata, logits))[0]))
+    if not answer.has_segments:
         return Features(dict(outputs))
+    task = options.task or answer.task
     if preprocessing.mode == "resize-then-crop":
         raise UsageError("the model's preprocessing cuts off pictures' edges, so its masks do not cover them")
     view = View(preprocessing.placement(*picture), picture, metadata.segment_rule)
@@ -169,14 +175,14 @@ def read_result(
         metadata, task=task, labels=labels, thresholds={**metadata.thresholds, **(options.thresholds or {})}
     )
     arrays = {name: array[0].astype(np.float32) for name, array in outputs.items()}
-    if queries:
-        return _of_queries(metadata, arrays["class_logits"], arrays["mask_logits"], view)
-    if "logits" not in arrays or task != "semantic":
+    if answer.has_queries:
+        return _of_queries(metadata, arrays[CLASS_QUERIES], arrays[MASK_QUERIES], view)
+    if LOGITS not in arrays or task != "semantic":
         raise UsageError(
             f"a model for {task} segmentation gives class_logits and mask_logits, or logits for semantic; "
             f"this one gives {', '.join(outputs)}"
         )
-    ids, found = semantic_map(arrays["logits"], view, logits=True)
+    ids, found = semantic_map(arrays[LOGITS], view, logits=True)
     return from_ids("semantic", ids, found, labels, metadata.things, metadata.palette)
 
 
@@ -205,5 +211,7 @@ __all__ = [
     "as_image",
     "image_preprocessing",
     "predict",
+    "prepare_picture",
     "read_result",
+    "run_picture",
 ]

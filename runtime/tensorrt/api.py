@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -51,7 +52,7 @@ RTX = Flavor(
     "TensorRT-RTX",
     ("tensorrt_rtx", "tensorrt_rtx_bindings"),
     (1,),
-    "pip install tensorrt-rtx-cu13",
+    "pip install 'na-deploy[tensorrt-rtx]'",
     takes_plugins=False,
 )
 FLAVORS = {flavor.backend: flavor for flavor in (TENSORRT, RTX)}
@@ -127,8 +128,8 @@ class Messages:
         return errors[-1] if errors else otherwise
 
 
-def make_logger(module: Any, messages: Messages) -> Any:
-    """Return an ``ILogger`` that keeps warnings and errors in ``messages``."""
+def make_logger(module: Any, messages: Messages, inform: Callable[[str], None] | None = None) -> Any:
+    """Return an ``ILogger`` that keeps warnings and errors in ``messages``, and hands other texts to ``inform``."""
     kept = {module.ILogger.Severity.INTERNAL_ERROR, module.ILogger.Severity.ERROR, module.ILogger.Severity.WARNING}
 
     class Logger(module.ILogger):  # type: ignore[misc]
@@ -138,6 +139,8 @@ def make_logger(module: Any, messages: Messages) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity in kept:
                 messages.add(severity.name.lower(), message)
+            elif inform is not None:
+                inform(message)
 
     return Logger()
 

@@ -6,13 +6,15 @@ descriptor of that number, one JSON object per line:
 
     log (severity, text), parser_error (node, operator, functions, text), parsed (layers, seconds, plugins),
     phase (name, parent, steps), step (name, step), phase_end (name), built (bytes, seconds),
-    machine (version, capability, driver), inspected (file), failed (reason, and kind, the class of the error)
+    machine (version, capability, driver), memory (activation_bytes, as the builder logs it),
+    inspected (file, activation_bytes), failed (reason, and kind, the class of the error)
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ from na_deploy.runtime.tensorrt.cuda import load_cuda
 from na_deploy.runtime.tensorrt.engine import load_engine
 from na_deploy.runtime.tensorrt.plugins import register_plugins, registered
 
+_ACTIVATION_MEMORY = re.compile(r"Total Activation Memory: (\d+) bytes")
 _STEPS_EVERY_S = 0.05
 _PARENT_CHECKED_EVERY_S = 0.5
 
@@ -67,7 +70,7 @@ def run(request: dict[str, Any], events: Events) -> bool:
     capability, driver = _use_device(request["device"], required=flavor is not RTX)
     events.write("machine", version=module.__version__, capability=capability, driver=driver)
     messages = ReportingMessages(events)
-    logger = make_logger(module, messages)
+    logger = make_logger(module, messages, lambda text: _report_memory(text, events))
     if request["library"]:
         register_plugins(module, Path(request["library"]), messages)
 
@@ -99,6 +102,12 @@ def run(request: dict[str, Any], events: Events) -> bool:
     if capability:
         _inspect(request, module, flavor, messages, events)
     return True
+
+
+def _report_memory(text: str, events: Events) -> None:
+    said = _ACTIVATION_MEMORY.search(text)
+    if said is not None:
+        events.write("memory", activation_bytes=int(said[1]))
 
 
 def _configure(trt: Any, module: Any, builder: Any, network: Any, request: dict[str, Any], events: Events) -> Any:

@@ -129,7 +129,7 @@ def build_engine(model: Path, engine: Path, request: EngineRequest, watch: Watch
         parse_seconds=parsed["seconds"],
         build_seconds=built["seconds"],
         driver=machine["driver"],
-        activation_bytes=inspected.get("activation_bytes", 0),
+        activation_bytes=inspected.get("activation_bytes") or found.get("memory", {}).get("activation_bytes", 0),
         layer_file=Path(inspected["file"]) if inspected else None,
         log=log,
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from na_deploy.errors import MissingDependencyError, NaDeployError
+from na_deploy.errors import NaDeployError
 from na_deploy.files import staged_output
 from na_deploy.runtime.building.options import BuildOptions, BuildTask, Built
 from na_deploy.runtime.native_libraries import TENSORRT_LIBRARY_VARIABLE, tensorrt_library
@@ -27,8 +26,6 @@ def build_files(task: BuildTask) -> Built:
         NaDeployError: the model is refused or the build fails.
     """
     flavor = FLAVORS[task.options.backend]
-    if flavor is RTX and not any(find_spec(name) for name in RTX.modules):
-        return _build_without_module(task)
     library = _library(flavor, task.options)
     engine = task.scratch / "model.engine"
     cache = _scratch_cache(task)
@@ -110,35 +107,3 @@ def _figures(report: EngineReport, engine: Path) -> dict[str, Any]:
         "parse_seconds": round(report.parse_seconds, 3),
         "build_seconds": round(report.build_seconds, 3),
     }
-
-
-def _build_without_module(task: BuildTask) -> Built:
-    """Build with TensorRT-RTX's native library alone, which the wheel for ONNX Runtime carries without a module."""
-    from na_deploy.runtime.tensorrt_rtx import build_engine as build_natively
-    from na_deploy.runtime.tensorrt_rtx_library import find_libraries
-
-    if task.options.workspace or task.options.refit:
-        raise MissingDependencyError(
-            f"--workspace and --refit need TensorRT-RTX's Python module; install it with: {RTX.install}"
-        )
-    version = find_libraries()[0].name.split(".so.")[1]
-    task.say(f"building with TensorRT-RTX {version}")
-    engine = task.scratch / "model.engine"
-    shapes = {name: (p.minimum, p.optimum, p.maximum) for name, p in task.profiles.items()}
-    report = build_natively(
-        task.model, profiles=shapes, output=engine, threads=task.options.threads, timeout_s=task.options.timeout_s
-    )
-    return Built(
-        step="engine",
-        files={"model.engine": ("engine", engine)},
-        requires={"tensorrt_rtx": version, "compute_capability": ">=8.0"},
-        figures={
-            "layers": report.layers,
-            "engine_bytes": report.engine_bytes,
-            "activation_bytes": report.activation_bytes,
-            "parse_seconds": round(report.parse_seconds, 3),
-            "build_seconds": round(report.build_seconds, 3),
-        },
-        attention_runs="function bodies (TensorRT-RTX takes no plugins)",
-        log=report.log,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,3 +41,30 @@ def staged_output(target: Path) -> Iterator[Path]:
             path.replace(folder / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_output(target: Path, inputs: Iterable[Path | None] = (), endings: Sequence[str] = ()) -> None:
+    """Refuse an output that would overwrite what the command reads, or whose name says something else than its content.
+
+    Call it before any work is done.
+
+    Args:
+        target: the file or folder to write.
+        inputs: files and folders that are read; ``None`` stands for one that was not given.
+        endings: what the name may end in, such as ``.onnx``; anything by default.
+
+    Raises:
+        UsageError: names the input, or the endings.
+    """
+    for given in inputs:
+        if given is not None and _same(target, given):
+            raise UsageError(f"cannot write {target}: it is the input {given}; choose another name")
+    if endings and target.suffix.lower() not in endings:
+        raise UsageError(f"cannot write {target}: end the name in {' or '.join(endings)}")
+
+
+def _same(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except OSError:  # one of them is not there
+        return first.absolute() == second.absolute()

@@ -87,6 +87,22 @@ def test_run_takes_labels_from_the_metadata(write_model: WriteModel, photos: lis
     assert out.count("bird ") == 10
 
 
+def test_run_prints_the_features_of_a_model_without_a_head_as_features(
+    write_model: WriteModel, photos: list[Path], tmp_path: Path, capsys
+):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\n" * 10)
+    for task in ("features", "classification"):  # files of earlier versions call such a model a classifier
+        metadata = ModelMetadata("nat_mini", task=task, num_classes=0, preprocessing=PREPROCESSING)
+        headless = write_model(f"{task}.onnx", properties=metadata.to_props())
+        code, out, _ = call(capsys, "run", headless, photos[0])
+        assert code == 0
+        assert "mean" in out
+        assert "probability" not in out
+        assert "predictions" not in json.loads(call(capsys, "run", headless, photos[0], "--json")[1])
+        refused(capsys, 2, "returns features or maps, not classes", "run", headless, photos[0], "--labels", labels)
+
+
 def test_run_takes_and_writes_arrays(model: Path, tmp_path: Path, capsys):
     items = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
     np.save(tmp_path / "in.npy", items)

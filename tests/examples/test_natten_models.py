@@ -12,13 +12,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from rtx_engines import build_rtx_engine
 from torch import Tensor
 
 from na_deploy import export
 from na_deploy.attention import torch_tiles
 from na_deploy.attention.torch_ops import use_implementation
 from na_deploy.exporter.natten_api import importable_natten, replaced_natten
-from na_deploy.runtime.tensorrt_rtx import build_engine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NETWORKS = {  # and how many of their layers are neighborhood attention
@@ -62,7 +62,7 @@ def test_it_exports_verifies_and_builds(name: str, tmp_path: Path):
     found = session.run(None, {key: tensor.numpy() for key, tensor in inputs.items()})
     for ours, theirs in zip(found, expected, strict=True):
         assert np.abs(ours - theirs.numpy()).max() < 2e-5 * np.abs(theirs.numpy()).max()
-    assert build_engine(report.path, output=tmp_path / "model.engine").engine_bytes > 10_000
+    assert build_rtx_engine(report.path).engine_bytes > 10_000
 
 
 def test_half_precision_and_free_axes(tmp_path: Path):

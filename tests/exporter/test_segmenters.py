@@ -11,8 +11,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from hugging_face_segmenters import CLASSES, KINDS, QUERIES, SMALLEST, image, outputs, segmenter
 from onnx import numpy_helper
-from segmenters import CLASSES, KINDS, QUERIES, SMALLEST, image, outputs, segmenter
 
 from na_deploy import export
 from na_deploy.cli.main import run

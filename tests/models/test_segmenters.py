@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hugging_face_segmenters import CLASSES, DILATIONS, KINDS, backbone_config, image, outputs, segmenter
 from safetensors.torch import load_file, save_file
-from segmenters import CLASSES, DILATIONS, KINDS, backbone_config, image, outputs, segmenter
 from torch import Tensor, nn
 
 from na_deploy.errors import CheckpointError, UsageError

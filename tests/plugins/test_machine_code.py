@@ -6,7 +6,7 @@ nvcc makes it of plugins/cuda as of the library; the launch and its parameters a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -15,6 +15,7 @@ import pytest
 from cpu_library import Params, Problem, aligned
 from sass.compiling import MissingToolError, Unit, find_cuobjdump, find_nvcc
 from sass.launching import execute, load_unit, place, record_problem
+from sass.listing import Instruction
 from sass.machine import Machine
 
 from na_deploy.attention.reference import reference_attention, reference_attention_qkv
@@ -104,36 +105,62 @@ def run(unit: Unit, case: Case, dim: int = 0) -> Machine:
 NAT = Case((13, 17), (7, 7), batch=2, bias=True)
 
 
-@pytest.mark.parametrize("architecture", ["90a", "80"])
+def told(value: object) -> str | None:
+    """Name a test's unit."""
+    if not isinstance(value, Unit):
+        return ""
+    return f"{value.kind} {value.dim} tactic {value.tactic} sm_{value.architecture}"
+
+
+TF32 = Case((150,), (37,), stride=5, key_heads=1, value_dim=16, additional=9, scale=0.4)
+
+
 @pytest.mark.parametrize(
     ("unit", "case"),
     [
-        (Unit("Half", 32, 4), NAT),
-        (Unit("Half", 32, 10), Case((4, 23), (7, 7), (1, 2), bias=True, padding=True)),
-        (Unit("Bfloat", 64, 6), Case((19, 9), (5, 3), (2, 1), is_causal=(False, True), bias=False, lse=False)),
-        (Unit("float", 32, 2), Case((150,), (37,), stride=5, key_heads=1, value_dim=16, additional=9, scale=0.4)),
-        (Unit("Half", 128, 7), Case((5, 9, 6), (3, 5, 4), stride=(1, 2, 1), heads=1)),
+        (Unit("Half", 32, 4, "90a"), NAT),
+        (Unit("Half", 32, 4, "80"), NAT),
+        (Unit("Half", 32, 10, "90a"), Case((4, 23), (7, 7), (1, 2), bias=True, padding=True)),
+        (Unit("Bfloat", 64, 6, "90a"), Case((19, 9), (5, 3), (2, 1), is_causal=(False, True), lse=False)),
+        (Unit("float", 32, 2, "90a"), TF32),
+        (Unit("float", 32, 2, "80"), TF32),
+        (Unit("Half", 128, 7, "80"), Case((5, 9, 6), (3, 5, 4), stride=(1, 2, 1), heads=1)),
     ],
-    ids=lambda value: f"{value.kind} {value.dim}, tactic {value.tactic}" if isinstance(value, Unit) else "",
+    ids=told,
 )
-def test_the_tile_kernels_machine_code_agrees_with_float64(unit: Unit, case: Case, architecture: str):
-    machine = run(Unit(unit.kind, unit.dim, unit.tactic, architecture), case)
+def test_the_tile_kernels_machine_code_agrees_with_float64(unit: Unit, case: Case):
+    machine = run(unit, case)
     taken, least = machine.wavefronts.sum(0)
     assert taken >= least > 0
 
 
-@pytest.mark.parametrize("architecture", ["90a", "80"])
 @pytest.mark.parametrize(
-    ("kind", "case"),
+    ("kind", "architecture", "case"),
     [
-        ("Half", Case((6, 9), (5, 7), (1, 2), padding=True, bias=True)),
-        ("float", Case((11,), (4,), key_heads=1, additional=3, is_causal=True)),
-        ("Bfloat", Case((3, 4, 5), (2, 3, 3), stride=(1, 2, 1))),
+        ("Half", "90a", Case((6, 9), (5, 7), (1, 2), padding=True, bias=True)),
+        ("Half", "80", Case((6, 9), (5, 7), (1, 2), padding=True, bias=True)),
+        ("float", "80", Case((11,), (4,), key_heads=1, additional=3, is_causal=True)),
+        ("Bfloat", "90a", Case((3, 4, 5), (2, 3, 3), stride=(1, 2, 1))),
     ],
-    ids=["half", "float", "bfloat"],
+    ids=told,
 )
-def test_the_plain_kernels_machine_code_agrees_with_float64(kind: str, case: Case, architecture: str):
+def test_the_plain_kernels_machine_code_agrees_with_float64(kind: str, architecture: str, case: Case):
     run(Unit(kind, 0, PLAIN, architecture), case, dim=33)
+
+
+@pytest.mark.parametrize(
+    ("unit", "case"),
+    [
+        (Unit("Half", 128, 21), Case((20, 37), (11, 30), stride=(1, 3), heads=1)),
+        (Unit("Half", 64, 20), Case((300,), (201,), heads=2, key_heads=1, additional=150)),
+        (Unit("Bfloat", 64, 23), Case((3, 9, 14), (2, 7, 11), is_causal=(True, False, False), bias=True, heads=1)),
+    ],
+    ids=told,
+)
+def test_hoppers_machine_code_agrees_with_float64(unit: Unit, case: Case):
+    machine = run(unit, case)
+    taken, least = machine.wavefronts.sum(0)
+    assert taken == least > 0
 
 
 def test_the_tile_kernel_has_no_bank_conflicts():
@@ -151,3 +178,30 @@ def test_an_access_outside_the_tensors_is_found():
     launch = record_problem(load_unit(Unit("Half", 32, 4)), params, 4).launch
     with pytest.raises(RuntimeError, match="belongs to no array"):
         Machine(launch, memory).run()
+
+
+def without(wait: str, own: Instruction) -> Instruction:
+    """Return an instruction that waits for nothing."""
+    if own.name != wait or "ARRIVE" in own.modifiers or "EXCH" in own.modifiers:
+        return own
+    if "TRYWAIT" in own.modifiers:  # asks whether to go on: yes
+        true = (own.operands[0], "PT", "PT", "PT", "PT", "0x80", "0x0")
+        return replace(own, name="PLOP3", modifiers=("LUT",), operands=true)
+    return replace(own, name="NOP", modifiers=(), operands=())
+
+
+@pytest.mark.parametrize(
+    ("unit", "wait"),
+    [(Unit("Half", 32, 4), "DEPBAR"), (Unit("Half", 64, 20), "WARPGROUP"), (Unit("Half", 64, 20), "SYNCS")],
+    ids=["copies", "products", "barriers in memory"],
+)
+def test_a_wait_that_is_left_out_is_found(unit: Unit, wait: str):
+    case = Case((300,), (201,)) if unit.tactic == 20 else Case((13, 17), (7, 7))
+    problem, expected = case.make(unit.kind, unit.dim)
+    memory = place(problem.params, {**problem.arrays, "output": problem.output, "lse": problem.lse})
+    launch = record_problem(load_unit(unit), problem.params, unit.tactic).launch
+    kept = [without(wait, own) for own in launch.instructions]
+    assert kept != launch.instructions
+    Machine(replace(launch, instructions=kept), memory).run()
+    difference = np.abs(problem.output.astype(np.float64) - expected.output).max()
+    assert not difference < TOLERANCE[unit.kind] * np.abs(expected.output).max()

@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from running import Running, running
+from segmenters import segmenter, squared
 from served_models import save, scaling_model, slow_model, table_model, types_model
 
 from na_deploy.models.metadata import ModelMetadata
@@ -47,4 +48,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory, classifier: onnx.ModelP
 def server(repository: Path) -> Iterator[Running]:
     """Return a server over :func:`repository` with two versions of every model."""
     with running(repository, versions=2) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def segmenters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Return a server with segmenters alone: of free sizes, and of a fixed square in batches."""
+    folder = tmp_path_factory.mktemp("segmenters")
+    save(segmenter("semantic"), folder / "semantic.onnx")
+    save(segmenter("panoptic", "batch", 64, 64, preprocessing=squared(64)), folder / "panoptic.onnx")
+    with running(folder) as started:
         yield started

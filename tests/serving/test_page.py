@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from running import Running, need, photo
+from segmenters import LABELS, colour_picture
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
@@ -85,8 +86,33 @@ def test_an_image_dropped_on_the_page_is_classified(server: Running, browser: An
     browser.execute_async_script(DROP, base64.b64encode(photo(seed=5)).decode(), "photo.jpg", "image/jpeg")
     assert "kind <" in shown(browser, "answer").text  # names are text, never markup
     browser.execute_async_script(DROP, base64.b64encode(b"nothing").decode(), "photo.jpg", "image/jpeg")
-    assert shown(browser, "problem").text == "the body is not a JPEG or PNG file"
+    assert shown(browser, "problem").text.endswith("give a JPEG or PNG file")
     assert not browser.find_element(By.ID, "answer").is_displayed()
+
+
+def test_segments_are_drawn_over_the_image(segmenters: Running, browser: Any, tmp_path: Path):
+    browser.get_log("browser")  # of the tests before
+    browser.get(f"http://{segmenters.address}/")
+    wait(browser, lambda b: b.find_element(By.ID, "about").text)
+    assert Select(browser.find_element(By.ID, "model")).first_selected_option.text == "panoptic"
+    file = tmp_path / "picture.png"
+    colour_picture(640, 480).save(file)
+    browser.find_element(By.ID, "file").send_keys(str(file))
+    answer = shown(browser, "answer").text
+    assert all(label in answer for label in LABELS.values())
+    assert "segments" in answer
+    swatches = browser.find_elements(By.CSS_SELECTOR, "#classes .swatch div")
+    assert len({swatch.value_of_css_property("background-color") for swatch in swatches}) == 4
+    drawn = browser.find_element(By.ID, "preview").get_attribute("src")
+    wait(browser, lambda b: b.execute_script("return document.getElementById('preview').naturalWidth") == 640)
+    target = Path(os.environ.get("NA_DEPLOY_SEGMENTS_SCREENSHOT", tmp_path / "page.png"))
+    browser.save_screenshot(str(target))
+    shown(browser, "views").click()
+    plain = wait(browser, lambda b: (now := b.find_element(By.ID, "preview").get_attribute("src")) != drawn and now)
+    Select(browser.find_element(By.ID, "model")).select_by_visible_text("semantic")
+    wait(browser, lambda b: "score" in (b.find_element(By.CSS_SELECTOR, "#classes tr").get_attribute("title") or ""))
+    assert plain != drawn
+    assert not [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
 
 
 def test_a_model_without_images_says_so(server: Running, browser: Any):

@@ -281,5 +281,5 @@ def test_metrics_name_the_backend_and_count(server: Running):
 def test_the_page_s_list_says_which_models_take_images(server: Running):
     status, models = server.call("/page/models")
     assert status == 200
-    assert next(model for model in models if model["name"] == "small")["images"]
-    assert not next(model for model in models if model["name"] == "types")["images"]
+    assert next(model for model in models if model["name"] == "small")["answers"] == "classes"
+    assert next(model for model in models if model["name"] == "types")["answers"] == ""

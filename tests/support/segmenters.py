@@ -1,108 +1,107 @@
-"""Small segmenters of transformers on its own Dinat and Nat, with random weights; NATTEN's functions alone are ours."""
+"""Small segmenters written by hand: they know colours, so that what they must find in a picture is known."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import torch
-import transformers
-import transformers.utils.import_utils
-from natten_014 import natten2dav, natten2dqkrpb
-from torch import Tensor, nn
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image, ImageDraw
 
-transformers.utils.import_utils._natten_available = False  # or it imports functions that NATTEN has no more
-from transformers.models.deprecated.nat import configuration_nat, modeling_nat  # noqa: E402
-from transformers.models.dinat import modeling_dinat  # noqa: E402
+from na_deploy.models.metadata import ModelMetadata
+from na_deploy.models.preprocessing import Preprocessing, shortest_side
 
-for _module in (modeling_nat, modeling_dinat):
-    _module.natten2dqkrpb, _module.natten2dav = natten2dqkrpb, natten2dav
-    _module.requires_backends = lambda *_: None
-
-KINDS = ("upernet", "maskformer", "mask2former", "oneformer")
-CLASSES, QUERIES = 7, 9
-_SIZES = {"depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8], "kernel_size": 3, "embed_dim": 16}
-_STAGES = ["stage1", "stage2", "stage3", "stage4"]
-DILATIONS = [[3], [2], [1, 2], [1]]
+COLOURS = ((40, 60, 90), (230, 40, 40), (40, 200, 60), (60, 90, 235))
+LABELS = {0: "wall", 1: "person", 2: "tree [old]", 3: "car"}
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (255.0, 255.0, 255.0)}
+PREPROCESSING = replace(shortest_side(64, 128, 8), **PLAIN)
 
 
-SMALLEST = {"encoder_layers": 1, "decoder_layers": 3}
-"""Options of Mask2Former and OneFormer for tests that export: two layers of masked attention."""
+def colour_picture(width: int = 100, height: int = 80) -> Image.Image:
+    """A dark wall, a red disc, a green band below and a blue square."""
+    picture = Image.new("RGB", (width, height), COLOURS[0])
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((0, int(0.75 * height), width, height), fill=COLOURS[2])
+    pen.ellipse((int(0.1 * width), int(0.1 * height), int(0.4 * width), int(0.5 * height)), fill=COLOURS[1])
+    pen.rectangle((int(0.6 * width), int(0.2 * height), int(0.9 * width), int(0.5 * height)), fill=COLOURS[3])
+    return picture
 
 
-def backbone_config(kind: str = "dinat") -> Any:
-    """Return the configuration of a small backbone with four stages."""
-    if kind == "nat":
-        return configuration_nat.NatConfig(out_features=_STAGES, **_SIZES)
-    return transformers.DinatConfig(out_features=_STAGES, dilations=DILATIONS, **_SIZES)
+def segmenter(
+    task: str,
+    batch: int | str = 1,
+    height: int | str = "height",
+    width: int | str = "width",
+    dtype: int = TensorProto.FLOAT,
+    **changes: Any,
+) -> onnx.ModelProto:
+    """A model that scores every fourth pixel by how near its colour is to each class's.
 
-
-def segmenter(kind: str, backbone: Any = None, **options: Any) -> nn.Module:
-    """Return one of :data:`KINDS` with random weights.
-
-    Args:
-        kind: one of :data:`KINDS`.
-        backbone: configuration of the backbone; :func:`backbone_config` by default.
-        options: of its configuration.
+    ``task`` "semantic" gives logits; "instance" and "panoptic" give class_logits and mask_logits of one query for each
+    class and one for nothing.
     """
-    backbone = backbone or backbone_config()
-    decoder = {"encoder_layers": 2, "encoder_feedforward_dim": 40, "decoder_layers": 5, "num_attention_heads": 4}
-    decoder |= {"dim_feedforward": 48, "num_queries": QUERIES, "hidden_dim": 32, "num_labels": CLASSES}
-    if kind == "upernet":
-        options = {"hidden_size": 24, "num_labels": CLASSES, "auxiliary_channels": 8, **options}
-        model = transformers.UperNetForSemanticSegmentation(
-            transformers.UperNetConfig(backbone_config=backbone, **options)
-        )
-    elif kind == "maskformer":
-        detr = transformers.DetrConfig(
-            d_model=24, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48, num_queries=QUERIES
-        )
-        options = {"fpn_feature_size": 32, "mask_feature_size": 16, "num_labels": CLASSES, **options}
-        model = transformers.MaskFormerForInstanceSegmentation(
-            transformers.MaskFormerConfig(backbone_config=backbone, decoder_config=detr, **options)
-        )
-    elif kind == "mask2former":
-        options = decoder | {"feature_size": 32, "mask_feature_size": 16} | options
-        model = transformers.Mask2FormerForUniversalSegmentation(
-            transformers.Mask2FormerConfig(backbone_config=backbone, **options)
-        )
+    kind = np.float16 if dtype == TensorProto.FLOAT16 else np.float32
+    centres = np.array(COLOURS, np.float64) / 255
+    # Up to what all classes share, -|x - c|² is 2 x·c - |c|².
+    weight = (60 * 2 * centres).astype(kind)[:, :, None, None]
+    bias = (-60 * (centres**2).sum(1)).astype(kind)
+    weights = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")]
+    nodes = [
+        helper.make_node("AveragePool", ["image"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Conv", ["pooled", "weight", "bias"], ["scores"]),
+    ]
+    image = helper.make_tensor_value_info("image", dtype, (batch, 3, height, width))
+    maps = [each // 4 if isinstance(each, int) else f"{each}_maps" for each in (height, width)]
+    if task == "semantic":
+        nodes.append(helper.make_node("Identity", ["scores"], ["logits"]))
+        outputs = [helper.make_tensor_value_info("logits", dtype, (batch, len(COLOURS), *maps))]
     else:
-        options = decoder | {"conv_dim": 32, "mask_dim": 32, "query_dec_layers": 2} | options
-        model = transformers.OneFormerForUniversalSegmentation(
-            transformers.OneFormerConfig(backbone_config=backbone, **options)
-        )
-    return randomised(model)
+        # A mask is its class's share of the softmax as a logit; the fifth query sees nothing and is no object.
+        classes = np.full((1, 5, 5), -4, kind)
+        classes[0, range(5), range(5)] = 4
+        mix = np.zeros((5, 4, 1, 1), kind)
+        mix[range(4), range(4), 0, 0] = 1
+        weights += [
+            numpy_helper.from_array(classes, "classes"),
+            numpy_helper.from_array(np.array([1, 1, 1], np.int64), "ones"),
+            numpy_helper.from_array(mix, "mix"),
+            numpy_helper.from_array(np.array([0, 0, 0, 0, -1], kind), "shift"),
+            numpy_helper.from_array(np.array(20, kind), "gain"),
+            numpy_helper.from_array(np.array(0.5, kind), "half"),
+            numpy_helper.from_array(np.array([0], np.int64), "first"),
+            numpy_helper.from_array(np.array([1], np.int64), "second"),
+        ]
+        nodes += [
+            helper.make_node("Softmax", ["scores"], ["shares"], axis=1),
+            helper.make_node("Conv", ["shares", "mix", "shift"], ["mixed"]),
+            helper.make_node("Sub", ["mixed", "half"], ["centred"]),
+            helper.make_node("Mul", ["centred", "gain"], ["mask_logits"]),
+            helper.make_node("Shape", ["image"], ["size"], start=0, end=1),
+            helper.make_node("Concat", ["size", "second", "second"], ["times"], axis=0),
+            helper.make_node("Tile", ["classes", "times"], ["class_logits"]),
+        ]
+        outputs = [
+            helper.make_tensor_value_info("class_logits", dtype, (batch, 5, 5)),
+            helper.make_tensor_value_info("mask_logits", dtype, (batch, 5, *maps)),
+        ]
+    graph = helper.make_graph(nodes, "segmenter", [image], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    metadata = ModelMetadata(
+        "nat",
+        task=task,
+        num_classes=4,
+        labels=LABELS,
+        palette=COLOURS,
+        things=(1, 3) if task == "panoptic" else None,
+        preprocessing=PREPROCESSING,
+    )
+    helper.set_model_props(model, replace(metadata, **changes).to_props())
+    return model
 
 
-def randomised(model: nn.Module, seed: int = 3) -> nn.Module:
-    """Make every weight random: activations of order 1, statistics that are no identities, offsets of some pixels."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            if not value.is_floating_point() or name.startswith("criterion"):
-                continue
-            noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("running_var"):
-                value.copy_(0.7 + 0.3 * noise.abs())
-            elif value.dim() > 1:
-                fan_in = value[0].numel() if not name.endswith(("rpb", "level_embed")) else 1
-                value.copy_(noise * fan_in**-0.5)
-            else:
-                value.copy_(0.2 * noise + (name.endswith("weight")))
-    return model.eval()
-
-
-def image(batch: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a random image (B, 3, H, W)."""
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(2)).to(dtype)
-
-
-def outputs(model: nn.Module, kind: str, images: Tensor, task: str = "panoptic") -> tuple[Tensor, ...]:
-    """Return what transformers' model gives, in the order of exported files."""
-    from na_deploy.models.heads.oneformer import task_vector
-
-    more = (task_vector(task).to(images.dtype).expand(len(images), -1),) if kind == "oneformer" else ()
-    with torch.no_grad():
-        found = model(images, *more)
-    if kind == "upernet":
-        return (found.logits,)
-    return found.class_queries_logits, found.masks_queries_logits
+def squared(side: int = 64) -> Preprocessing:
+    """Return the preprocessing of a segmenter of a fixed square."""
+    return PREPROCESSING.with_size((side, side))

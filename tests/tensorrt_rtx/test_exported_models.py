@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rtx_engines import Built, build_rtx_engine
 
 from na_deploy import export
 from na_deploy.models import LoadedModel, load_model, random_checkpoint
-from na_deploy.runtime.tensorrt_rtx import BuildReport, build_engine
 
 Load = Callable[..., LoadedModel]
 SMALLEST = 224 * 224  # bytes: an engine holds code, and weights of tens of megabytes
@@ -30,47 +30,45 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     return load
 
 
-def build(loaded: LoadedModel, folder: Path, profiles: Any = None, **options: Any) -> tuple[BuildReport, int]:
-    """Export and build; return the builder's report and the file's size."""
+def build(loaded: LoadedModel, folder: Path, profiles: Any = None, **options: Any) -> tuple[Built, int]:
+    """Export and build; return the engine and the file's size."""
     exported = export(loaded, folder / "model.onnx", **options)
-    report = build_engine(exported.path, profiles=profiles, output=folder / "model.engine")
-    assert (folder / "model.engine").stat().st_size == report.engine_bytes
-    return report, exported.size
+    return build_rtx_engine(exported.path, profiles), exported.size
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["nat_mini", "dinat_mini", "dinat_s_tiny"])
 def test_an_engine_is_built_from_the_file_as_it_is(name: str, dtype: str, load: Load, tmp_path: Path):
-    report, size = build(load(name), tmp_path, dtype=dtype)
+    engine, size = build(load(name), tmp_path, dtype=dtype)
     # The engine holds the weights in the file's own precision.
-    assert 0.9 * size < report.engine_bytes < 2 * size
-    assert report.layers > 300
+    assert 0.9 * size < engine.engine_bytes < 2 * size
+    assert engine.report.layers > 300
 
 
 def test_bfloat16_is_taken(load: Load, tmp_path: Path):
-    report, size = build(load("nat_mini"), tmp_path, dtype="bf16")
-    assert report.engine_bytes > 0.9 * size
+    engine, size = build(load("nat_mini"), tmp_path, dtype="bf16")
+    assert engine.engine_bytes > 0.9 * size
 
 
 def test_isotropic_models_are_taken(load: Load, tmp_path: Path):
-    report, size = build(load("dinat_isotropic_small"), tmp_path)
-    assert report.engine_bytes > 0.9 * size
+    engine, size = build(load("dinat_isotropic_small"), tmp_path)
+    assert engine.engine_bytes > 0.9 * size
 
 
 def test_a_free_batch_is_taken(load: Load, tmp_path: Path):
     profiles = {"image": ((1, 3, 224, 224), (8, 3, 224, 224), (16, 3, 224, 224))}
-    report, size = build(load("nat_mini"), tmp_path, profiles, dynamic="batch", dtype="fp16")
-    assert report.engine_bytes > 0.9 * size
+    engine, size = build(load("nat_mini"), tmp_path, profiles, dynamic="batch", dtype="fp16")
+    assert engine.engine_bytes > 0.9 * size
 
 
 def test_free_sizes_of_a_backbone_are_taken(load: Load, tmp_path: Path):
     loaded = load("dinat_mini", out_indices=(0, 1, 2, 3))
     profiles = {"image": ((1, 3, 128, 128), (1, 3, 224, 224), (2, 3, 320, 352))}
-    report, size = build(loaded, tmp_path, profiles, dynamic="batch,spatial")
-    assert report.engine_bytes > 0.9 * size
+    engine, size = build(loaded, tmp_path, profiles, dynamic="batch,spatial")
+    assert engine.engine_bytes > 0.9 * size
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_maps_smaller_than_windows_are_taken(dtype: str, load: Load, tmp_path: Path):
-    report, size = build(load("dinat_mini"), tmp_path, dtype=dtype, input="1x3x128x160")
-    assert 0.9 * size < report.engine_bytes < 2 * size
+    engine, size = build(load("dinat_mini"), tmp_path, dtype=dtype, input="1x3x128x160")
+    assert 0.9 * size < engine.engine_bytes < 2 * size

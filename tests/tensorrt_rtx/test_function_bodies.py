@@ -9,23 +9,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from rtx_engines import Shape, build_rtx_engine
 
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, PLUGIN_ATTRIBUTES, SEPARATE_OPERATOR, VERSION
-from na_deploy.errors import MissingDependencyError
 from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
-from na_deploy.runtime.tensorrt_rtx import Shape, build_engine
-from na_deploy.runtime.tensorrt_rtx_library import find_libraries
 
 OPSET = 20
 HEADS, HEAD_DIM = 2, 32
-
-
-@pytest.fixture(autouse=True)
-def _tensorrt_rtx() -> None:
-    try:
-        find_libraries()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
 
 
 def _model(
@@ -110,7 +100,7 @@ def _profile(*shapes: Shape) -> dict[str, tuple[Shape, Shape, Shape]]:
 )
 def test_the_packed_body_builds_for_static_sizes(tmp_path: Path, model: onnx.ModelProto) -> None:
     onnx.save(model, tmp_path / "model.onnx")
-    assert build_engine(tmp_path / "model.onnx").engine_bytes > 100_000
+    assert build_rtx_engine(tmp_path / "model.onnx").engine_bytes > 100_000
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["alone", "with bias and additional keys"])
@@ -126,7 +116,7 @@ def test_the_separate_body_builds_with_grouped_queries(tmp_path: Path, full: boo
     assert function.name == SEPARATE_OPERATOR
     model = _model(function, inputs, inputs["query"], constants, {"kernel_size": [7, 7]})
     onnx.save(model, tmp_path / "model.onnx")
-    assert build_engine(tmp_path / "model.onnx").engine_bytes > 100_000
+    assert build_rtx_engine(tmp_path / "model.onnx").engine_bytes > 100_000
 
 
 @pytest.mark.parametrize(
@@ -157,7 +147,7 @@ def test_the_packed_body_builds_for_dynamic_sizes(
 ) -> None:
     assert model.functions[0].name == PACKED_OPERATOR
     onnx.save(model, tmp_path / "model.onnx")
-    assert build_engine(tmp_path / "model.onnx", profiles=_profile(*shapes)).engine_bytes > 100_000
+    assert build_rtx_engine(tmp_path / "model.onnx", _profile(*shapes)).engine_bytes > 100_000
 
 
 @pytest.mark.parametrize("padding", [False, True], ids=["", "padding"])
@@ -165,8 +155,8 @@ def test_dynamic_sizes_need_little_more_memory_than_the_largest_of_them(tmp_path
     # TensorRT allocates for the bounds it can prove: a tile count it cannot bound costs gigabytes.
     onnx.save(_packed(1, (56, 56), 7, padding=padding), tmp_path / "static.onnx")
     onnx.save(_packed(1, ("h", "w"), 7, padding=padding), tmp_path / "dynamic.onnx")
-    largest = build_engine(tmp_path / "static.onnx").activation_bytes
+    largest = build_rtx_engine(tmp_path / "static.onnx").report.activation_bytes
     shapes = ((1, 14, 14), (1, 28, 28), (1, 56, 56))
-    dynamic = build_engine(tmp_path / "dynamic.onnx", profiles=_profile(*shapes)).activation_bytes
+    dynamic = build_rtx_engine(tmp_path / "dynamic.onnx", _profile(*shapes)).report.activation_bytes
     assert largest > 0
     assert dynamic < 3 * largest

@@ -70,12 +70,13 @@ class HopperKernel {
       SharedBias::at<S>(p_, L::kBias).template read<T>(p_, tile_.head);
       dev::sync();
     }
-    if (dev::thread() / 128 == 0) {
+    const int group = dev::first_lane(dev::thread() / 128);  // told to the compiler as one number for the warp
+    if (group == 0) {
       give_registers<24>();
       if (dev::thread() == 0) fetch();
     } else {
       take_registers<240>();
-      attend_all(dev::thread() / 128 - 1);
+      attend_all(group - 1);
     }
   }
 
@@ -136,16 +137,15 @@ class HopperKernel {
     }
   }
 
-  // Starts the products of the group's queries with a box's keys.
-  NA_DEVICE void start_scores(int group, const Stage& stage, float (&score)[16][4]) const {
+  // Starts the products of the group's queries, `own`, with a box's keys.
+  NA_DEVICE void start_scores(uint64_t own, const Stage& stage, float (&score)[16][4]) const {
     await(keys_full(stage.index), stage.phase);
+    const uint64_t box = describe(keys(stage.index), 16);
     begin_products();
     NA_UNROLL
     for (int k = 0; k < kDim / 16; ++k) {
       const auto channels = static_cast<dev::Shared>(k / 4 * L::kBlock + k % 4 * 32);
-      const auto rows = static_cast<dev::Shared>(group * 64 * 128);
-      multiply_rows<T>(score, describe(queries() + rows + channels, 16), describe(keys(stage.index) + channels, 16),
-                       k > 0);
+      multiply_rows<T>(score, further(own, channels), further(box, channels), k > 0);
     }
     commit_products();
   }
@@ -153,11 +153,11 @@ class HopperKernel {
   // Starts adding a box's weighted values.
   NA_DEVICE void start_sums(const typename F::Weights (&weight)[kKeys / 16], const Stage& stage) {
     await(values_full(stage.index), stage.phase);
+    const uint64_t box = describe(values(stage.index), L::kBlock);
     begin_products();
     NA_UNROLL
     for (int k = 0; k < kKeys / 16; ++k) {
-      const auto rows = static_cast<dev::Shared>(k * 16 * 128);
-      multiply_values<T>(output_, weight[k].part, describe(values(stage.index) + rows, L::kBlock));
+      multiply_values<T>(output_, weight[k].part, further(box, static_cast<uint32_t>(k * 16 * 128)));
     }
     commit_products();
   }
@@ -168,25 +168,34 @@ class HopperKernel {
   }
 
   // Turns products into weights; gives what to multiply earlier sums by, and returns whether that is not 1.
-  NA_DEVICE bool weigh(const KeyStep& step, float (&score)[16][4], float (&factor)[2]) {
+  NA_DEVICE bool weigh(const Tile& tile, const KeyStep& step, float (&score)[16][4], float (&factor)[2]) {
     const int lane = dev::thread() % 32;
-    const bool plain = is_plain<S>(p_, tile_, step);
-    if (!plain && !step.is_additional()) {
+    const bool inside = is_inside(tile, S::box(), S::kFirstAxis, step, p_.additional);
+    const bool biased = p_.rel_pos_bias != nullptr && !step.is_additional();
+    // The factor is left to the exponential, unless a bias is added first, or maxima would turn round.
+    const bool scaled = biased || p_.scale <= 0.0F;
+    if (scaled) {
+      NA_UNROLL
+      for (int n = 0; n < 16; ++n) {
+        NA_UNROLL
+        for (int i = 0; i < 4; ++i) score[n][i] *= p_.scale * kLog2E;
+      }
+    }
+    if (step.is_additional() && !inside) {
+      NA_UNROLL
+      for (int n = 0; n < 16; ++n) hide_additional(p_, score[n], n * 8, step);
+    } else if (!inside || biased) {
       NA_UNROLL
       for (int half = 0; half < 2; ++half) {  // one after the other: there are no registers for both
         const Seen<S> seen = look<S>(p_, window(first_row() + half * 8 + lane / 4), step);
-        if (p_.rel_pos_bias == nullptr) {
-          NA_UNROLL
-          for (int n = 0; n < 16; ++n) place<S, false>(p_, score[n], half, n * 8, seen, NoBias{});
-        } else {
+        if (biased) {
           const SharedBias bias = SharedBias::at<S>(p_, L::kBias);
           NA_UNROLL
-          for (int n = 0; n < 16; ++n) place<S, true>(p_, score[n], half, n * 8, seen, bias);
+          for (int n = 0; n < 16; ++n) add_bias<S>(p_, score[n], half, n * 8, seen, bias);
         }
+        NA_UNROLL
+        for (int n = 0; n < 16; ++n) hide<S>(score[n], half, n * 8, seen);
       }
-    } else if (!plain) {
-      NA_UNROLL
-      for (int n = 0; n < 16; ++n) place_additional(p_, score[n], n * 8, step);
     }
     float highest[2] = {-INFINITY, -INFINITY};
     NA_UNROLL
@@ -194,7 +203,7 @@ class HopperKernel {
       NA_UNROLL
       for (int i = 0; i < 4; ++i) highest[i / 2] = dev::max(highest[i / 2], score[n][i]);
     }
-    const float unit = plain ? p_.scale * kLog2E : 1.0F;
+    const float unit = scaled ? 1.0F : p_.scale * kLog2E;
     float base[2];
     const bool changes = softmax_.raise(highest, unit, base, factor);
     NA_UNROLL
@@ -216,27 +225,29 @@ class HopperKernel {
     float score[16][4];
     float factor[2];
     typename F::Weights weight[kKeys / 16];
-    KeyStep step = first_step(tile_);
+    const Tile tile = tile_;  // what the loop asks of it stays in registers
+    KeyStep step = first_step(tile);
     Stage stage;
-    start_scores(group, stage, score);
+    const uint64_t own = describe(queries() + static_cast<dev::Shared>(group * 64 * 128), 16);
+    start_scores(own, stage, score);
     wait_products<0>();
     arrived(score);
     release(keys_free(stage.index));
-    weigh(step, score, factor);
+    weigh(tile, step, score, factor);
     pack(score, weight);
-    for (advance(tile_, S::box(), S::kFirstAxis, step); !is_past(step, p_.additional);
-         advance(tile_, S::box(), S::kFirstAxis, step)) {
+    for (advance(tile, S::box(), S::kFirstAxis, step); !is_past(step, p_.additional);
+         advance(tile, S::box(), S::kFirstAxis, step)) {
       const Stage before = stage;
       stage.advance();
-      start_scores(group, stage, score);
+      start_scores(own, stage, score);
       start_sums(weight, before);
       wait_products<1>();
       arrived(score);
       release(keys_free(stage.index));
-      const bool changes = any_of_group(1 + group, weigh(step, score, factor));
+      const bool changes = weigh(tile, step, score, factor);
       arrived(score);
       // Two waits that differ, so that the compiler leaves them behind the branch, and what comes before the branch,
-      // the softmax, beside the sums that are under way; one alone it would move ahead. A group must go one way.
+      // the softmax, beside the sums that are under way; one alone it would move ahead. A warp goes one way.
       if (changes) {
         wait_products<0, 1>();
         arrived(output_);

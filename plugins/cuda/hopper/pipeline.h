@@ -65,18 +65,6 @@ NA_DEVICE void copy_box(dev::Shared to, const TensorMap& from, dev::Shared barri
 // Waits for the 128 threads of a warp group; `number` is from 1 on.
 NA_DEVICE void sync_group(int number) { asm volatile("bar.sync %0, 128;\n" ::"r"(number) : "memory"); }
 
-// The same, and whether any of the 128 says so.
-NA_DEVICE bool any_of_group(int number, bool yes) {
-  uint32_t any;
-  asm volatile(
-      "{\n.reg .pred own;\n.reg .pred found;\nsetp.ne.u32 own, %1, 0;\n"
-      "barrier.cta.red.or.pred found, %2, 128, own;\nselp.u32 %0, 1, 0, found;\n}\n"
-      : "=r"(any)
-      : "r"(static_cast<uint32_t>(yes)), "r"(number)
-      : "memory");
-  return any != 0;
-}
-
 // A warp group gives up registers, or takes them.
 template <int kRegisters>
 NA_DEVICE void give_registers() {

@@ -17,6 +17,13 @@ NA_DEVICE uint64_t describe(dev::Shared rows, uint32_t leading) {
   return kSwizzle128 | (kEightRows >> 4) << 32 | uint64_t{(leading >> 4) & 0x3FFF} << 16 | ((rows >> 4) & 0x3FFF);
 }
 
+// The described rows, or channels, `bytes` further on. Only the address moves, within its 14 bits: a block's shared
+// memory is smaller than they reach.
+NA_DEVICE uint64_t further(uint64_t described, uint32_t bytes) {
+  constexpr uint64_t kRest = 0xFFFFFFFF00000000U;
+  return (described & kRest) | (static_cast<uint32_t>(described) + (bytes >> 4));
+}
+
 #ifndef NA_CUDA_EMULATED
 
 // Registers of what was written before may now be read, or overwritten, by products.

@@ -42,8 +42,11 @@ def _leading_predicates(operands: Operands, own: Instruction) -> int:
 
 @instruction("IADD3", "UIADD3")
 def add_three(machine: Machine, own: Instruction) -> Execute:
-    """d = a + b + c, with the carries of the extended form; carries out tell the sum's third word apart."""
-    modifiers, operands = expect_modifiers(own, "X"), machine.operands
+    """d = a + b + c, .64 of pairs, .X with the carries of a lower word; carries out say how often the sum overflows."""
+    modifiers, operands = expect_modifiers(own, "X", "64"), machine.operands
+    if "64" in modifiers:
+        to_pair, pairs = operands.write_pair(own.operands[0]), [operands.pair(name) for name in own.operands[1:4]]
+        return lambda mask: to_pair(pairs[0]() + pairs[1]() + pairs[2](), mask)
     carries_out = _leading_predicates(operands, own)
     names = own.operands[1 + carries_out :]
     to, parts = operands.write(own.operands[0]), []

@@ -76,7 +76,7 @@ def record(program: Program, call: object) -> Recorded:
         bank = constant_bank(threads, blocks, kernel.parameter_base, bytes(values))
         base = _SYSTEM_SHARED[program.architecture[0]]
         instructions = program.functions[kernel.name]
-        found.append(Recorded(Launch(instructions, threads, blocks, shared, bank, base), kernel))
+        found.append(Recorded(Launch(instructions, threads, blocks, shared, bank, kernel.parameter_base, base), kernel))
 
     callback = _TOLD(told)
     program.library.na_record_launches(callback)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import accesses, control, exchange, floats, integers, matrices  # noqa: F401  (they fill the table)
+from . import accesses, control, exchange, floats, hopper, integers, matrices  # noqa: F401  (they fill the table)
 from .accesses import CopyQueue
+from .hopper import PARAMETERS, Asynchronous
 from .listing import Instruction
 from .memory import GlobalMemory, SharedMemory
 from .operands import Operands, UnknownOperandError
@@ -37,6 +38,8 @@ class Launch:
     blocks: int
     shared_bytes: int
     constants: bytes
+    parameter_base: int = 0
+    """Where in the bank the parameters begin."""
     shared_base: int = 1024
     """Where the block's own shared memory begins: the system has the first KB on sm_90."""
 
@@ -46,6 +49,8 @@ def constant_bank(threads: int, blocks: int, parameter_base: int, parameters: by
     bank = bytearray(parameter_base) + parameters + bytes(64)
     struct.pack_into("<6I", bank, 0, threads, 1, 1, blocks, 1, 1)
     struct.pack_into("<I", bank, 0x28, 0x1000)
+    if parameter_base > 0x198:  # sm_90: the parameters' own address
+        struct.pack_into("<Q", bank, 0x198, PARAMETERS)
     return bytes(bank)
 
 
@@ -68,6 +73,7 @@ class Machine:
         self.operands = Operands(warps, launch.constants)
         self.shared = SharedMemory(len(numbers), launch.shared_bytes, launch.shared_base)
         self.copies = CopyQueue(warps.count)
+        self.asynchronous = Asynchronous(warps.count)
         self.executed = np.zeros((len(launch.instructions), warps.count), np.int64)
         """How often each warp executed each instruction; one whose guard no lane passes counts too."""
         self.wavefronts = np.zeros((len(launch.instructions), 2), np.int64)
@@ -81,7 +87,8 @@ class Machine:
         self.barrier_says = np.zeros((warps.count, LANES), bool)
         self.barrier_result = np.zeros((warps.count, LANES), bool)
         self._index = {own.address: index for index, own in enumerate(launch.instructions)}
-        self._now = 0
+        self.now = 0
+        """Index of the instruction that is executed."""
         self._steps: list[Execute | None] = [None] * len(launch.instructions)
         self._guards = [self.operands.predicate(own.guard) if own.guard else None for own in launch.instructions]
 
@@ -95,11 +102,11 @@ class Machine:
 
     def note_shared(self, taken: int, least: int) -> None:
         """Count wavefronts of the instruction that is executed."""
-        self.wavefronts[self._now] += taken, least
+        self.wavefronts[self.now] += taken, least
 
     def note_global(self, count: int) -> None:
         """Count sectors of the instruction that is executed."""
-        self.sectors[self._now] += count
+        self.sectors[self.now] += count
 
     # ------------------------------------------------------------------ running
 
@@ -137,7 +144,7 @@ class Machine:
             own = instructions[index]
             step = self._steps[index] or self._prepare(index)
             self.executed[index] += warps
-            self._now = index
+            self.now = index
             guard = self._guards[index]
             mask = whole if own.name in UNIFORM else here
             if guard is not None:
@@ -197,8 +204,8 @@ class Machine:
             warps.place[group] = warps.resumes[group]
 
     def wake(self) -> bool:
-        """Let something that runs on by itself come to its end, if that lets lanes go on; return whether it did."""
-        return False
+        """Let something that runs on by itself come to its end; return whether there was anything."""
+        return self.asynchronous.let_arrive(self)
 
     def _waiting(self) -> str:
         warps = self.warps
