@@ -151,7 +151,8 @@ def export(
     with staged_output(target) as staged:
         report("tracing")
         names = list(loaded.output_names)
-        model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options)
+        smallest = loaded.config.total_stride + 1
+        model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options, smallest)
         clock.lap("trace")
         report("writing")
         passes.finish(model, metadata.architecture, options.opset)

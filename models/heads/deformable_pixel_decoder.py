@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from na_deploy.models.heads.transformer import GroupNorm, NormedConv, resized, sine_positions, tokens, widened
+from na_deploy.models.heads.transformer import (
+    GroupNorm,
+    NormedConv,
+    places,
+    resized,
+    sine_positions,
+    tokens,
+    widened,
+)
 
 Size = Sequence[int]
 
@@ -52,21 +60,21 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, config: DeformableConfig) -> None:
         super().__init__()
-        width, places = config.width, config.heads * config.levels * config.points
+        width, count = config.width, config.heads * config.levels * config.points
         self.heads, self.levels, self.points = config.heads, config.levels, config.points
-        self.sampling_offsets = nn.Linear(width, 2 * places)
-        self.attention_weights = nn.Linear(width, places)
+        self.sampling_offsets = nn.Linear(width, 2 * count)
+        self.attention_weights = nn.Linear(width, count)
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
 
-    def forward(self, query: Tensor, value: Tensor, sizes: Sequence[Size], places: Tensor) -> Tensor:
+    def forward(self, query: Tensor, value: Tensor, sizes: Sequence[Size], centres: Tensor) -> Tensor:
         """Read the maps.
 
         Args:
             query: tokens with their positions (B, N, C).
             value: tokens of all maps, one after the other (B, N, C).
             sizes: (H, W) of every map.
-            places: each token's own place (1, N, 2) as x and y, 0 to 1 over its map.
+            centres: each token's own place (1, N, 2) as x and y, 0 to 1 over its map.
         """
         batch, count, _ = query.shape
         offsets = widened(self.sampling_offsets(query))
@@ -79,7 +87,7 @@ class DeformableAttention(nn.Module):
             # Sampled in float32: half precision cannot name a place on a large map.
             pixels = widened(maps[level]).transpose(1, 2).reshape(batch * self.heads, -1, height, width)
             step = torch.cat((offsets.new_ones(1) / width, offsets.new_ones(1) / height))
-            grid = places[:, :, None, None] + offsets[:, :, :, level] * step  # (B, N, heads, points, 2)
+            grid = centres[:, :, None, None] + offsets[:, :, :, level] * step  # (B, N, heads, points, 2)
             grid = (2 * grid - 1).transpose(1, 2).flatten(0, 1)
             read = functional.grid_sample(pixels, grid, align_corners=False)  # (B·heads, D, N, points)
             share = weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)
@@ -101,9 +109,9 @@ class EncoderLayer(nn.Module):
         self.linear2 = nn.Linear(config.feedforward, config.width)
         self.norm2 = nn.LayerNorm(config.width, eps=config.eps)
 
-    def forward(self, x: Tensor, positions: Tensor, sizes: Sequence[Size], places: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, sizes: Sequence[Size], centres: Tensor) -> Tensor:
         """Map tokens (B, N, C) to (B, N, C)."""
-        x = self.norm1(x + self.self_attn(x + positions, x, sizes, places))
+        x = self.norm1(x + self.self_attn(x + positions, x, sizes, centres))
         return self.norm2(x + self.linear2(self.linear1(x).relu()))  # type: ignore[no-any-return]
 
 
@@ -134,9 +142,9 @@ class Transformer(nn.Module):
             ],
             1,
         )
-        places = torch.cat([_centres(height, width, x) for height, width in sizes], 1)
+        centres = torch.cat([_centres(height, width, x) for height, width in sizes], 1)
         for layer in self.encoder.layers:
-            x = layer(x, positions, sizes, places)
+            x = layer(x, positions, sizes, centres)
         parts = torch.split(x, [height * width for height, width in sizes], dim=1)
         return [
             part.transpose(1, 2).reshape(x.shape[0], -1, height, width)
@@ -146,11 +154,8 @@ class Transformer(nn.Module):
 
 def _centres(height: int, width: int, like: Tensor) -> Tensor:
     """Return the centres of a map's places (1, H·W, 2) as x and y, 0 to 1."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    y = (torch.arange(height, dtype=dtype, device=like.device) + 0.5) / height
-    x = (torch.arange(width, dtype=dtype, device=like.device) + 0.5) / width
-    grid = (x[None].expand(height, width), y[:, None].expand(height, width))
-    return torch.stack(grid, -1).flatten(0, 1)[None]
+    rows, columns = places(height, width, like)
+    return torch.stack(((columns + 0.5) / width, (rows + 0.5) / height), -1)[None]
 
 
 class DeformablePixelDecoder(nn.Module):

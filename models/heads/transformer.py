@@ -90,19 +90,27 @@ def sine_positions(height: int, width: int, channels: int, like: Tensor) -> Tens
     DETR (https://arxiv.org/abs/2005.12872) with both axes scaled to 2π. Computed in float32, given in the type of
     ``like``.
     """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    rows, columns = places(height, width, like)
     half = channels // 2
-    step = torch.arange(half, dtype=dtype, device=like.device)
+    step = torch.arange(half, dtype=rows.dtype, device=like.device)
     period = 10000 ** (2 * torch.div(step, 2, rounding_mode="floor") / half)
 
-    def axis(length: int) -> Tensor:  # (length, C/2), sine and cosine alternating
-        place = torch.arange(1, length + 1, dtype=dtype, device=like.device)
-        angle = (place / (length + 1e-6) * (2 * math.pi))[:, None] / period
+    def axis(place: Tensor, length: int) -> Tensor:  # (H·W, C/2), sine and cosine alternating
+        angle = ((place + 1) / (length + 1e-6) * (2 * math.pi))[:, None] / period
         return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), 2).flatten(1)
 
-    rows = axis(height)[:, None].expand(height, width, half)
-    columns = axis(width)[None].expand(height, width, half)
-    return torch.cat((rows, columns), 2).flatten(0, 1)[None].to(like.dtype)
+    return torch.cat((axis(rows, height), axis(columns, width)), 1)[None].to(like.dtype)
+
+
+def places(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row and the column of each of a map's places (H·W), in float32, or float64 if ``like`` is.
+
+    Counted along the map: spreading rows over columns would bind a traced graph to maps of more than one row.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    place = torch.arange(height * width, dtype=dtype, device=like.device)
+    rows = ((place + 0.5) / width).floor()  # exact in float32 for maps of up to 2,000 × 2,000 places
+    return rows, place - rows * width
 
 
 def tokens(x: Tensor) -> Tensor:
