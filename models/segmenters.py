@@ -28,7 +28,7 @@ from na_deploy.models.heads.structure import (
 from na_deploy.models.metadata import SEGMENT_TASKS, ModelMetadata
 from na_deploy.models.mm_config import mm_preprocessing
 from na_deploy.models.preprocessing import Preprocessing, from_hugging_face, shortest_side
-from na_deploy.models.resolve_architecture import Settled
+from na_deploy.models.resolve_architecture import ResolvedArchitecture
 from na_deploy.models.weight_checks import check_weights
 
 
@@ -50,7 +50,7 @@ class LoadedSegmenter:
 def load_segmenter(
     checkpoint: Checkpoint,
     head: HeadWeights,
-    settled: Settled,
+    resolved: ResolvedArchitecture,
     backbone_weights: Mapping[str, Tensor],
     task: str | None,
     warnings: list[str],
@@ -60,7 +60,7 @@ def load_segmenter(
     Args:
         checkpoint: the file.
         head: its head.
-        settled: its backbone, whose weights were checked.
+        resolved: its backbone, whose weights were checked.
         backbone_weights: in the official layout.
         task: what the user asked for: "semantic", "instance" or "panoptic".
         warnings: gets a sentence for everything that was not in the file.
@@ -71,14 +71,14 @@ def load_segmenter(
     """
     path = checkpoint.path
     stated = _stated(checkpoint, head)
-    config = read_head(head, settled.config, stated, path)
+    config = read_head(head, resolved.config, stated, path)
     expected = head_shapes(config)
     _check_projections(head, expected, checkpoint)
     check_weights(head.tensors, expected, path, f"a {head.title} head")
     if head.aside:
         warnings.append(f"left aside, since only training uses it: {', '.join(head.aside)}")
     with torch.device("meta"):
-        module = build_segmenter(build_model(settled.config), config)
+        module = build_segmenter(build_model(resolved.config), config)
     weights = {f"backbone.{name}": tensor for name, tensor in backbone_weights.items()} | head.tensors
     for name in module.state_dict():
         if name.endswith(".num_batches_tracked"):
@@ -94,20 +94,20 @@ def load_segmenter(
     if by_transformers and head.kind == "mask2former":
         thresholds["mask_size"] = 384.0
     metadata = ModelMetadata(
-        architecture=settled.architecture,
+        architecture=resolved.architecture,
         head=head.kind,
         task=task,
         num_classes=config.num_classes,
-        dilations=settled.config.dilations,
+        dilations=resolved.config.dilations,
         source_name=checkpoint.name,
         source_sha256=checkpoint.sha256,
-        preprocessing=_preprocessing(checkpoint, head, settled, warnings),
+        preprocessing=_preprocessing(checkpoint, head, resolved, warnings),
         labels=classes.labels if classes else {},
         palette=classes.palette if classes else (),
         things=classes.things if classes else None,
         thresholds={} if head.kind == "upernet" else thresholds,
         segment_rule="transformers" if by_transformers else "detectron2",
-        config=settled.config,
+        config=resolved.config,
     )
     return LoadedSegmenter(module, config, metadata)
 
@@ -184,12 +184,14 @@ def _task(
 # --------------------------------------------------------------------------- preprocessing
 
 
-def _preprocessing(checkpoint: Checkpoint, head: HeadWeights, settled: Settled, warnings: list[str]) -> Preprocessing:
+def _preprocessing(
+    checkpoint: Checkpoint, head: HeadWeights, resolved: ResolvedArchitecture, warnings: list[str]
+) -> Preprocessing:
     """Return what the file says, else the library's default, which the user is told."""
     own = checkpoint.preprocessing or mm_preprocessing(checkpoint.training)
     if own is not None:
         return own
-    size = settled.preset.image_size if settled.preset else (512, 512)
+    size = resolved.preset.image_size if resolved.preset else (512, 512)
     if head.library == "transformers":
         processor = {"upernet": "Segformer", "maskformer": "MaskFormer", "mask2former": "Mask2Former"}
         kind = processor.get(head.kind, "OneFormer")

@@ -2,7 +2,7 @@
 
 #include <hwy/base.h>
 
-namespace na_deploy {
+namespace na_deploy::cpu {
 namespace {
 
 constexpr float kLog2E = 1.44269504088896341F;
@@ -21,7 +21,7 @@ float widen(const void* tensor, int32_t dtype, int64_t index) {
 }  // namespace
 
 void spread_bias(const Plan& plan, const na_params& params, int64_t head, float* spread) {
-  const int64_t(&width)[kAxes] = plan.spread.width;
+  const int64_t (&width)[kAxes] = plan.spread.width;
   const int64_t lanes = plan.quads ? plan.vector : plan.lanes;
   const int64_t used = plan.quads ? plan.vector : plan.used_lanes;
   const int64_t keys = plan.quads ? plan.vector / kQuad : 1;  // of a group
@@ -54,4 +54,4 @@ const float* widened_bias(const Plan& plan, const na_params& params, int64_t hea
   return buffer;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu

@@ -5,7 +5,7 @@
 
 #include "plan.h"
 
-namespace na_deploy {
+namespace na_deploy::cpu {
 
 // Writes one head's spread bias (see SpreadBias), times log2(e).
 void spread_bias(const Plan& plan, const na_params& params, int64_t head, float* spread);
@@ -13,4 +13,4 @@ void spread_bias(const Plan& plan, const na_params& params, int64_t head, float*
 // Returns one head's rel_pos_bias in float32, written to `buffer` unless it is that already.
 const float* widened_bias(const Plan& plan, const na_params& params, int64_t head, float* buffer);
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu

@@ -9,7 +9,7 @@
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
-namespace na_deploy {
+namespace na_deploy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -33,7 +33,7 @@ HWY_INLINE V exp2_of_negative(D d, V x) {
 }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu
 HWY_AFTER_NAMESPACE();
 
 #endif

@@ -8,13 +8,15 @@
 #include "bias.h"
 #include "plan.h"
 
+namespace cpu = na_deploy::cpu;
+
 namespace {
 
-na_deploy::Plan full_plan(const na_params& params, const na_cpu_plan& plan) {
-  na_deploy::Cut cut;
-  std::copy_n(plan.tile, na_deploy::kAxes, cut.tile);
-  std::copy_n(plan.quad, na_deploy::kAxes, cut.quad);
-  return na_deploy::make_plan(params, na_deploy::vector_of_target(), cut);
+cpu::Plan full_plan(const na_params& params, const na_cpu_plan& plan) {
+  cpu::Cut cut;
+  std::copy_n(plan.tile, cpu::kAxes, cut.tile);
+  std::copy_n(plan.quad, cpu::kAxes, cut.quad);
+  return cpu::make_plan(params, cpu::vector_of_target(), cut);
 }
 
 }  // namespace
@@ -31,28 +33,28 @@ int na_cpu_check(const na_params* params, char* message, size_t size) {
 }
 
 void na_cpu_make_plan(const na_params* params, na_cpu_plan* plan) {
-  const na_deploy::Plan full = na_deploy::make_plan(*params, na_deploy::vector_of_target());
+  const cpu::Plan full = cpu::make_plan(*params, cpu::vector_of_target());
   plan->tasks = full.tasks;
-  for (int a = 0; a < na_deploy::kAxes; ++a) {
+  for (int a = 0; a < cpu::kAxes; ++a) {
     plan->tile[a] = full.axis[a].tile;
     plan->quad[a] = full.quads ? full.quad[a] : 0;
   }
-  plan->scratch_bytes = na_deploy::lay_out(full, *params, nullptr).bytes;
+  plan->scratch_bytes = cpu::lay_out(full, *params, nullptr).bytes;
   plan->prepared_bias_elements = static_cast<size_t>(full.spread.elements * params->heads);
 }
 
 void na_cpu_prepare_bias(const na_params* params, const na_cpu_plan* plan, float* prepared) {
-  const na_deploy::Plan full = full_plan(*params, *plan);
+  const cpu::Plan full = full_plan(*params, *plan);
   if (full.spread.elements == 0) return;
   for (int64_t head = 0; head < params->heads; ++head) {
-    na_deploy::spread_bias(full, *params, head, prepared + head * full.spread.elements);
+    cpu::spread_bias(full, *params, head, prepared + head * full.spread.elements);
   }
 }
 
 void na_cpu_run(const na_params* params, const na_cpu_plan* plan, int64_t first, int64_t last, void* scratch) {
-  const na_deploy::Plan full = full_plan(*params, *plan);
-  const auto run = full.quads ? na_deploy::run_in_quads : na_deploy::run_in_tiles;
-  run(*params, full, first, last, na_deploy::lay_out(full, *params, scratch));
+  const cpu::Plan full = full_plan(*params, *plan);
+  const auto run = full.quads ? cpu::run_in_quads : cpu::run_in_tiles;
+  run(*params, full, first, last, cpu::lay_out(full, *params, scratch));
 }
 
 void na_cpu_window_bounds(int64_t length, int64_t kernel_size, int64_t dilation, int64_t stride, int32_t is_causal,

@@ -6,7 +6,7 @@
 
 #include "../core/window.h"
 
-namespace na_deploy {
+namespace na_deploy::cpu {
 namespace {
 
 // Keys, values and scores of a block: most of a first-level cache.
@@ -120,7 +120,7 @@ bool choose_quads(const Plan& plan, const na_params& params, double limit, Cut& 
   double best = limit;
   const auto in_group = static_cast<double>(plan.vector / kQuad);
   const auto channels = static_cast<double>(round_up(params.value_dim, plan.vector) / plan.vector);
-  for (const int64_t(&quad)[kAxes] : shapes) {
+  for (const int64_t (&quad)[kAxes] : shapes) {
     if (quad[0] > group[0] || quad[1] > group[1] || quad[2] > group[2]) continue;
     const int64_t keys = quad_keys(plan, quad);
     if (keys > kMaxQuadKeys) continue;
@@ -149,7 +149,7 @@ bool choose_quads(const Plan& plan, const na_params& params, double limit, Cut& 
 
 // Gives every query of the tile a lane.
 void place_lanes(Plan& plan) {
-  const int64_t(&quad)[kAxes] = plan.quad;
+  const int64_t (&quad)[kAxes] = plan.quad;
   plan.used_lanes = 0;
   int64_t outer[kAxes];
   int64_t inner[kAxes];
@@ -319,4 +319,4 @@ Scratch lay_out(const Plan& plan, const na_params& params, void* memory) {
   return scratch;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu

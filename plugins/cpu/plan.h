@@ -7,7 +7,7 @@
 
 #include "na_cpu.h"
 
-namespace na_deploy {
+namespace na_deploy::cpu {
 
 constexpr int kAxes = 3;            // problems of lower rank get leading axes of length 1
 constexpr int64_t kMaxVector = 16;  // SIMD lanes at most
@@ -117,4 +117,4 @@ struct KeyRun {
 
 Scratch lay_out(const Plan& plan, const na_params& params, void* memory);
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu

@@ -17,7 +17,7 @@
 #define NA_DEPLOY_MANY_REGISTERS (HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64)
 
 HWY_BEFORE_NAMESPACE();
-namespace na_deploy {
+namespace na_deploy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -146,7 +146,7 @@ HWY_NOINLINE void accumulate(D d, const WeightedRun* runs, int64_t run_count, in
 }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu
 HWY_AFTER_NAMESPACE();
 
 #endif

@@ -24,7 +24,7 @@
 #include "vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace na_deploy {
+namespace na_deploy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -403,11 +403,11 @@ void run_quads(const na_params& params, const Plan& plan, int64_t first, int64_t
 }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace na_deploy {
+namespace na_deploy::cpu {
 
 HWY_EXPORT(run_quads);
 
@@ -415,5 +415,5 @@ void run_in_quads(const na_params& params, const Plan& plan, int64_t first, int6
   HWY_DYNAMIC_DISPATCH(run_quads)(params, plan, first, last, scratch);
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu
 #endif  // HWY_ONCE

@@ -16,7 +16,7 @@
 #include "plan.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace na_deploy {
+namespace na_deploy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -124,7 +124,7 @@ HWY_INLINE void transpose_rows(D d, hn::Vec<D> factor, const float* const (&rows
 }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu
 HWY_AFTER_NAMESPACE();
 
 #endif

@@ -4,7 +4,7 @@
 
 #include "../core/window.h"
 
-namespace na_deploy {
+namespace na_deploy::cpu {
 namespace {
 
 // Places the tile along axis `a` and writes the lanes that see each of its keys.
@@ -84,4 +84,4 @@ bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint64_
   return true;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu

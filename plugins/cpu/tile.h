@@ -5,7 +5,7 @@
 
 #include "plan.h"
 
-namespace na_deploy {
+namespace na_deploy::cpu {
 
 // The tile along one axis.
 struct AxisTile {
@@ -43,4 +43,4 @@ inline int64_t offset_of(const Plan& plan, const Strides& strides, const Tile& t
   return at;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu

@@ -26,7 +26,7 @@
 
 HWY_BEFORE_NAMESPACE();
 
-namespace na_deploy {
+namespace na_deploy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -354,11 +354,11 @@ int64_t vector_size() { return kVector; }
 const char* target_name() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace na_deploy {
+namespace na_deploy::cpu {
 
 HWY_EXPORT(run_tasks);
 HWY_EXPORT(vector_size);
@@ -370,12 +370,12 @@ void run_in_tiles(const na_params& params, const Plan& plan, int64_t first, int6
 
 int64_t vector_of_target() { return HWY_DYNAMIC_DISPATCH(vector_size)(); }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu
 
 extern "C" {
 
 const char* na_cpu_target(void) {
-  using namespace na_deploy;
+  using namespace na_deploy::cpu;
   return HWY_DYNAMIC_DISPATCH(target_name)();
 }
 

@@ -14,7 +14,7 @@
 #include "plan.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace na_deploy {
+namespace na_deploy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -36,7 +36,7 @@ HWY_INLINE hn::Mask<FloatTag> lanes_of(uint64_t bits) {
 }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu
 HWY_AFTER_NAMESPACE();
 
 #endif

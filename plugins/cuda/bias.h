@@ -7,7 +7,7 @@
 #include "device.h"
 #include "problem.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 constexpr float kLog2E = 1.44269504F;
 
@@ -49,4 +49,4 @@ struct NoBias {
   NA_DEVICE float operator()(int32_t) const { return 0.0F; }
 };
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

@@ -5,7 +5,7 @@
 
 #include "problem.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 // Biases of a head.
 NA_HOST_DEVICE int64_t bias_numbers(const CudaProblem& p) {
@@ -37,4 +37,4 @@ inline int32_t shared_bias_numbers(const CudaProblem& p, Sizes tile, Sizes box) 
   return numbers <= kMostSharedBias ? static_cast<int32_t>(numbers) : 0;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

@@ -18,7 +18,7 @@
 #define NA_UNROLL _Pragma("unroll")
 #define NA_NO_UNROLL _Pragma("unroll 1")
 
-namespace na_deploy::dev {
+namespace na_deploy::cuda::dev {
 
 NA_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 NA_DEVICE int threads() { return static_cast<int>(blockDim.x); }
@@ -187,6 +187,6 @@ NA_DEVICE void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-}  // namespace na_deploy::dev
+}  // namespace na_deploy::cuda::dev
 
 #endif  // NA_CUDA_EMULATED

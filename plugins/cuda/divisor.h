@@ -5,7 +5,7 @@
 
 #include "window.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 // The round-up method of Granlund and Montgomery ("Division by invariant integers using multiplication", 1994).
 struct Divisor {
@@ -36,4 +36,4 @@ NA_HOST_DEVICE int32_t quotient(int32_t number, const Divisor& by) {
   return number;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

@@ -9,7 +9,7 @@
 #include "device.h"
 #include "shape.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 // kBytes: of a row in shared memory. A step is 32 bytes of a row: 16 channels of 16 bits, 8 of float32.
 template <typename T, int kBytes>
@@ -131,4 +131,4 @@ struct Fragments<float, kBytes> {
   }
 };
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

@@ -8,7 +8,7 @@
 #include "shared_memory.cuh"
 #include "tile_kernel.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 template <typename T>
 __global__ void __launch_bounds__(kPlainThreads) plain_entry(const __grid_constant__ CudaProblem problem) {
@@ -75,4 +75,4 @@ int32_t launch_tile(const CudaProblem& problem, int32_t tactic, na_cuda_stream s
 #undef NA_CASE
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

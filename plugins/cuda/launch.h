@@ -8,7 +8,7 @@
 #include "problem.h"
 #include "tactics.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 constexpr int64_t kMostBlocks = 0x7FFFFFFF;
 
@@ -60,4 +60,4 @@ int32_t choose(const Launcher& launcher, const na_params& p, int32_t tactic) {
   }
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

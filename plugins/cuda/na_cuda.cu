@@ -3,7 +3,7 @@
 
 #include "launch.cuh"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 namespace {
 
 struct Launcher {
@@ -55,10 +55,10 @@ bool device_is_hopper() {
 #endif
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda
 
 extern "C" int32_t na_forward(const na_params* params, int32_t tactic, na_cuda_stream stream) {
-  return na_deploy::choose(na_deploy::Launcher{stream}, *params, tactic);
+  return na_deploy::cuda::choose(na_deploy::cuda::Launcher{stream}, *params, tactic);
 }
 
 extern "C" const char* na_cuda_error(int32_t error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

@@ -8,7 +8,7 @@
 #include "device.h"
 #include "problem.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 constexpr int kPlainThreads = 128;
 constexpr int kPlainChannels = 8;  // channels per lane, so up to 256 of a head
@@ -143,4 +143,4 @@ NA_DEVICE void plain_kernel(const CudaProblem& p) {
   }
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

@@ -10,7 +10,7 @@
 #include "padding.h"
 #include "window.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 constexpr int kAxes = 3;
 
@@ -135,4 +135,4 @@ inline CudaProblem make_cuda_problem(const na_params& p, int width) {
   return r;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

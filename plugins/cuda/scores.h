@@ -11,7 +11,7 @@
 #include "shape.h"
 #include "tiles.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 constexpr float kLn2 = 0.693147181F;
 
@@ -196,4 +196,4 @@ NA_DEVICE void write_rows(const CudaProblem& p, const Tile& tile, int first, con
   }
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

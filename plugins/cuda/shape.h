@@ -7,7 +7,7 @@
 #include "device.h"
 #include "tiles.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 // Queries of a tile and keys of a box along each axis, for problems of kRank axes.
 template <int kRank, int kT0, int kT1, int kT2, int kB0, int kB1, int kB2>
@@ -173,4 +173,4 @@ NA_DEVICE KeyBits<S::kKeys / 32> seen_keys(const RowWindow& row, const int32_t (
   return r;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

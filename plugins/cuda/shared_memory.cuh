@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 // `bytes`: the most that any problem needs, since the leave is the kernel's, which other threads launch too.
 template <typename Kernel>
@@ -13,4 +13,4 @@ cudaError_t allow_shared(Kernel* kernel, int bytes) {
   return error;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

@@ -8,7 +8,7 @@
 #include "bias_table.h"
 #include "na_cuda.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 namespace {
 
 constexpr int64_t kMost32 = std::numeric_limits<int32_t>::max() / 4;
@@ -90,10 +90,10 @@ bool has_room_for_bias(const na_params& p, const TileShape& shape) {
 }
 
 }  // namespace
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda
 
 extern "C" int na_cuda_check(const na_params* params, char* message, size_t size) {
-  using namespace na_deploy;
+  using namespace na_deploy::cuda;
   if (na_check(params, message, size) != 0) return 1;
   const na_params& p = *params;
   if (p.head_dim > 32 * 8 || p.value_dim > 32 * 8) {
@@ -107,7 +107,7 @@ extern "C" int na_cuda_check(const na_params* params, char* message, size_t size
   double positions = 1.0;
   double keys = static_cast<double>(p.additional);
   for (int a = 0; a < p.rank; ++a) {
-    positions *= static_cast<double>(padded_length(p.length[a], p.kernel_size[a], p.dilation[a]));
+    positions *= static_cast<double>(na_deploy::padded_length(p.length[a], p.kernel_size[a], p.dilation[a]));
     keys += static_cast<double>(p.kernel_size[a]);
   }
   if (positions > static_cast<double>(kMost32) || keys > static_cast<double>(kMost32)) {
@@ -117,7 +117,7 @@ extern "C" int na_cuda_check(const na_params* params, char* message, size_t size
 }
 
 extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, int32_t capacity) {
-  using namespace na_deploy;
+  using namespace na_deploy::cuda;
   const na_params& p = *params;
   int32_t found[kMostTactics];
   double costs[kMostTactics];
@@ -144,7 +144,7 @@ extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, in
   return count;
 }
 
-int32_t na_deploy::known_tactic(const na_params& p, int32_t tactic) {
+int32_t na_deploy::cuda::known_tactic(const na_params& p, int32_t tactic) {
   int32_t known[kMostTactics];
   const int32_t count = na_cuda_tactics(&p, known, kMostTactics);
   return std::find(known, known + count, tactic) != known + count ? tactic : known[0];

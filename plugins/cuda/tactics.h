@@ -5,7 +5,7 @@
 
 #include "tiles.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 // Tactic, axes, queries of a tile, keys of a box. One axis: 64 or 128 queries. Two: 8x8, 16x8 or 4x16. Three: 4x4x4,
 // 2x4x8 or 4x4x8. Boxes of 64 keys.
@@ -51,4 +51,4 @@ constexpr int tile_dim(int64_t head_dim, int64_t value_dim, int width) {
   return 0;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

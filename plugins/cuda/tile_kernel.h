@@ -17,7 +17,7 @@
 #include "shape.h"
 #include "tiles.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 constexpr uint32_t kPairBits = 0xFFFF;
 
@@ -227,7 +227,7 @@ class TileKernel {
   NA_DEVICE void score_masked(const KeyStep& step, dev::Shared stage, uint32_t (&needed)[kWords],
                               float (&score)[2 * kPairs][4], float (&highest)[2]) const {
     if (step.is_additional()) {
-      score_box(stage, needed, score, highest, [&](float(&own)[4], int key) { place_additional(p_, own, key, step); });
+      score_box(stage, needed, score, highest, [&](float (&own)[4], int key) { place_additional(p_, own, key, step); });
       return;
     }
     const int row = dev::thread() / 32 * 16 + dev::thread() % 32 / 4;
@@ -248,7 +248,7 @@ class TileKernel {
 
   template <bool kHasBias, typename BiasOf>
   NA_DEVICE auto placing(const Seen<S> (&seen)[2], const BiasOf& bias_of) const {
-    return [&p = p_, &seen, bias_of](float(&score)[4], int key) {
+    return [&p = p_, &seen, bias_of](float (&score)[4], int key) {
       place<S, kHasBias>(p, score, 0, key, seen[0], bias_of);
       place<S, kHasBias>(p, score, 1, key, seen[1], bias_of);
     };
@@ -263,7 +263,7 @@ class TileKernel {
     float score[2 * kPairs][4];
     float highest[2] = {-INFINITY, -INFINITY};
     if (plain) {
-      score_box(stage, needed, score, highest, [](float(&)[4], int) {});
+      score_box(stage, needed, score, highest, [](float (&)[4], int) {});
     } else {
       score_masked(step, stage, needed, score, highest);
       uint32_t some = 0;
@@ -304,4 +304,4 @@ class TileKernel {
   RunningSoftmax softmax_;
 };
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

@@ -7,7 +7,7 @@
 #include "problem.h"
 #include "window.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 
 // What the queries [first, first + tile) of a dilation group attend to on one axis. Windows move forward with queries.
 struct AxisRange {
@@ -117,4 +117,4 @@ NA_HOST_DEVICE bool is_inside(const Tile& tile, Sizes box, int first_axis, const
   return outside == 0;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

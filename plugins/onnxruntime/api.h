@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 // The oldest interface that has everything used here (KernelContext_ParallelFor); the library runs from that release
 // on.
@@ -63,4 +63,4 @@ inline std::string to_text(const std::vector<int64_t>& shape) {
   return text + ")";
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

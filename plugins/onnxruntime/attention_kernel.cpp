@@ -15,7 +15,7 @@
 #include "params.h"
 #include "problem.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 namespace {
 
 // Below this many multiply-adds, waking other threads costs more than they save.
@@ -128,4 +128,4 @@ void AttentionKernel::run(OrtKernelContext* context) const {
   if (copy) copy->crop();
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -5,7 +5,7 @@
 #include "node.h"
 #include "plan_cache.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 // Whether the model fixes a node's bias.
 enum class BiasKind { kVariable, kConstant, kZero };
@@ -25,4 +25,4 @@ class AttentionKernel {
   mutable PlanCache plans_;
 };
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -1,6 +1,6 @@
 #include "attributes.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 namespace {
 
 // Of kernel_size and dilation: their product fits 64 bits.
@@ -86,4 +86,4 @@ Attributes read_attributes(const OrtKernelInfo* info) {
   return attributes;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -6,7 +6,7 @@
 
 #include "api.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 // One value per spatial axis; what a node leaves out has its default. Sizes fit 31 bits, strides
 // lie between 1 and kernel_size; whether windows fit the map is known when the node runs.
@@ -23,4 +23,4 @@ struct Attributes {
 // Throws InvalidModel where an attribute is missing, of another type, out of range, or not given for every axis.
 Attributes read_attributes(const OrtKernelInfo* info);
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -1,7 +1,7 @@
 // The two operators of the domain.
 #pragma once
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 enum class Form {
   kSeparate,  // NeighborhoodAttention(query, key, value, rel_pos_bias?, additional_key?, additional_value?)
@@ -12,4 +12,4 @@ inline const char* name_of(Form form) {
   return form == Form::kPacked ? "NeighborhoodAttentionQKV" : "NeighborhoodAttention";
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -8,7 +8,7 @@
 #include "params.h"
 #include "problem.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 namespace {
 
 // The kernels copy 16 bytes at a time.
@@ -76,4 +76,4 @@ void GpuKernel::run(OrtKernelContext* context) const {
   if (error != 0) throw std::runtime_error(launch_failure(error));
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

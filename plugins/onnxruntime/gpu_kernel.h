@@ -5,7 +5,7 @@
 #include "na_params.h"
 #include "node.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 // Immutable. Allocates nothing on the device and does not wait for it, so that calls can be captured into CUDA graphs.
 //
@@ -23,4 +23,4 @@ class GpuKernel {
   Node node_;
 };
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -7,7 +7,7 @@
 #include "attributes.h"
 #include "form.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 struct Node {
   Form form;
@@ -27,9 +27,8 @@ OrtStatusPtr create_kernel(Form form, ONNXTensorElementDataType type, const OrtK
     if (!name.empty()) subject += " node '" + name + "'";
   });
   if (failure != nullptr) return failure;
-  return as_status(subject.c_str(), [&] {
-    *kernel = new Kernel(Node{form, type, read_attributes(info), subject}, info);
-  });
+  return as_status(subject.c_str(),
+                   [&] { *kernel = new Kernel(Node{form, type, read_attributes(info), subject}, info); });
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

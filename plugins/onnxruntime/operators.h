@@ -6,7 +6,7 @@
 #include "node.h"
 #include "shape_inference.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 // Kernel: what computes a node for the execution provider of that name. Tensors lie in the provider's own memory, which
 // is what ONNX Runtime takes for granted unless told otherwise.
@@ -63,4 +63,4 @@ void add_operators(Ort::CustomOpDomain& domain, const char* provider) {
 // Adds the operators of every provider that the library is compiled for.
 void add_all_operators(Ort::CustomOpDomain& domain);
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -7,7 +7,7 @@
 #include "na_params.h"
 #include "plan_cache.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 // A copy of packed qkv filled up with padding as far as windows reach, and room for the results over all of it.
 class PaddedCopy {
@@ -29,4 +29,4 @@ class PaddedCopy {
   AlignedArray<float> lse_;
 };
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -1,6 +1,6 @@
 #include "params.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 namespace {
 
 na_dtype dtype_of(ONNXTensorElementDataType type) {
@@ -65,4 +65,4 @@ void make_outputs(OrtKernelContext* context, const Problem& problem, na_params& 
   }
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace na_deploy {
+namespace na_deploy::ort {
 namespace {
 
 // Whether two calls of one node, whose attributes are the same, have the same sizes.
@@ -31,4 +31,4 @@ std::shared_ptr<const Planned> PlanCache::get(const na_params& params, bool cons
   return planned;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -8,7 +8,7 @@
 
 #include "na_cpu.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 struct ReleaseAligned {
   static constexpr std::align_val_t kAlignment{64};
@@ -41,4 +41,4 @@ class PlanCache {
   std::shared_ptr<const Planned> last_;
 };
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -1,6 +1,6 @@
 #include "problem.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 namespace {
 
 struct Input {
@@ -128,4 +128,4 @@ Problem read_problem(Form form, const Attributes& attributes, const OrtKernelCon
   return problem;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -7,7 +7,7 @@
 #include "attributes.h"
 #include "form.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 // Sizes in elements. `length` has one entry per spatial axis.
 struct Problem {
@@ -34,4 +34,4 @@ struct Problem {
 // Reads the inputs. Throws InvalidModel where their shapes do not fit the attributes or each other.
 Problem read_problem(Form form, const Attributes& attributes, const OrtKernelContext* context);
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

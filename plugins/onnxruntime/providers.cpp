@@ -5,7 +5,7 @@
 #include "gpu_kernel.h"
 #endif
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 void add_all_operators(Ort::CustomOpDomain& domain) {
   add_operators<AttentionKernel>(domain, "CPUExecutionProvider");
@@ -14,4 +14,4 @@ void add_all_operators(Ort::CustomOpDomain& domain) {
 #endif
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -3,7 +3,7 @@
 
 #include <memory>
 
-namespace na_deploy {
+namespace na_deploy::ort {
 namespace {
 
 // Sizes of one tensor: a number, or -1 and a name, which may be empty.
@@ -83,4 +83,4 @@ OrtStatusPtr infer_shapes(Form form, OrtShapeInferContext* context) noexcept {
   return nullptr;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

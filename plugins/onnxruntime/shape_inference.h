@@ -4,10 +4,10 @@
 #include "api.h"
 #include "form.h"
 
-namespace na_deploy {
+namespace na_deploy::ort {
 
 // Sets the shapes of `output` and, where the node has it, `lse`. Shapes that cannot be told stay unknown: what is wrong
 // with a node is said when its kernel is created or run, where ONNX Runtime passes the message on.
 OrtStatusPtr infer_shapes(Form form, OrtShapeInferContext* context) noexcept;
 
-}  // namespace na_deploy
+}  // namespace na_deploy::ort

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstring>
 
-namespace na_deploy {
+namespace na_deploy::trt {
 namespace {
 
 using nvinfer1::PluginField;
@@ -13,7 +13,7 @@ constexpr int32_t kMostAxes = 3;
 
 struct AxisField {
   const char* name;
-  std::vector<int32_t> Attributes::*values;
+  std::vector<int32_t> Attributes::* values;
   int32_t neutral;
 };
 constexpr AxisField kAxisFields[] = {
@@ -122,4 +122,4 @@ void refuse(Form form, const std::string& sentence) {
   std::fprintf(stderr, "na_deploy: %s: %s\n", name_of(form), sentence.c_str());
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::trt

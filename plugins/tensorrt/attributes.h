@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-namespace na_deploy {
+namespace na_deploy::trt {
 
 enum class Form { kPacked, kSeparate };
 
@@ -42,4 +42,4 @@ std::string text_of(const Attributes& attributes);
 // Tells a refusal on standard error: a plugin library for several TensorRT versions has no logger to call.
 void refuse(Form form, const std::string& sentence);
 
-}  // namespace na_deploy
+}  // namespace na_deploy::trt

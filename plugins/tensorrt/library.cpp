@@ -15,7 +15,7 @@
 
 #define NA_EXPORT extern "C" __attribute__((visibility("default")))
 
-namespace na_deploy {
+namespace na_deploy::trt {
 namespace {
 
 class Creator final : public nvinfer1::IPluginCreatorV3One {
@@ -81,11 +81,11 @@ int32_t register_with(nvinfer1::IPluginRegistry& registry) {
 }
 
 }  // namespace
-}  // namespace na_deploy
+}  // namespace na_deploy::trt
 
 // loadLibrary registers what it gets, and fails on what is there already: what was registered on opening gives way.
 NA_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  using namespace na_deploy;
+  using namespace na_deploy::trt;
   const LoadedTensorRT found = loaded_tensorrt();
   if (found.registry != nullptr && found.major == NV_TENSORRT_MAJOR) {
     auto& registry = *static_cast<nvinfer1::IPluginRegistry*>(found.registry);
@@ -105,9 +105,9 @@ NA_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* /*finder*/) {}
 // there is no TensorRT or one whose registry has another interface than these headers'. What is registered already
 // stays.
 NA_EXPORT int32_t na_deploy_register() {
-  const na_deploy::LoadedTensorRT found = na_deploy::loaded_tensorrt();
+  const na_deploy::trt::LoadedTensorRT found = na_deploy::trt::loaded_tensorrt();
   if (found.registry == nullptr || found.major != NV_TENSORRT_MAJOR) return 0;
-  return na_deploy::register_with(*static_cast<nvinfer1::IPluginRegistry*>(found.registry));
+  return na_deploy::trt::register_with(*static_cast<nvinfer1::IPluginRegistry*>(found.registry));
 }
 
 // When the library is opened; behind the creators, since what stands in one file is made in order.

@@ -8,7 +8,7 @@
 #include "na_cuda.h"
 #include "sizes.h"
 
-namespace na_deploy {
+namespace na_deploy::trt {
 namespace {
 
 using nvinfer1::DataType;
@@ -186,4 +186,4 @@ const nvinfer1::PluginFieldCollection* AttentionPlugin::getFieldsToSerialize() n
   return &serialized_;
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::trt

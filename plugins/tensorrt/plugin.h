@@ -9,7 +9,7 @@
 #include "attributes.h"
 #include "na_params.h"
 
-namespace na_deploy {
+namespace na_deploy::trt {
 
 // The second version of the build interface adds outputs that share memory with inputs, which attention has not;
 // without it the library loads into every release of TensorRT 10.
@@ -60,4 +60,4 @@ class AttentionPlugin final : public nvinfer1::IPluginV3,
   int32_t inputs_ = 0;
 };
 
-}  // namespace na_deploy
+}  // namespace na_deploy::trt

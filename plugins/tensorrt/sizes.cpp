@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace na_deploy {
+namespace na_deploy::trt {
 namespace {
 
 using nvinfer1::DataType;
@@ -106,4 +106,4 @@ std::string read_sizes(Form form, const Attributes& attributes, const Dims* cons
   return misfit("rel_pos_bias", *dims[bias], expected, " for this kernel_size");
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::trt

@@ -8,7 +8,7 @@
 #include "attributes.h"
 #include "na_params.h"
 
-namespace na_deploy {
+namespace na_deploy::trt {
 
 constexpr int32_t kMostInputs = 6;
 
@@ -23,4 +23,4 @@ int32_t bias_input(Form form, int32_t inputs);
 std::string read_sizes(Form form, const Attributes& attributes, const nvinfer1::Dims* const* dims,
                        nvinfer1::DataType type, int32_t inputs, na_params& params);
 
-}  // namespace na_deploy
+}  // namespace na_deploy::trt

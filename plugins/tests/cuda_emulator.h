@@ -22,7 +22,7 @@
 #define NA_UNROLL
 #define NA_NO_UNROLL
 
-namespace na_deploy::emulated {
+namespace na_deploy::cuda::emulated {
 
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "emulated GPU: %s\n", what);
@@ -335,9 +335,9 @@ inline uint16_t float_to_bfloat(float value) {
   return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-}  // namespace na_deploy::emulated
+}  // namespace na_deploy::cuda::emulated
 
-namespace na_deploy::dev {
+namespace na_deploy::cuda::dev {
 
 inline int thread() { return emulated::block().thread(); }
 inline int threads() { return emulated::block().threads(); }
@@ -579,4 +579,4 @@ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
   emulated::block().together(&Tf32Arguments::of_warp, &own);
 }
 
-}  // namespace na_deploy::dev
+}  // namespace na_deploy::cuda::dev

@@ -5,7 +5,7 @@
 #include "plain_kernel.h"
 #include "tile_kernel.h"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 namespace {
 
 // Tensors that kernels may touch, for the emulator to check.
@@ -99,10 +99,10 @@ struct Emulator {
 
 bool device_is_hopper() { return true; }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda
 
 extern "C" NA_CUDA_API int32_t na_forward_emulated(const na_params* params, int32_t tactic) {
-  return na_deploy::choose(na_deploy::Emulator{*params}, *params, tactic);
+  return na_deploy::cuda::choose(na_deploy::cuda::Emulator{*params}, *params, tactic);
 }
 
 // What tile `number` of a problem needs, for tests of the shared cutting: [first query, range, box flags …] as the
@@ -110,7 +110,7 @@ extern "C" NA_CUDA_API int32_t na_forward_emulated(const na_params* params, int3
 extern "C" NA_CUDA_API int32_t na_tile_boxes(const na_params* params, const int32_t* tile, const int32_t* box,
                                              int64_t number, int32_t* first_query, int32_t* groups, int32_t* firsts,
                                              int32_t* inside, int32_t capacity) {
-  using namespace na_deploy;
+  using namespace na_deploy::cuda;
   const CudaProblem p = make_cuda_problem(*params, 2);
   const Sizes t{{tile[0], tile[1], tile[2]}};
   const Sizes b{{box[0], box[1], box[2]}};
@@ -129,6 +129,6 @@ extern "C" NA_CUDA_API int32_t na_tile_boxes(const na_params* params, const int3
 }
 
 extern "C" NA_CUDA_API int64_t na_tile_count(const na_params* params, const int32_t* tile) {
-  const na_deploy::Sizes t{{tile[0], tile[1], tile[2]}};
-  return na_deploy::make_tile_grid(na_deploy::make_cuda_problem(*params, 2), t).blocks;
+  const na_deploy::cuda::Sizes t{{tile[0], tile[1], tile[2]}};
+  return na_deploy::cuda::make_tile_grid(na_deploy::cuda::make_cuda_problem(*params, 2), t).blocks;
 }

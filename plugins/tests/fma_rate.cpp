@@ -9,7 +9,7 @@
 #include <cstdint>
 
 HWY_BEFORE_NAMESPACE();
-namespace na_deploy {
+namespace na_deploy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -31,17 +31,17 @@ double multiply_add(int64_t rounds, float* sink) {
 }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace na_deploy {
+namespace na_deploy::cpu {
 HWY_EXPORT(multiply_add);
-}  // namespace na_deploy
+}  // namespace na_deploy::cpu
 
 // Runs `rounds` rounds and returns how many multiply-adds they were.
 extern "C" __attribute__((visibility("default"))) double na_test_multiply_add(int64_t rounds, float* sink) {
-  using namespace na_deploy;
+  using namespace na_deploy::cpu;
   return HWY_DYNAMIC_DISPATCH(multiply_add)(rounds, sink);
 }
 #endif

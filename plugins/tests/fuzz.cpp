@@ -48,8 +48,8 @@ void compare(const char* what, const na_params& params, const float* found, cons
 }
 
 bool run(const uint8_t* data, size_t size) {
-  na_deploy::Bytes bytes(data, size);
-  na_deploy::FuzzProblem problem = na_deploy::make_problem(bytes);
+  na_deploy::fuzz::Bytes bytes(data, size);
+  na_deploy::fuzz::FuzzProblem problem = na_deploy::fuzz::make_problem(bytes);
   na_params& params = problem.params;
   char message[256];
   if (na_check(&params, message, sizeof message) != 0) return false;
@@ -64,7 +64,7 @@ bool run(const uint8_t* data, size_t size) {
   params.lse = lse.data();
 
   const na_params given = params;
-  std::optional<na_deploy::PaddedCopy> copy;
+  std::optional<na_deploy::ort::PaddedCopy> copy;
   if (na_deploy::reaches_behind(params)) params = copy.emplace(params).params();
   params.padding = nullptr;
 
@@ -84,7 +84,7 @@ bool run(const uint8_t* data, size_t size) {
   if (params.dtype == NA_FLOAT32) {
     std::vector<double> expected;
     std::vector<double> expected_lse;
-    na_deploy::reference(given, expected, expected_lse);
+    na_deploy::fuzz::reference(given, expected, expected_lse);
     compare("output", given, static_cast<const float*>(given.output), expected);
     compare("lse", given, lse.data(), expected_lse);
   }

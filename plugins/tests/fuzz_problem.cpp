@@ -8,7 +8,7 @@
 #include "../core/padding.h"
 #include "../core/window.h"
 
-namespace na_deploy {
+namespace na_deploy::fuzz {
 namespace {
 
 constexpr size_t kMaxElements = 1 << 16;
@@ -102,7 +102,7 @@ void reference(const na_params& p, std::vector<double>& output, std::vector<doub
     tokens *= p.length[a];
     reached *= reach[a];
   }
-  const auto place = [&](int64_t token, const int64_t* lengths, int64_t(&at)[3]) {
+  const auto place = [&](int64_t token, const int64_t* lengths, int64_t (&at)[3]) {
     for (int a = p.rank - 1; a >= 0; --a) {
       at[a] = token % lengths[a];
       token /= lengths[a];
@@ -179,4 +179,4 @@ void reference(const na_params& p, std::vector<double>& output, std::vector<doub
   }
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::fuzz

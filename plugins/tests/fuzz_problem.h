@@ -9,7 +9,7 @@
 
 #include "na_cpu.h"
 
-namespace na_deploy {
+namespace na_deploy::fuzz {
 
 class Bytes {
  public:
@@ -37,4 +37,4 @@ FuzzProblem make_problem(Bytes& bytes);
 // Attention in double precision by definition; float32 problems only.
 void reference(const na_params& params, std::vector<double>& output, std::vector<double>& lse);
 
-}  // namespace na_deploy
+}  // namespace na_deploy::fuzz

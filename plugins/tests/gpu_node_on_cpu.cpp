@@ -2,6 +2,6 @@
 #include "gpu_kernel.h"
 #include "operators.h"
 
-void na_deploy::add_all_operators(Ort::CustomOpDomain& domain) {
+void na_deploy::ort::add_all_operators(Ort::CustomOpDomain& domain) {
   add_operators<GpuKernel>(domain, "CPUExecutionProvider");
 }

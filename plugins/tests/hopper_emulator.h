@@ -6,7 +6,7 @@
 #include "cuda_emulator.h"
 #include "hopper/tensors.h"
 
-namespace na_deploy::hopper {
+namespace na_deploy::cuda::hopper {
 
 using TensorMap = TensorBox;
 
@@ -214,4 +214,4 @@ inline void wait_products() {
       &arguments);
 }
 
-}  // namespace na_deploy::hopper
+}  // namespace na_deploy::cuda::hopper

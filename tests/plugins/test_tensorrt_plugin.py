@@ -19,7 +19,7 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
 NO_GPU = """
 extern "C" int na_forward(const void*, int, void*) { return 100; }  // cudaErrorNoDevice
-namespace na_deploy {
+namespace na_deploy::cuda {
 bool device_is_hopper() { return false; }
 }
 """

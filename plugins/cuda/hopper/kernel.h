@@ -19,7 +19,7 @@
 #include "shape.h"
 #include "tiles.h"
 
-namespace na_deploy::hopper {
+namespace na_deploy::cuda::hopper {
 
 constexpr int kQueries = 128;
 constexpr int kKeys = 128;
@@ -276,4 +276,4 @@ class HopperKernel {
   RunningSoftmax softmax_;
 };
 
-}  // namespace na_deploy::hopper
+}  // namespace na_deploy::cuda::hopper

@@ -8,7 +8,7 @@
 #include "launch.h"
 #include "shared_memory.cuh"
 
-namespace na_deploy {
+namespace na_deploy::cuda {
 namespace hopper {
 
 template <typename T, int kDim, typename S>
@@ -92,4 +92,4 @@ int32_t launch_hopper(const CudaProblem& problem, int32_t tactic, na_cuda_stream
 #undef NA_CASE
 }
 
-}  // namespace na_deploy
+}  // namespace na_deploy::cuda

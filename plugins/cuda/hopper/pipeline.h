@@ -11,7 +11,7 @@
 #include <cuda.h>
 #endif
 
-namespace na_deploy::hopper {
+namespace na_deploy::cuda::hopper {
 
 // A place in a ring of stages, and which way round it is.
 template <int kStages>
@@ -77,4 +77,4 @@ NA_DEVICE void take_registers() {
 
 #endif  // NA_CUDA_EMULATED
 
-}  // namespace na_deploy::hopper
+}  // namespace na_deploy::cuda::hopper

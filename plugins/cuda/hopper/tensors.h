@@ -6,7 +6,7 @@
 
 #include "problem.h"
 
-namespace na_deploy::hopper {
+namespace na_deploy::cuda::hopper {
 
 constexpr int kTensorAxes = 5;
 constexpr int kBoxChannels = 64;  // 128 bytes of 16-bit numbers, the widest row that is swizzled
@@ -77,4 +77,4 @@ auto make_tensors(const CudaProblem& p, const Encode& encode) -> Tensors<decltyp
   return r;
 }
 
-}  // namespace na_deploy::hopper
+}  // namespace na_deploy::cuda::hopper

@@ -7,7 +7,7 @@
 
 #include "device.h"
 
-namespace na_deploy::hopper {
+namespace na_deploy::cuda::hopper {
 
 // Describes rows of 128 bytes in shared memory, swizzled as copies leave them, to the tensor cores. `rows`: the address
 // of the first; `leading`: bytes between 64 channels and the next 64, where channels are what is not summed over.
@@ -106,4 +106,4 @@ NA_DEVICE void multiply_values(float (&d)[16][4], const uint32_t (&a)[4], uint64
 
 #endif  // NA_CUDA_EMULATED
 
-}  // namespace na_deploy::hopper
+}  // namespace na_deploy::cuda::hopper

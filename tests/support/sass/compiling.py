@@ -119,12 +119,12 @@ def _source(unit: Unit) -> str:
         lines.append('#include "launch.cuh"')
         call = f"{launch}<{kind}>(problem, nullptr)"
     lines.append(f"""
-namespace na_deploy {{
+namespace na_deploy::cuda {{
 extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, [[maybe_unused]] int32_t tactic) {{
   const CudaProblem problem = make_cuda_problem(*params, sizeof({kind}));
   return {call};
 }}
-}}  // namespace na_deploy
+}}  // namespace na_deploy::cuda
 """)
     return "\n".join(lines)
 
@@ -173,6 +173,32 @@ def compile_source(source: str, architecture: str) -> Compiled:
         made.listing.with_suffix(".part").write_text(listing)
         made.listing.with_suffix(".part").rename(made.listing)
     return made
+
+
+TACTICS = """#include "tactics.h"
+#include "na_cuda.h"
+static bool hopper = true;
+bool na_deploy::cuda::device_is_hopper() { return hopper; }
+extern "C" NA_CUDA_API void na_pretend_hopper(int32_t yes) { hopper = yes != 0; }
+"""
+
+
+@cache
+def compile_tactics() -> Path:
+    """Compile what chooses tactics, for the host, and return the library; ``na_pretend_hopper`` tells it the device."""
+    folder = BUILD / hashlib.sha256(TACTICS.encode() + _sources()).hexdigest()[:16]
+    library = folder / "tactics.so"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not library.exists():
+            folder.mkdir(exist_ok=True)
+            unit = folder / "device.cpp"
+            unit.write_text(TACTICS)
+            sources = [str(path) for path in (unit, CUDA / "tactics.cpp", CORE / "check.cpp")]
+            options = ["-std=c++17", "-O1", "-fPIC", "-shared", f"-I{CUDA}", f"-I{CORE}"]
+            _run([os.environ.get("CXX", "c++"), *options, *sources, "-o", str(library.with_suffix(".part"))], folder)
+            library.with_suffix(".part").rename(library)
+    return library
 
 
 def compile_unit(unit: Unit) -> Compiled:

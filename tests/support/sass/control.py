@@ -75,13 +75,15 @@ def leave(machine: Machine, own: Instruction) -> Execute:
 
 @instruction("BSSY", control=False)
 def begin_divergence(machine: Machine, own: Instruction) -> Execute:
-    """A convergence barrier remembers the lanes that are here."""
+    """A convergence barrier remembers the lanes that are here, and where they will go on."""
     expect_modifiers(own, "RECONVERGENT", "RELIABLE")
-    barrier = machine.warps.convergence[int(own.operands[0][1:])]
+    number, target = int(own.operands[0][1:]), machine.index_of(int(own.operands[1], 16))
+    barrier, place = machine.warps.convergence[number], machine.warps.convergence_place[number]
 
     def execute(mask: Mask) -> None:
         rows = mask.any(1)
         barrier[rows] = mask[rows]
+        place[rows] = target
 
     return execute
 
@@ -93,7 +95,7 @@ def converge(machine: Machine, own: Instruction) -> Execute:
     number, warps = int(own.operands[0][1:]), machine.warps
 
     def execute(mask: Mask) -> None:
-        warps.resumes[mask] = warps.place[mask]
+        warps.resumes[mask] = np.broadcast_to(warps.convergence_place[number], mask.shape)[mask]
         warps.place[mask] = HELD
         machine.converging[number] |= mask
         machine.release_converged(number)

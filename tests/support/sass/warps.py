@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NewType
-
 import numpy as np
 
 LANES = 32
-Mask = NewType("Mask", np.ndarray)
+Mask = np.ndarray
 """(warps, 32) of bool: lanes that take part."""
 
 HELD = 1 << 30
@@ -37,6 +35,8 @@ class Warps:
         self.alive = np.ones((warps, LANES), bool)
         self.convergence = np.zeros((16, warps, LANES), bool)
         """Lanes that a convergence barrier waits for."""
+        self.convergence_place = np.zeros((16, warps, 1), np.int32)
+        """Index where they go on."""
         self.slot = np.arange(warps, dtype=np.int64)[:, None] // per_block
         """Each warp's block, counted among those that run."""
         self.number = np.arange(warps, dtype=np.int64)[:, None] % per_block

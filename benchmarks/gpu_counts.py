@@ -1,0 +1,220 @@
+"""The work of the GPU kernels at NAT's, DiNAT's and NATTEN's published problems, counted in their machine code.
+
+    python benchmarks/gpu_counts.py [--batch 128] [--json FILE]
+
+Needs nvcc and cuobjdump, no GPU: the interpreter of tests/support/sass runs blocks of the default tactic's launch.
+Printed are instructions by class, wavefronts and conflicts of shared memory, sectors of global memory, registers,
+warps that a multiprocessor holds, and the least time that each resource of A100, H100 and H200 needs for that
+(tests/support/sass/bounds.py lists the rates). Counted, never measured: a kernel is slower than its largest bound.
+
+``--json`` writes the instructions of NAT's and DiNAT's stages; benchmarks/gpu_counts.json is what the tests hold the
+kernels to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import sys
+from dataclasses import dataclass, replace
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "plugins")]
+
+from cpu_library import Params, Sizes  # noqa: E402
+from gpu_check_build import NAMES  # noqa: E402
+from gpu_check_timings import FAMILY_B, Case, family_a  # noqa: E402
+from sass.bounds import CLASSES, DEVICES, INTEGERS, Counts, Device, bounds, count  # noqa: E402
+from sass.compiling import MissingToolError, Unit, compile_tactics  # noqa: E402
+from sass.launching import load_unit, place, record_problem  # noqa: E402
+from sass.machine import Machine  # noqa: E402
+
+RECORD = Path(__file__).with_suffix(".json")
+MOST_BLOCKS = 256
+"""Blocks that are executed of a launch; the others are like them."""
+MOST_BLOCKS_OF_LARGE_WINDOWS = 6
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A case on a device."""
+
+    case: Case
+    device: Device
+    tactic: int
+    counts: Counts
+
+
+NARROW = [
+    replace(case, name=f"{case.name}, 64 channels", head_dim=64) for case in FAMILY_B if not case.name.startswith("1-D")
+]
+"""NATTEN's problems with half as many channels, for Hopper's kernels."""
+
+
+def cases_of(device: Device, batch: int, stages_only: bool = False) -> list[Case]:
+    """Return the cases of a device."""
+    large = [] if stages_only else [*FAMILY_B, *(NARROW if device.architecture == "90a" else ())]
+    return [*family_a([batch]), *large]
+
+
+def params_of(case: Case, heads: int) -> Params:
+    """Return the parameters of a case in float16, without addresses."""
+    rank = len(case.lengths)
+    return Params(
+        rank=rank,
+        packed=1,
+        dtype=1,
+        batch=case.batch,
+        length=Sizes(*case.lengths),
+        heads=heads,
+        key_heads=heads,
+        head_dim=case.head_dim,
+        value_dim=case.head_dim,
+        kernel_size=Sizes(*case.kernel_size),
+        dilation=Sizes(*(case.dilation or (1,) * rank)),
+        stride=Sizes(*(case.stride or (1,) * rank)),
+    )
+
+
+@cache
+def _tactics() -> ctypes.CDLL:
+    return ctypes.CDLL(str(compile_tactics()))
+
+
+def default_tactic(params: Params, architecture: str) -> int:
+    """Return the tactic that a device of an architecture takes by default."""
+    _tactics().na_pretend_hopper(int(architecture == "90a"))
+    found = (ctypes.c_int32 * 16)()
+    _tactics().na_cuda_tactics(ctypes.byref(params), found, len(found))
+    return int(found[0])
+
+
+def sampled(blocks: int, images: int, most: int) -> list[int]:
+    """Return the blocks of one image, which do what those of the others do; if they are too many, some, spread."""
+    if blocks % images == 0 and blocks // images <= most:
+        return list(range(blocks // images))
+    return sorted({int(block) for block in np.linspace(0, blocks - 1, min(blocks, most)).round()})
+
+
+def count_case(case: Case, device: Device) -> Counted:
+    """Execute blocks of a case's launch and return the counts of all of them."""
+    # One head in memory where heads are many and large: blocks of all heads do the same.
+    heads = case.heads if case.bias else 1
+    params = params_of(case, heads)
+    random = np.random.default_rng(0)
+    image = random.standard_normal((1, *case.lengths, 3, heads, case.head_dim), dtype=np.float32).astype(np.float16)
+    bias = random.standard_normal((heads, *(2 * k - 1 for k in case.kernel_size))).astype(np.float16)
+    arrays = {
+        "query": np.repeat(image, case.batch, axis=0),
+        "rel_pos_bias": bias if case.bias else None,
+        "output": np.zeros((case.batch, *case.lengths, heads, case.head_dim), np.float16),
+    }
+    memory = place(params, arrays)
+    tactic = default_tactic(params, device.architecture)
+    program = load_unit(Unit("Half", case.head_dim, tactic, device.architecture))
+    recorded = record_problem(program, params, tactic)
+    most = MOST_BLOCKS if case.bias else MOST_BLOCKS_OF_LARGE_WINDOWS
+    machine = Machine(recorded.launch, memory, sampled(recorded.launch.blocks, case.batch, most)).run()
+    moved = sum(array.nbytes for array in arrays.values() if array is not None)
+    found = count(machine, recorded.kernel, device, float(moved))
+    return Counted(case, device, tactic, found.times(case.heads / heads))
+
+
+def table(rows: list[list[str]]) -> str:
+    """Return rows as a Markdown table; the first one is the head."""
+    head, *body = rows
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _share(counted: Counted) -> float:
+    """Return the number of groups of 16 queries of a head (a warp's part of a tile) in a case."""
+    case = counted.case
+    return case.batch * prod(case.lengths) * case.heads / 16
+
+
+def counts_table(all_counted: list[Counted]) -> str:
+    """Return instructions by class, memory, registers: per 16 queries of a head."""
+    kinds = [INTEGERS, *CLASSES]
+    rows = [["per 16 queries of a head", *(own.case.name for own in all_counted)]]
+    rows.append(["kernel, by its tile", *(NAMES.get(own.tactic, str(own.tactic)) for own in all_counted)])
+    rows.append(["instructions", *(f"{own.counts.instructions / _share(own):,.0f}" for own in all_counted)])
+    for kind in kinds:
+        values = [own.counts.classes.get(kind, 0) / _share(own) for own in all_counted]
+        rows.append([kind, *map(_number, values)])
+    for name, field in (("wavefronts", "wavefronts"), ("of them conflicts", "conflicts"), ("sectors", "sectors")):
+        rows.append([name, *(f"{getattr(own.counts, field) / _share(own):,.0f}" for own in all_counted)])
+    rows.append(["registers", *(str(own.counts.registers) for own in all_counted)])
+    rows.append(["warps of a multiprocessor", *(str(own.counts.warps) for own in all_counted)])
+    return table(rows)
+
+
+def bounds_table(all_counted: list[Counted]) -> str:
+    """Return the least microseconds of each resource, and the largest as a multiple of the DRAM's."""
+    names = ["issue", "integers", "floats", "special", "products", "shared memory", "second cache", "DRAM"]
+    rows = [["bound, µs", "device", *names, "largest", "of DRAM's"]]
+    for own in all_counted:
+        found = bounds(own.counts, own.device)
+        largest = max(found, key=lambda name: found[name])
+        values = [_number(found.get(name, 0.0)) for name in names]
+        rows.append([own.case.name, own.device.name, *values, largest, f"{found[largest] / found['DRAM']:.1f}"])
+    return table(rows)
+
+
+def record_of(all_counted: list[Counted]) -> dict[str, Any]:
+    """Return the figures that the tests compare: instructions per 16 queries of a head."""
+    return {
+        f"{own.case.name}, sm_{own.device.architecture}": round(own.counts.instructions / _share(own), 1)
+        for own in all_counted
+    }
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=128, help="images of NAT's and DiNAT's stages (default: 128)")
+    parser.add_argument("--json", type=Path, help="also write the stages' instructions to this file")
+    parser.add_argument("--stages-only", action="store_true", help="leave out NATTEN's published problems")
+    options = parser.parse_args()
+    stages = len(family_a([options.batch]))
+    by_device: dict[str, list[Counted]] = {}
+    for device in DEVICES:
+        twin = next((own for own in DEVICES if own.architecture == device.architecture and own.name in by_device), None)
+        counted = []
+        for number, case in enumerate(cases_of(device, options.batch, options.stages_only)):
+            if twin is not None:  # the same code; only rates differ
+                own = by_device[twin.name][number]
+                counted.append(Counted(case, device, own.tactic, own.counts))
+                continue
+            print(f"{device.name}: {case.name}", file=sys.stderr)
+            counted.append(count_case(case, device))
+        by_device[device.name] = counted
+    for name in ("A100", "H100"):
+        architecture = by_device[name][0].device.architecture
+        print(f"\nCounted in sm_{architecture} code ({name}), batch {options.batch}, float16\n")
+        for part in (by_device[name][:stages], by_device[name][stages:]):
+            if part:
+                print(counts_table(part), end="\n\n")
+    print("\nBounds by published rates, not measured\n")
+    print(bounds_table([own for counted in by_device.values() for own in counted]))
+    if options.json is not None:
+        record = {key: value for name in ("A100", "H100") for key, value in record_of(by_device[name][:stages]).items()}
+        options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MissingToolError as error:
+        sys.exit(f"error: {error}")
