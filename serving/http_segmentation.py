@@ -13,7 +13,7 @@ from na_deploy.serving.service import Service
 
 
 def add_segmentation(
-    app: FastAPI, service: Service, while_connected: Callable[[Request, Awaitable[Any]], Awaitable[Any]]
+    app: FastAPI, service: Service, while_connected: Callable[[Request, Service, Awaitable[Any]], Awaitable[Any]]
 ) -> None:
     """Add ``/v2/models/{name}/segment``."""
 
