@@ -24,6 +24,6 @@ def add_segmentation(
             wanted = SegmentRequest.of(request.query_params)
             async with request_body(request, service) as body:
                 content: bytes = await while_connected(
-                    request, segment_image(service, name, version, bytes(body), wanted)
+                    request, service, segment_image(service, name, version, bytes(body), wanted)
                 )
                 return Response(content, media_type="application/json" if wanted.form == "json" else "image/png")
