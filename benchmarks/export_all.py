@@ -17,7 +17,17 @@ import tempfile
 import time
 from pathlib import Path
 
-COLUMNS = ("model", "input", "parameters", "file", "export", "peak memory", "load", "difference to float64")
+COLUMNS = (
+    "model",
+    "input",
+    "parameters",
+    "file",
+    "export",
+    "peak memory",
+    "load",
+    "difference to float64",
+    "TensorRT-RTX engine",
+)
 
 
 def measure(name: str) -> dict[str, float | str]:
@@ -57,7 +67,21 @@ def measure(name: str) -> dict[str, float | str]:
             "peak memory": peak,
             "load": load,
             "difference to float64": float(np.abs(found - expected).max() / np.abs(expected).max()),
+            "engine": engine_seconds(path, Path(folder) / "model.engine"),
         }
+
+
+def engine_seconds(model: Path, engine: Path) -> float:
+    """Build an engine of TensorRT-RTX, which needs no GPU; its seconds, 0 where the library is not installed."""
+    from na_deploy.errors import MissingDependencyError
+    from na_deploy.runtime.tensorrt.api import RTX
+    from na_deploy.runtime.tensorrt.building import EngineRequest, build_engine
+
+    try:
+        report = build_engine(model, engine, EngineRequest(flavor=RTX, profiles={}))
+    except MissingDependencyError:
+        return 0.0
+    return report.parse_seconds + report.build_seconds
 
 
 def main() -> None:
@@ -85,7 +109,7 @@ def main() -> None:
         lines.append(
             f"| {name} | {row['input']} | {row['parameters'] / 1e6:.2f}M | {row['file'] / 1e6:.0f} MB | "
             f"{row['export']:.1f} s | {row['peak memory'] / 1e9:.2f} GB | {row['load']:.1f} s | "
-            f"{row['difference to float64']:.1e} |"
+            f"{row['difference to float64']:.1e} | {row['engine']:.1f} s |"
         )
         print(lines[-1], flush=True)
         if arguments.output:

@@ -1,4 +1,4 @@
-"""What every benchmark prints first, and how every benchmark times: interleaved, medians."""
+"""The heading of every benchmark, and the way every benchmark times: interleaved, medians."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the server adds to a session, how many requests it answers, what batching wins, how soon it is ready.
+"""Cost of the server over a session, requests it answers, gain of batching, time to be ready.
 
     python benchmarks/serving.py                    # all tables, a few seconds per row
-    python benchmarks/serving.py --seconds 30       # the rows as issue and docs/serving.md state them
+    python benchmarks/serving.py --seconds 30       # the rows as docs/serving.md states them
     python benchmarks/serving.py --soak 10          # memory of a server under mixed load for ten minutes
 
 Servers and their clients run in processes of their own, on the loopback address. Overhead is measured on a model that
@@ -40,9 +40,6 @@ import na_deploy.runtime
 
 CONSOLE = Console(width=120)
 SHAPE = (1, 3, 224, 224)
-
-
-# Models and servers
 
 
 def light_model(path: Path) -> Path:
@@ -123,9 +120,6 @@ def photo() -> bytes:
     return buffer.getvalue()
 
 
-# Overhead
-
-
 def overhead(model: Path, rounds: int) -> None:
     """Print what one request takes by every way in, and what of it a direct call does not."""
     import tritonclient.grpc as grpc_client
@@ -173,9 +167,6 @@ def overhead(model: Path, rounds: int) -> None:
 def get(connection: HTTPConnection, path: str) -> bytes:
     connection.request("GET", path)
     return connection.getresponse().read()
-
-
-# Throughput
 
 
 async def load_http(port: int, model: str, concurrency: int, seconds: float) -> dict[str, float]:
@@ -306,9 +297,6 @@ def resident(process: int) -> float:
     """Return a process's resident memory in MB."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1e3
-
-
-# Soak
 
 
 def soak(model: Path, minutes: float, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""What a session adds to ONNX Runtime: time per call, several callers at once, cold start of files and bundles.
+"""Cost of a session over ONNX Runtime: time per call, several callers at once, cold start of files and bundles.
 
     python benchmarks/sessions.py
 

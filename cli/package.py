@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--cuda-graphs", is_flag=True, help="Capture CUDA graphs (tensorrt).")
 @click.option("--cache", is_flag=True, help="Answer repeated requests from Triton's response cache.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names; by default the model's.")
-@click.option("--preprocess", is_flag=True, help="Also write an ensemble that takes JPEG or PNG files.")
+@click.option("--preprocess", is_flag=True, help="Also write a model that takes JPEG or PNG files.")
 @click.option(
     "--operators", default="auto", show_default=True, help="Operator library (onnxruntime): auto, none, a file."
 )
@@ -90,8 +90,8 @@ def command(models: tuple[Path, ...], output: Path | None, checked: Path | None,
         mount=given["mount"],
         sizes=None if given["size"] is None else parse_sizes(given["size"])[1],
     )
-    with progress_line("reading the models") as say:
-        written = package(models, output, options, say)
+    with progress_line("reading the models") as progress:
+        written = package(models, output, options, progress)
     files: list[Path] = []
     if given["cluster"] is not None:
         from na_deploy.deployment.cluster import write_cluster_files

@@ -1,4 +1,4 @@
-"""What is wrong with a ``ModelConfig`` by itself. It all parses; Triton complains late or never."""
+"""Faults of a ``ModelConfig`` by itself. It all parses; Triton complains late or never."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_config(config: Config, folder_name: str) -> Iterator[str]:
 
 
 def is_ensemble(config: Config) -> bool:
-    """Whether the configuration joins other models."""
+    """Tell whether the configuration joins other models."""
     return bool(config.platform == "ensemble" or config.HasField("ensemble_scheduling"))
 
 
@@ -196,7 +196,7 @@ def _cuda(config: Config) -> Iterator[str]:
 
 
 def fits(given: Sequence[int], declared: Sequence[int]) -> bool:
-    """Whether sizes agree, -1 on either side standing for any."""
+    """Tell whether sizes agree, -1 on either side standing for any."""
     return len(given) == len(declared) and all(a == b or -1 in (a, b) for a, b in zip(given, declared, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Whether an ensemble's steps connect: every tensor made before it is used, of the type and size that is wanted."""
+"""The check that an ensemble's steps connect: every tensor is made before it is used, in the type and size wanted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a configuration describes the model that lies beside it: names, element types, sizes, batch."""
+"""The check that a configuration describes the model that lies beside it: names, element types, sizes, batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from na_deploy.model_file.tensors import TensorSpec, format_shape
 
 @dataclass(frozen=True)
 class Interface:
-    """What a model takes and gives, and the largest batch its engine allows."""
+    """Inputs and outputs of a model, and the largest batch its engine allows."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -78,7 +78,7 @@ def _tensor(what: str, entry: Any, spec: TensorSpec, config: Config) -> Iterator
 
 
 def _holds(declared: Sequence[int], shape: Sequence[int]) -> bool:
-    """Whether dims describe a shape: a free size may be declared fixed, a fixed one not free."""
+    """Tell whether dims describe a shape: a free size may be declared fixed, a fixed one not free."""
     return fits(declared, shape) and all(a != -1 or b == -1 for a, b in zip(declared, shape, strict=True))
 
 

@@ -25,7 +25,7 @@ class Finding:
 
     Attributes:
         model: the model's folder.
-        text: what, in one sentence.
+        text: the finding, in one sentence.
     """
 
     model: str
@@ -64,7 +64,7 @@ def check_model(folder: Path, repository: Path, also: Path | None = None) -> lis
 
     Args:
         folder: the model's.
-        repository: where an ensemble finds its models.
+        repository: the folder with an ensemble's models.
         also: a second place for them, and for versions and files that are already there.
     """
     return [Finding(folder.name, text) for text in _problems(folder, repository, also)]

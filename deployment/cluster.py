@@ -32,9 +32,9 @@ def write_cluster_files(repository: str | Path, folder: str | Path, mount: str =
 
     Args:
         repository: the model repository; it must pass the checks.
-        folder: where the files go; made if it does not exist. It must not lie in the repository, where Triton would
+        folder: the files' place; made if it does not exist. It must not lie in the repository, where Triton would
             take it for a model.
-        mount: where the repository lies for Triton.
+        mount: the repository's place as Triton sees it.
 
     Returns:
         The files written. ``kserve.yaml`` is left out where operator libraries are named outside ``/mnt/models``, where
@@ -269,6 +269,6 @@ def kserve(repository: Path) -> dict[str, Any]:
 
 
 def fits_kserve(configs: list[Config]) -> bool:
-    """Whether the operator libraries are named where KServe puts the repository."""
+    """Tell whether the operator libraries are named where KServe puts the repository."""
     libraries = [library for config in configs for library in config.model_operations.op_library_filename]
     return all(library.startswith(KSERVE_MOUNT + "/") for library in libraries)

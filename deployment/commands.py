@@ -25,14 +25,14 @@ def configs_of(repository: Path) -> list[Config]:
 
 
 def needs_na_deploy(configs: list[Config]) -> bool:
-    """Whether a model runs in the python backend, whose Python must have na_deploy."""
+    """Tell whether a model runs in the python backend, whose Python must have na_deploy."""
     return any(
         config.backend == "python" and any(k.startswith(SETTING) for k in config.parameters) for config in configs
     )
 
 
 def on_gpu(configs: list[Config]) -> bool:
-    """Whether a model runs on a GPU, placed there by Triton or by itself."""
+    """Tell whether a model runs on a GPU, placed there by Triton or by itself."""
     kinds = protobuf.messages().ModelInstanceGroup
     placed = {group.kind for config in configs for group in config.instance_group}
     return not placed.isdisjoint({kinds.KIND_GPU, kinds.KIND_MODEL})

@@ -36,9 +36,9 @@ def model_config(source: ModelSource, name: str, options: PackageOptions, labels
     Args:
         source: the model.
         name: its name in the repository.
-        options: how Triton is to run it; ``backend`` and ``device`` must be set.
-        labels: whether ``labels.txt`` lies beside the configuration.
-        library: full path, for Triton, of our operator library for the onnxruntime backend.
+        options: settings of Triton for it; ``backend`` and ``device`` must be set.
+        labels: true where ``labels.txt`` lies beside the configuration.
+        library: full path, for Triton, of the operator library for the onnxruntime backend.
 
     Raises:
         UsageError: the options do not fit the model.

@@ -1,4 +1,4 @@
-"""What a model repository is written for. Checks what can be checked before a model is seen."""
+"""Options of a model repository, checked as far as possible before a model is seen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from na_deploy.errors import UsageError
 
-BACKENDS = ("onnxruntime", "tensorrt", "python")
+TRITON_BACKENDS = ("onnxruntime", "tensorrt", "python")
 """Triton's backends that a repository can be written for."""
 
 DEVICES = ("cpu", "gpu")
@@ -18,15 +18,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class PackageOptions:
-    """How Triton is to run a model.
+    """Settings of Triton for a model.
 
     Attributes:
-        backend: one of :data:`BACKENDS`; ``None`` takes "tensorrt" for a bundle with its engine, else "onnxruntime".
+        backend: one of :data:`TRITON_BACKENDS`; ``None`` takes "tensorrt" for a bundle with its engine, else
+            "onnxruntime".
         name: the model's name; ``None`` takes the file's.
         version: number of the version to write; ``None`` takes the next free one.
         max_batch: largest batch of a model whose batch is free; ``None`` takes what the engine allows, else 8.
         preferred: batch sizes to prefer; none leaves the choice to Triton.
-        delay_us: how long a request may wait for others to join its batch, in microseconds.
+        delay_us: microseconds that a request may wait for others to join its batch.
         queue: requests that may wait, beyond which more are refused; 0 sets no limit.
         timeout_ms: milliseconds after which a waiting request is refused; 0 sets no limit.
         instances: copies of the model, on each GPU where it runs on GPUs.
@@ -37,10 +38,10 @@ class PackageOptions:
         cuda_graphs: capture CUDA graphs; for the tensorrt backend.
         cache: let Triton answer repeated requests from its response cache.
         labels: a file of class names; ``None`` takes those in the model.
-        versions: which versions are served: ``latest:N``, ``all`` or ``1,3``; ``None`` keeps what is set.
+        versions: the versions that are served: ``latest:N``, ``all`` or ``1,3``; ``None`` keeps what is set.
         preprocess: write a preprocessing model and an ensemble from image bytes to the model's outputs too.
-        operators: our operator library for the onnxruntime backend: "auto", "none" or a file.
-        mount: where the repository lies for Triton, which needs the operator library's full path.
+        operators: the operator library for the onnxruntime backend: "auto", "none" or a file.
+        mount: the repository's place as Triton sees it, which needs the operator library's full path.
         sizes: (H, W) for warm-up where the model leaves them free; ``None`` takes the model's own.
     """
 
@@ -67,8 +68,10 @@ class PackageOptions:
     sizes: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.backend is not None and self.backend not in BACKENDS:
-            raise UsageError(f"Triton's backends for these models are {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.backend is not None and self.backend not in TRITON_BACKENDS:
+            raise UsageError(
+                f"Triton's backends for these models are {', '.join(TRITON_BACKENDS)}, got {self.backend!r}"
+            )
         if self.device is not None and self.device not in DEVICES:
             raise UsageError(f"a model runs on cpu or gpu, got {self.device!r}")
         if self.backend == "tensorrt" and self.device == "cpu":

@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,10 +22,11 @@ from na_deploy.deployment.ensemble import ensemble_config, ensemble_name, prepro
 from na_deploy.deployment.model_files import label_names, python_backend, write_library, write_model, write_plugins
 from na_deploy.deployment.options import PackageOptions, check_name
 from na_deploy.deployment.protobuf import CONFIG, Config
+from na_deploy.deployment.segmenter import segmenter_config
 from na_deploy.deployment.source import ModelSource, open_source
 from na_deploy.errors import NaDeployError, UsageError
-
-Say = Callable[[str], None]
+from na_deploy.model_file.answers import answer_of
+from na_deploy.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class PackagedModel:
         backend: Triton's backend, or "ensemble".
         max_batch: largest batch, 0 where batches are fixed.
         folder: its folder.
-        notes: what a person should know about it.
+        notes: remarks for people.
     """
 
     name: str
@@ -50,15 +51,18 @@ class PackagedModel:
 
 
 def package(
-    models: Sequence[str | Path], output: str | Path, options: PackageOptions | None = None, say: Say | None = None
+    models: Sequence[str | Path],
+    output: str | Path,
+    options: PackageOptions | None = None,
+    progress: Progress | None = None,
 ) -> list[PackagedModel]:
     """Write models into a repository.
 
     Args:
         models: ONNX files and bundles.
         output: the repository's folder, made if it does not exist. Models that are in it get a new version.
-        options: how Triton is to run them, all alike.
-        say: told each step as it begins.
+        options: settings of Triton, the same for all.
+        progress: called with a few words as each step begins.
 
     Returns:
         The models written, ensembles and their preprocessing included.
@@ -68,7 +72,7 @@ def package(
         NaDeployError: a model is damaged, or what was written does not pass the checks.
         MissingDependencyError: tritonclient is not installed.
     """
-    options, say = options or PackageOptions(), say or (lambda _: None)
+    options, progress = options or PackageOptions(), progress or silent
     paths, repository = [Path(model) for model in models], Path(output)
     protobuf.messages()
     if not paths:
@@ -79,14 +83,14 @@ def package(
     with _staging(repository) as staging:
         written: list[PackagedModel] = []
         for path in paths:
-            say(f"packaging {path.name}")
+            progress(f"packaging {path.name}")
             with open_source(path) as source:
                 written += _stage(source, repository, staging, options)
         names = [model.name for model in written]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise UsageError(f"two models would be named {', '.join(doubled)}; package them one by one with --name")
-        say("checking and moving into place")
+        progress("checking and moving into place")
         findings = [finding for name in names for finding in check_model(staging / name, staging, also=repository)]
         if findings:
             raise NaDeployError("what was written does not pass the checks: " + "; ".join(map(str, findings)))
@@ -121,12 +125,13 @@ def _stage(source: ModelSource, repository: Path, staging: Path, options: Packag
     result = [
         PackagedModel(name, version, str(options.backend), config.max_batch_size, repository / name, notes + note)
     ]
-    if options.preprocess:
-        for made, code in (
-            (preprocessing_config(config, source, options.instances), "preprocessing.py"),
-            (ensemble_config(config), None),
-        ):
-            result.append(_stage_helper(made, code, repository, staging))
+    if options.preprocess and answer_of(source.outputs, source.metadata).has_segments:
+        made = segmenter_config(config, source, options.instances)
+        result.append(_stage_helper(made, "segmenter.py", repository, staging))
+    elif options.preprocess:
+        prepare = preprocessing_config(config, source, options.instances)
+        result.append(_stage_helper(prepare, "preprocessing.py", repository, staging))
+        result.append(_stage_helper(ensemble_config(config), None, repository, staging))
     return result
 
 

@@ -21,11 +21,11 @@ class ModelSource:
 
     Attributes:
         path: the file or bundle given.
-        inputs: what it takes.
-        outputs: what it gives.
+        inputs: of the model.
+        outputs: of the model.
         model: the ONNX file.
         weights: files beside it that hold its weights, by name.
-        metadata: what the exporter recorded, ``None`` for a model from elsewhere.
+        metadata: the exporter's record, ``None`` for a model from elsewhere.
         bundle: the opened bundle, if it is one.
         profiles: an engine's sizes by input.
     """
@@ -41,21 +41,21 @@ class ModelSource:
 
     @property
     def engine_backend(self) -> str | None:
-        """What a bundle's engine is for, ``None`` without an engine."""
+        """Return the library that a bundle's engine is for, ``None`` without an engine."""
         if self.bundle is None or self.bundle.manifest.member("engine") is None:
             return None
         return self.bundle.manifest.backend
 
     @property
     def batch_is_free(self) -> bool:
-        """Whether the first axis of every input and output is one and the same free size."""
+        """Tell whether the first axis of every input and output is one and the same free size."""
         return len({spec.shape[:1] for spec in self.inputs + self.outputs}) == 1 and all(
             spec.shape and isinstance(spec.shape[0], str) for spec in self.inputs
         )
 
     @property
     def largest_batch(self) -> int | None:
-        """What the engine's profiles allow, ``None`` where there are none."""
+        """Return the largest batch of the engine's profiles, ``None`` where there are none."""
         return min((profile.maximum[0] for profile in self.profiles.values() if profile.maximum), default=None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from na_deploy.exporter.tracing import trace
 from na_deploy.exporter.verify import VerificationCase, verify_outputs
 from na_deploy.files import check_output, staged_output
 from na_deploy.models import LoadedModel, load_model
+from na_deploy.progress import Progress, silent
 
-Progress = Callable[[str], None]
 Shape = tuple[int, int, int, int]
 
 
@@ -112,7 +112,7 @@ def export(
     )
     if output is not None:
         check_output(Path(output), () if isinstance(source, LoadedModel) else (Path(source),), (".onnx",))
-    report = progress or (lambda _: None)
+    report = progress or silent
     clock = _Clock()
     if isinstance(source, LoadedModel):
         loaded = source

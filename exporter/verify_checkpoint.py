@@ -11,11 +11,11 @@ import onnx
 
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.exporter.options import TOLERANCE, parse_shape
-from na_deploy.exporter.pipeline import Progress
 from na_deploy.exporter.verify import Difference, verify_layers, verify_outputs
 from na_deploy.model_file.graph import read_model
 from na_deploy.models import load_model
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class VerificationReport:
         return self.worst.relative <= self.tolerance
 
 
-def recheck(
+def verify_checkpoint(
     checkpoint: str | os.PathLike[str],
     model: str | os.PathLike[str],
     *,
@@ -76,7 +76,7 @@ def recheck(
         NaDeployError: a file cannot be read, or the two are not the same model.
         UsageError: the input does not fit the file.
     """
-    report = progress or (lambda _: None)
+    report = progress or silent
     path = Path(model)
     proto = read_model(path)
     metadata = ModelMetadata.from_props({entry.key: entry.value for entry in proto.metadata_props})

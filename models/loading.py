@@ -24,7 +24,7 @@ from na_deploy.models.preprocessing import (
     official_classification,
     unprepared,
 )
-from na_deploy.models.resolve_architecture import Settled, settle
+from na_deploy.models.resolve_architecture import ResolvedArchitecture, resolve_architecture
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LoadedModel:
         config: its description.
         architecture: published name, or the kind ("nat", "dinat", …) for other sizes.
         metadata: what an exported file will say about it.
-        warnings: contradictions, readings and things left aside; one sentence each.
+        warnings: contradictions, clues and things left aside; one sentence each.
         input_size: (H, W) of the images it was trained on, as far as known.
     """
 
@@ -77,17 +77,17 @@ def load_model(
     structure = read_structure(checkpoint.state_dict, checkpoint.path)
     if checkpoint.hugging_face is not None:
         structure = replace(structure, layer_norm_eps=float(checkpoint.hugging_face.get("layer_norm_eps", 1e-5)))
-    settled = settle(structure, checkpoint, arch, dilations)
-    warnings = [*checkpoint.warnings, *settled.warnings]
-    config, weights = _outputs(settled.config, checkpoint, num_classes, backbone, out_indices, warnings)
+    resolved = resolve_architecture(structure, checkpoint, arch, dilations)
+    warnings = [*checkpoint.warnings, *resolved.warnings]
+    config, weights = _outputs(resolved.config, checkpoint, num_classes, backbone, out_indices, warnings)
     _check_weights(weights, config, checkpoint.path)
     with torch.device("meta"):
         module = build_model(config)
     module.load_state_dict(weights, strict=True, assign=True)
     module.eval().requires_grad_(False)
-    preprocessing = _preprocessing(checkpoint, settled, config)
+    preprocessing = _preprocessing(checkpoint, resolved, config)
     metadata = ModelMetadata(
-        architecture=settled.architecture,
+        architecture=resolved.architecture,
         task=_task(config, checkpoint),
         num_classes=config.num_classes,
         scores="sigmoid" if checkpoint.problem == "multi_label_classification" else score_function(config.num_classes),
@@ -95,10 +95,10 @@ def load_model(
         source_name=checkpoint.name,
         source_sha256=checkpoint.sha256,
         preprocessing=preprocessing,
-        labels=_labels(checkpoint, settled, config),
+        labels=_labels(checkpoint, resolved, config),
         config=config,
     )
-    return LoadedModel(module, config, settled.architecture, metadata, warnings, preprocessing.size)
+    return LoadedModel(module, config, resolved.architecture, metadata, warnings, preprocessing.size)
 
 
 def _task(config: ModelConfig, checkpoint: Checkpoint) -> str:
@@ -187,20 +187,20 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:2]) + more
 
 
-def _labels(checkpoint: Checkpoint, settled: Settled, config: ModelConfig) -> Mapping[int, str]:
+def _labels(checkpoint: Checkpoint, resolved: ResolvedArchitecture, config: ModelConfig) -> Mapping[int, str]:
     """Return the file's own class names, or ImageNet's for a published network with its 1,000 classes."""
     if checkpoint.labels:
         return checkpoint.labels if len(checkpoint.labels) == config.num_classes else {}
     imagenet = class_set("imagenet").labels
-    return imagenet if settled.entry is not None and config.num_classes == len(imagenet) else {}
+    return imagenet if resolved.entry is not None and config.num_classes == len(imagenet) else {}
 
 
-def _preprocessing(checkpoint: Checkpoint, settled: Settled, config: ModelConfig) -> Preprocessing:
+def _preprocessing(checkpoint: Checkpoint, resolved: ResolvedArchitecture, config: ModelConfig) -> Preprocessing:
     """Choose what the file says, else what its origin does; for other inputs than RGB the file must say."""
-    side = settled.entry.image_size if settled.entry else 224
+    side = resolved.entry.image_size if resolved.entry else 224
     if config.fixed_map:
         side = config.kernel_size * config.patch_size
-    dense = settled.preset.image_size if settled.preset else (512, 512)
+    dense = resolved.preset.image_size if resolved.preset else (512, 512)
     size = dense if config.is_backbone else (side, side)
     own = checkpoint.preprocessing
     if own is not None and len(own.mean) == len(own.std) == config.in_channels:

@@ -1,4 +1,4 @@
-"""Whether Triton's python backend and the NumPy beside it understand each other. Imported by models inside Triton."""
+"""The check that Triton's python backend and the NumPy beside it agree. Imported inside Triton."""
 
 from __future__ import annotations
 

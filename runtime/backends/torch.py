@@ -19,7 +19,7 @@ def open_session(path: Path, options: SessionOptions) -> TorchSession:
     """Load a checkpoint: official .pth, .safetensors, or a folder of Hugging Face.
 
     Raises:
-        MissingDependencyError: PyTorch, or what reads the checkpoint, is not installed.
+        MissingDependencyError: PyTorch, or the library that reads the checkpoint, is not installed.
         UsageError: an exported file was given, or the device does not exist.
         CheckpointError: the checkpoint cannot be read, or is no NAT or DiNAT model.
     """
@@ -62,6 +62,11 @@ class TorchSession(Session):
         self._lock = threading.Lock()
         self._module: Any | None = loaded.module if device is None else loaded.module.to(device)
 
+    @property
+    def attention(self) -> str:
+        """The part that computes neighborhood attention, in words."""
+        return "tiles in PyTorch"
+
     def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
         import torch
 
@@ -79,7 +84,7 @@ class TorchSession(Session):
         return {name: named[name].cpu().numpy() for name in outputs}
 
     def close(self) -> None:
-        """Let go of the network once calls in progress have finished."""
+        """Release the network once calls in progress have finished."""
         with self._lock:
             self._module = None
 

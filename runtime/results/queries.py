@@ -1,4 +1,4 @@
-"""From the outputs of segmenters to segments: semantic maps, and the queries of MaskFormer, Mask2Former and OneFormer.
+"""Segments from the outputs of segmenters: semantic maps, and the queries of MaskFormer, Mask2Former and OneFormer.
 
 Two rules turn queries into segments. "transformers" is that of its ``post_process_*`` functions (4.53.3); "detectron2"
 is that of the networks' authors (``instance_inference`` and ``panoptic_inference`` of Mask2Former and OneFormer), which
@@ -15,52 +15,47 @@ from numpy.typing import NDArray
 from na_deploy.model_file.tensors import Array
 from na_deploy.models.metadata import THRESHOLDS
 from na_deploy.runtime.results.classification import softmax
-from na_deploy.runtime.results.resampling import FloatArray, View, linear, nearest, resize, strips, to_picture
+from na_deploy.runtime.results.resampling import FloatArray, View, best_map, linear, nearest, resize, strips, to_picture
 from na_deploy.runtime.results.segments import Found
 
 IdMap = NDArray[np.int32]
 
 
 def semantic_map(scores: Array, view: View, *, logits: bool) -> tuple[IdMap, dict[int, Found]]:
-    """Return the best class of every pixel and how sure it is.
+    """Return the best class of every pixel, and its confidence.
 
     Args:
         scores: (classes, h, w).
         view: where they lie.
-        logits: whether the scores are logits; else they are what :func:`semantic_scores` gives.
+        logits: true for logits, false for the scores of :func:`semantic_scores`.
 
     Returns:
         (H, W), the class number plus one; by that number, the class with its mean share in the map's own pixels
         that show it: of the softmax of logits, of the sum of other scores.
     """
-    ids = np.zeros(view.picture, np.int32)
-    for rows, columns, maps in strips(scores, *to_picture(scores.shape[1:], view)):
-        best, number = np.array(next(maps)), ids[rows, columns]
-        number[...] = 1
-        for index, one in enumerate(maps, start=2):
-            better = one > best
-            np.copyto(best, one, where=better)
-            number[better] = index
-    last = np.moveaxis(scores, 0, -1)
-    shares = softmax(last) if logits else last / np.maximum(last.sum(-1, keepdims=True), np.float32(1e-30))
-    return ids, _semantic_confidence(shares, ids, view)
+    ids = best_map(scores, *to_picture(scores.shape[1:], view)) + np.int32(1)
+    return ids, _semantic_confidence(scores, ids, view, logits=logits)
 
 
-def _semantic_confidence(shares: Array, ids: IdMap, view: View) -> dict[int, Found]:
-    height, width, classes = shares.shape
+def _semantic_confidence(scores: Array, ids: IdMap, view: View, *, logits: bool) -> dict[int, Found]:
+    classes, height, width = scores.shape
     kept = (
         min(-(-height * view.placement.scaled[0] // view.placement.size[0]), height),
         min(-(-width * view.placement.scaled[1] // view.placement.size[1]), width),
     )
+    values = scores[:, : kept[0], : kept[1]]
+    if logits:
+        values = np.exp(values - values.max(0))
+    values = values / np.maximum(values.sum(0), np.float32(1e-30))
     own = ids[nearest(view.picture[0], kept[0])][:, nearest(view.picture[1], kept[1])] - 1
-    confidence = np.take_along_axis(shares[: kept[0], : kept[1]], own[..., None], -1).ravel()
+    confidence = np.take_along_axis(values, own[None], 0).ravel()
     totals = np.bincount(own.ravel(), confidence, classes)
     counts = np.bincount(own.ravel(), minlength=classes)
     everywhere = np.bincount(ids.ravel(), minlength=classes + 1)[1:]
     found = {}
     for index in np.flatnonzero(everywhere).tolist():
         # A class of a few pixels of the picture may fall between the map's: its largest share there is closest.
-        score = totals[index] / counts[index] if counts[index] else shares[..., index].max()
+        score = totals[index] / counts[index] if counts[index] else values[index].max()
         found[index + 1] = Found(index, float(score))
     return found
 
@@ -109,12 +104,19 @@ def instances(
     rows, columns = to_picture(maps.shape[1:], view)
     picked = {}
     for query in dict.fromkeys(query for query, _, _ in candidates):
-        logits = maps[query] if view.rule == "transformers" else resize(maps[query], rows, columns)
+        logits = maps[query]
         mask = logits > 0
-        inside = float(_sigmoid(logits)[mask].sum(dtype=np.float64)) / (int(mask.sum()) + 1e-6)
-        if view.rule == "transformers":
+        if view.rule == "detectron2":
+            # Places that no positive value counts in cannot become positive.
+            tall, wide = rows.touching(mask.any(1)), columns.touching(mask.any(0))
+            logits = resize(logits, rows.cut(tall.start, tall.stop), columns.cut(wide.start, wide.stop))
+            mask = np.zeros(view.picture, np.bool_)
+            mask[tall, wide] = logits > 0
+            positive = logits[mask[tall, wide]]
+        else:
+            positive = logits[mask]
             mask = _nearest_on(mask, view)
-        picked[query] = mask, inside
+        picked[query] = mask, float(_sigmoid(positive).sum(dtype=np.float64)) / (positive.size + 1e-6)
     found = [(own * picked[query][1], query, index) for query, index, own in candidates]
     kept = sorted((each for each in found if each[0] >= least and picked[each[1]][0].any()), key=lambda each: -each[0])
     return [picked[query][0] for _, query, _ in kept], [Found(index, score) for score, _, index in kept]

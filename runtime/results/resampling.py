@@ -22,6 +22,8 @@ IntArray = NDArray[np.int64]
 
 STRIP = 1024
 """Columns of a picture computed at a time."""
+_NARROW = 192
+"""Columns of all maps together computed at a time, likewise."""
 BAND = 64
 """Rows of a strip computed at a time: they stay in the processor's cache."""
 
@@ -32,7 +34,7 @@ class Taps:
 
     Attributes:
         index: (targets, taps) source positions.
-        weight: (targets, taps) what each counts.
+        weight: (targets, taps) weight of each.
     """
 
     index: IntArray
@@ -42,7 +44,13 @@ class Taps:
         """Return ``first`` and then these as one."""
         index = first.index[self.index].reshape(len(self.index), -1)
         weight = (first.weight[self.index] * self.weight[..., None]).reshape(len(self.index), -1)
-        return Taps(index, weight)
+        used = weight.any(0)  # scaling to the same size has taps that count nothing
+        return Taps(index[:, used], weight[:, used]) if used.any() else Taps(index, weight)
+
+    def touching(self, sources: NDArray[np.bool_]) -> slice:
+        """Return the targets from the first to the last that one of ``sources``, marked by position, counts in."""
+        targets = np.flatnonzero(sources[self.index].any(1))
+        return slice(int(targets[0]), int(targets[-1]) + 1) if len(targets) else slice(0, 0)
 
     def cut(self, start: int, stop: int) -> Taps:
         """Return those of the targets from ``start`` to before ``stop``."""
@@ -65,12 +73,12 @@ def nearest(source: int, target: int) -> IntArray:
 
 
 class View(NamedTuple):
-    """Where a network's maps, which cover its whole input, lie on a picture.
+    """The place of a network's maps, which cover its whole input, on a picture.
 
     Attributes:
-        placement: where the picture lay in the input.
+        placement: the picture's place in the input.
         picture: (H, W) of the picture.
-        rule: how maps are scaled. "detectron2" (and mmsegmentation): to the input first, what is padding is cut off,
+        rule: the rule for scaling maps. "detectron2" (and mmsegmentation): to the input first, padding is cut off,
             then to the picture. "transformers": straight to the picture, where there is no padding.
     """
 
@@ -80,7 +88,7 @@ class View(NamedTuple):
 
     @property
     def straight(self) -> bool:
-        """Whether maps are scaled straight to the picture."""
+        """Tell whether maps are scaled straight to the picture."""
         return self.rule == "transformers" and self.placement.scaled == self.placement.size
 
 
@@ -89,7 +97,7 @@ def to_picture(maps: tuple[int, int], view: View) -> tuple[Taps, Taps]:
 
     Args:
         maps: (h, w) of the maps.
-        view: where they lie.
+        view: their place on the picture.
     """
     axes = []
     for size, whole, kept, target in zip(maps, view.placement.size, view.placement.scaled, view.picture, strict=True):
@@ -103,6 +111,25 @@ def to_picture(maps: tuple[int, int], view: View) -> tuple[Taps, Taps]:
 def resize(maps: Array, rows: Taps, columns: Taps) -> FloatArray:
     """Return (…, H, W) of ``maps`` (…, h, w)."""
     return _along_rows(_along_columns(maps.astype(np.float32, copy=False), columns), rows)
+
+
+def best_map(maps: Array, rows: Taps, columns: Taps) -> NDArray[np.int32]:
+    """Return (H, W), which of the scaled ``maps`` (C, h, w) is the largest in each place; of equals the first."""
+    best = np.empty((len(rows.index), len(columns.index)), np.int32)
+    last = np.ascontiguousarray(np.moveaxis(maps, 0, -1), np.float32)  # (h, w, C): argmax is fast along it
+    for left in range(0, best.shape[1], _NARROW):
+        own = columns.cut(left, left + _NARROW)
+        scaled = np.take(last, own.index[:, 0], axis=1) * own.weight[:, 0, None]
+        for number in range(1, own.index.shape[1]):
+            scaled += np.take(last, own.index[:, number], axis=1) * own.weight[:, number, None]
+        row, part = np.empty(scaled.shape[1:], np.float32), np.empty(scaled.shape[1:], np.float32)
+        for target, (sources, weights) in enumerate(zip(rows.index.tolist(), rows.weight, strict=True)):
+            np.multiply(scaled[sources[0]], weights[0], out=row)
+            for source, weight in zip(sources[1:], weights[1:], strict=True):
+                np.multiply(scaled[source], weight, out=part)
+                row += part
+            best[target, left : left + _NARROW] = row.argmax(-1)
+    return best
 
 
 def strips(maps: Array, rows: Taps, columns: Taps) -> Iterator[tuple[slice, slice, Iterator[FloatArray]]]:

@@ -1,4 +1,4 @@
-"""What docs/operator.md shows is what the code does."""
+"""The examples in docs/operator.md agree with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user gets for every kind of bad input to ``export`` and ``verify``: one sentence, a code, nothing written."""
+"""Answers to every kind of bad input to ``export`` and ``verify``: one sentence, a code, nothing written."""
 
 from __future__ import annotations
 

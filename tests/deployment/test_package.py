@@ -1,4 +1,4 @@
-"""What `package` writes: versions, files, settings; and that it writes all of it or nothing."""
+"""Output of `package`: versions, files, settings; and that it writes all of it or nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from segmenters import segmenter
 from small_models import small_model
 
 from na_deploy.deployment import PackageOptions, check_repository, package
@@ -342,6 +343,21 @@ def test_the_ensemble_joins_preprocessing_and_model(free: Path, repository: Path
     package([free], repository, PackageOptions(preprocess=True))
     assert check_repository(repository) == []
     assert (repository / "free" / "2").is_dir()
+
+
+def test_a_segmenter_s_image_files_are_answered_by_one_model(repository: Path, tmp_path: Path) -> None:
+    onnx.save(segmenter("panoptic", "batch", 64, 64), tmp_path / "parts.onnx")
+    written = package([tmp_path / "parts.onnx"], repository, PackageOptions(backend="python", preprocess=True))
+    assert [(model.name, model.backend) for model in written] == [("parts", "python"), ("parts_from_image", "python")]
+    config = config_of(repository, "parts_from_image")
+    assert [output.name for output in config.output] == ["segments", "ids"]
+    parameters = {name: entry.string_value for name, entry in config.parameters.items()}
+    assert parameters["na_deploy.model"] == "parts"
+    assert Preprocessing.from_json(parameters["na_deploy.preprocessing"]).mode == "fit"
+    metadata = ModelMetadata.from_props(json.loads(parameters["na_deploy.metadata"]))
+    assert metadata is not None
+    assert (metadata.task, metadata.things) == ("panoptic", (1, 3))
+    assert check_repository(repository) == []
 
 
 def test_a_model_from_elsewhere_gets_no_preprocessing(write_model: WriteModel, repository: Path) -> None:

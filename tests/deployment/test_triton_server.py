@@ -6,6 +6,7 @@ There is no GPU here and the server's wheel has no tensorrt backend: repositorie
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import time
 import urllib.request
@@ -21,6 +22,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
+from segmenters import LABELS as LABELS_OF_SEGMENTERS
+from segmenters import colour_picture, segmenter, squared
 from serving_client import CHECKS, ServedModel, connect, items
 from small_models import small_model
 from triton_server import Server, triton_server
@@ -33,6 +36,7 @@ from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import Preprocessing
 from na_deploy.runtime.images.prepare import decode_image, prepare
 from na_deploy.runtime.native_libraries import onnxruntime_library
+from na_deploy.runtime.results.segments import Segmentation
 
 pytestmark = pytest.mark.triton
 
@@ -49,6 +53,10 @@ PACKAGED = {
     "limited": ("batch", [0], PackageOptions(backend="python", queue=2, delay_us=300_000, timeout_ms=5000)),
     "cached": ("batch", [0], PackageOptions(backend="python", cache=True, device="gpu")),
 }
+SEGMENTERS = (
+    ("free_sizes", "semantic", {}, "python"),
+    ("square", "panoptic", {"batch": "batch", "height": 64, "width": 64, "preprocessing": squared(64)}, "onnxruntime"),
+)
 BATCHED = {"python_free": True, "onnx_free": True, "python_fixed": False, "onnx_fixed": False}
 
 
@@ -86,6 +94,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     bf16 = folder / "half.onnx"
     onnx.save(_bfloat16_model(), bf16)
     package([bf16], repository, PackageOptions(backend="python"))
+    for name, task, sizes, backend in SEGMENTERS:
+        path = models[name] = folder / f"{name}.onnx"
+        onnx.save(segmenter(task, **sizes), path)
+        package([path], repository, _at(PackageOptions(backend=backend, preprocess=True), repository))
     assert check_repository(repository) == []
     arguments = ["--cache-config=local,size=1048576", "--model-control-mode=explicit", "--load-model=*"]
     with triton_server([repository], folder, arguments) as server:
@@ -135,6 +147,34 @@ def test_the_ensemble_classifies_image_files_as_the_model_does(served: Served, n
         given = np.array([[file] for file in files], object)
         answer = client.infer(f"{name}_from_image", {"image_bytes": given}).as_numpy("logits")
     np.testing.assert_allclose(answer, served.model(name).expected(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+@pytest.mark.parametrize("name", [entry[0] for entry in SEGMENTERS])
+def test_a_segmenter_answers_image_files_as_a_session_does(served: Served, name: str, kind: str) -> None:
+    pictures = [colour_picture(120, 90), colour_picture(50, 77)]
+    files = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        picture.save(buffer, "png")
+        files.append(buffer.getvalue())
+    with served.connect(kind) as client:
+        answer = client.infer(f"{name}_from_image", {"image_bytes": np.array(files, object)})
+        contents = [json.loads(text) for text in answer.as_numpy("segments")]
+        ids = [np.asarray(Image.open(io.BytesIO(file))) for file in answer.as_numpy("ids")]
+    with na_deploy.load(served.models[name]) as session:
+        for picture, content, own in zip(pictures, contents, ids, strict=True):
+            expected = session.predict(picture)
+            assert isinstance(expected, Segmentation)
+            assert content == {
+                "task": expected.task,
+                "height": picture.height,
+                "width": picture.width,
+                "segments": expected.to_coco(LABELS_OF_SEGMENTERS),
+            }
+            assert np.array_equal(own, expected.ids)
+    with served.connect(kind) as client, pytest.raises(InferenceServerException, match="not an image"):
+        client.infer(f"{name}_from_image", {"image_bytes": np.array([b"nothing"], object)})
 
 
 def test_the_ensemble_names_classes_by_the_models_labels(served: Served) -> None:

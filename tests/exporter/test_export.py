@@ -1,4 +1,4 @@
-"""What ``na_deploy.export`` writes: the graph, its types, its metadata, and what it computes in stock ONNX Runtime."""
+"""Files of ``na_deploy.export``: the graph, its types, its metadata, and what it computes in stock ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where natten is not installed: each version's names, defaults and layout are there, and compute what they should."""
+"""Stand-ins where natten is not installed: each version's names, defaults, layout and results."""
 
 from __future__ import annotations
 

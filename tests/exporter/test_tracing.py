@@ -1,4 +1,4 @@
-"""What tracing says when it fails."""
+"""Messages of tracing that fails."""
 
 from __future__ import annotations
 

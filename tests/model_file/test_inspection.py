@@ -1,4 +1,4 @@
-"""What inspection reports is what the model does."""
+"""Reports of inspection agree with the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What travels with an exported model: metadata and preprocessing survive, foreign files do not break it."""
+"""Properties that travel with an exported model: metadata and preprocessing survive, foreign files do not break it."""
 
 from dataclasses import replace
 

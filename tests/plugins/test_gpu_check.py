@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 class EmulatedKernels:
-    """What gpu_check_build.Kernels is, over the emulated GPU."""
+    """The interface of gpu_check_build.Kernels over the emulated GPU."""
 
     def __init__(self, native_build: Path) -> None:
         self._library = ctypes.CDLL(str(native_build / "plugins/tests/libna_deploy_cuda_emulated.so"))

@@ -48,7 +48,7 @@ TOLERANCE = dict(zip(ELEMENTS, (2e-6, 3e-3, 2e-2), strict=True))
 
 
 class EmulatedGpu:
-    """What tests see and decide of the library's launches."""
+    """The library's launches, as tests see and decide them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -66,7 +66,7 @@ class EmulatedGpu:
 
     @property
     def launches(self) -> int:
-        """How many there were."""
+        """Return the number of launches."""
         return int(self._library.na_test_launches())
 
     @property
@@ -203,7 +203,7 @@ def test_a_constant_bias_is_not_looked_at_on_the_host(load_node, gpu: EmulatedGp
 
 
 def sentence(session: Any, arrays: Arrays) -> str:
-    """What a run that fails says, in one line."""
+    """Return the message of a run that fails, in one line."""
     with pytest.raises(NaDeployError) as error:
         session.run(arrays)
     text = str(error.value)

@@ -1,4 +1,4 @@
-"""What tritonclient's gRPC client can call works, or is refused in a sentence; the asynchronous clients too."""
+"""Every call of tritonclient's gRPC client works, or is refused in a sentence; the asynchronous clients too."""
 
 from __future__ import annotations
 

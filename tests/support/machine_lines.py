@@ -34,15 +34,16 @@ def machine_of(
     memory: GlobalMemory | None = None,
     parameters: bytes = b"",
     threads: int = 32,
+    shared: int = 4096,
 ) -> Machine:
     """Return a machine with one block whose first warp's registers are set, before it runs."""
     bank = constant_bank(threads, 1, 0x210, parameters)
-    launch = Launch(instructions([*lines, "EXIT"]), threads, 1, 4096, bank, 0x210)
+    launch = Launch(instructions([*lines, "EXIT"]), threads, 1, shared, bank, 0x210)
     machine = Machine(launch, memory or GlobalMemory({}))
     for number, values in registers.items():
         machine.warps.registers[number, 0] = values
     for number, values in predicates.items():
         machine.warps.predicates[number, 0] = values
     for number, value in (uniform or {}).items():
-        machine.warps.uniform[number, 0] = value
+        machine.warps.uniform[number] = value
     return machine

@@ -41,7 +41,7 @@ class Runtime:
 
 
 RUNTIMES = {
-    "openvino": Runtime("OpenVINO 2026.4.1", ("openvino==2026.4.1",)),
+    "openvino": Runtime("OpenVINO 2026.4.1"),
     "openvino-2025": Runtime("OpenVINO 2025.4.0", ("openvino==2025.4.0",)),
     "reference": Runtime("onnx.reference"),
     "onnxslim": Runtime("onnxslim 0.1.98", ("onnxslim==0.1.98",)),
@@ -85,7 +85,7 @@ def run(name: str, folder: Path | None, model: Path, inputs: Arrays, scratch: Pa
 
     Args:
         name: key of :data:`RUNTIMES`.
-        folder: what :func:`prepare` returned.
+        folder: of the runtime, from :func:`prepare`.
         model: an ONNX file.
         inputs: arrays by name.
         scratch: a folder to exchange arrays in.

@@ -1,4 +1,4 @@
-"""What every server of the Open Inference Protocol must do, asked through tritonclient over HTTP and gRPC.
+"""Duties of every server of the Open Inference Protocol, asked through tritonclient over HTTP and gRPC.
 
     for check in CHECKS: check(client, model)
 
@@ -32,9 +32,9 @@ class ServedModel:
         input: name of its input, float32.
         item: sizes of one item of it, without the batch.
         output: name of an output.
-        expected: what the model answers to a batch of items.
-        largest_batch: what it takes at once, 0 where the batch is fixed to one.
-        batches: whether the server joins waiting requests.
+        expected: the model's answer to a batch of items.
+        largest_batch: the most items it takes at once, 0 where the batch is fixed to one.
+        batches: true where the server joins waiting requests.
         version: the version that is asked about.
     """
 
@@ -248,7 +248,7 @@ def _statistics(client: Client, model: ServedModel, awaited: int = 0) -> dict[st
 
 
 def _counts(client: Client, model: ServedModel) -> dict[str, int]:
-    """What is zero is left out by some servers."""
+    """Return the counts; some servers leave out those of zero."""
     answer = client.ask("get_inference_statistics", model.name, model.version)
     (entry,) = answer["model_stats"]
     details = entry.get("inference_stats", {})

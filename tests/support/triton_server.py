@@ -48,7 +48,7 @@ def triton_server(
     place, so that repositories for it are served as they are written.
 
     Args:
-        repositories: what to serve.
+        repositories: folders to serve.
         folder: for the backends and the log.
         arguments: further ones of ``tritonserver``.
         timeout_s: give up if it is not ready by then.

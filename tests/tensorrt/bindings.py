@@ -33,7 +33,7 @@ _STOOD_IN = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 
 @dataclass(frozen=True)
 class Wheels:
-    """What to install for one module.
+    """Requirements of one module.
 
     Attributes:
         api: name of the recorded description in api/.

@@ -42,7 +42,7 @@ class Machine:
 
     @property
     def state(self) -> Any:
-        """What the fake CUDA runtime knows."""
+        """Return the state of the fake CUDA runtime."""
         return self.cuda.STATE
 
     def set(self, **variables: object) -> None:

@@ -68,7 +68,7 @@ def module_attributes() -> Iterator[tuple[str, str]]:
 
 
 def _is_module(node: ast.expr) -> bool:
-    """Whether an expression is the TensorRT module: ``module`` or ``something.module``."""
+    """Tell whether an expression is the TensorRT module: ``module`` or ``something.module``."""
     return (isinstance(node, ast.Name) and node.id == "module") or (
         isinstance(node, ast.Attribute) and node.attr == "module"
     )

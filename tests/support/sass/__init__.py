@@ -7,8 +7,8 @@ It executes what nvcc made of them, without a GPU, and counts.
 - :mod:`sass.listing` and :mod:`sass.cubin` read what ``cuobjdump -sass`` prints, and a kernel's parameters.
 - :mod:`sass.machine` runs blocks: all their warps at once, as arrays (warps, 32). :mod:`sass.warps` is their state,
   :mod:`sass.operands` how instructions name it, and the instructions stand by kind in :mod:`sass.integers`,
-  :mod:`sass.floats`, :mod:`sass.exchange`, :mod:`sass.control`, :mod:`sass.accesses`, :mod:`sass.matrices` and
-  :mod:`sass.hopper`.
+  :mod:`sass.predicates`, :mod:`sass.floats`, :mod:`sass.exchange`, :mod:`sass.control`, :mod:`sass.accesses`,
+  :mod:`sass.matrices` and :mod:`sass.hopper`.
 - :mod:`sass.memory`: global and shared memory, with sectors and wavefronts counted.
 
 Results are those of the PTX manual's instructions that the assembler chose the machine's for; tests compare each. Time

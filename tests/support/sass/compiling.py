@@ -178,7 +178,7 @@ def compile_source(source: str, architecture: str) -> Compiled:
 TACTICS = """#include "tactics.h"
 #include "na_cuda.h"
 static bool hopper = true;
-bool na_deploy::device_is_hopper() { return hopper; }
+bool na_deploy::cuda::device_is_hopper() { return hopper; }
 extern "C" NA_CUDA_API void na_pretend_hopper(int32_t yes) { hopper = yes != 0; }
 """
 

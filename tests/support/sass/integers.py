@@ -1,4 +1,4 @@
-"""Integers, bits and predicates."""
+"""Integers and bits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .listing import Instruction
-from .operands import LOW, WORD, Operands, Read, Write
+from .operands import LOW, WORD, Operands, Read
 from .registry import Execute, UnknownInstructionError, expect_modifiers, instruction, one_of
 from .warps import Mask
 
@@ -90,31 +90,48 @@ _SPELLINGS = ("MOV", "IADD", "SHL")
 
 @instruction("IMAD", "UIMAD")
 def multiply_add(machine: Machine, own: Instruction) -> Execute:
-    """d = a * b + c in 32 bits; .WIDE with 64-bit c and d, .HI the high word of that; .X adds a carry."""
+    """d = a * b + c in 32 bits; .WIDE with 64-bit c and d, .HI the high word of that; .X adds a carry.
+
+    A predicate behind d takes the carry of the 64-bit sum.
+    """
     modifiers, operands = expect_modifiers(own, "WIDE", "HI", "X", "U32", *_SPELLINGS), machine.operands
-    if len(own.operands) != (5 if "X" in modifiers else 4):
-        raise UnknownInstructionError(f"{own.text}: expected {5 if 'X' in modifiers else 4} operands")
-    a, b = (operands.bits(name) for name in own.operands[1:3])
-    if "WIDE" in modifiers or "HI" in modifiers:
-        signed, c = "U32" not in modifiers, operands.pair(own.operands[3])
-
-        def product() -> np.ndarray:
-            return (wide(a(), signed).view(U64) * wide(b(), signed).view(U64)) + c()
-
-        if "WIDE" in modifiers:
-            to_pair = operands.write_pair(own.operands[0])
-            return lambda mask: to_pair(product(), mask)
-        to = operands.write(own.operands[0])
-        if signed:
-            raise UnknownInstructionError(f"{own.text}: the high word of a signed product is not modelled")
-        return lambda mask: to((product() >> WORD).astype(U32), mask)
-    c, to = operands.bits(own.operands[3]), operands.write(own.operands[0])
-    if "X" in modifiers:
-        carry = operands.predicate(own.operands[4])
+    out = _leading_predicates(operands, own)
+    names = own.operands[1 + out :]
+    is_wide = "WIDE" in modifiers or "HI" in modifiers
+    if len(names) != (4 if "X" in modifiers else 3) or out > int(is_wide):
+        raise UnknownInstructionError(f"{own.text}: these operands are not modelled")
+    a, b = (operands.bits(name) for name in names[:2])
+    carry = operands.predicate(names[3]) if "X" in modifiers else None
+    if is_wide:
+        return _wide_product(operands, own, (a, b, operands.pair(names[2])), carry)
+    c, to = operands.bits(names[2]), operands.write(own.operands[0])
+    if carry is not None:
         return lambda mask: to(a() * b() + c() + carry().astype(U32), mask)
-    if "MOV" in modifiers and own.operands[1:3] == ("RZ", "RZ"):
+    if "MOV" in modifiers and names[:2] == ("RZ", "RZ"):
         return lambda mask: to(c(), mask)
     return lambda mask: to(a() * b() + c(), mask)
+
+
+def _wide_product(operands: Operands, own: Instruction, read: tuple[Read, Read, Read], carry: Read | None) -> Execute:
+    signed, high = "U32" not in own.modifiers, "HI" in own.modifiers
+    carry_out = operands.write_predicate(own.operands[1]) if operands.is_predicate(own.operands[1]) else None
+    if signed and (high or carry_out is not None):
+        raise UnknownInstructionError(f"{own.text}: high words and carries of signed products are not modelled")
+    a, b, c = read
+    to = operands.write(own.operands[0]) if high else operands.write_pair(own.operands[0])
+
+    def execute(mask: Mask) -> None:
+        added = c()
+        total = wide(a(), signed).view(U64) * wide(b(), signed).view(U64) + added
+        over = total < added
+        if carry is not None:
+            total = total + carry().astype(U64)
+            over = over | (total == 0) & carry()
+        to((total >> WORD).astype(U32) if high else total, mask)
+        if carry_out is not None:
+            carry_out(over, mask)
+
+    return execute
 
 
 @instruction("LEA", "ULEA")
@@ -202,75 +219,6 @@ def logic(machine: Machine, own: Instruction) -> Execute:
     return execute
 
 
-@instruction("PLOP3", "UPLOP3")
-def predicate_logic(machine: Machine, own: Instruction) -> Execute:
-    """Two predicates from three, each by a table."""
-    expect_modifiers(own, "LUT")
-    operands = machine.operands
-    to = [operands.write_predicate(name) for name in own.operands[:2]]
-    read = [operands.predicate(name) for name in own.operands[2:5]]
-    tables = [int(name, 16) for name in own.operands[5:7]]
-
-    def execute(mask: Mask) -> None:
-        a, b, c = (part().astype(np.int32) for part in read)
-        number = a * 4 + b * 2 + c
-        for write, table in zip(to, tables, strict=True):
-            write((table >> number & 1).astype(bool), mask)
-
-    return execute
-
-
-def _joined(own: Instruction, value: np.ndarray, other: np.ndarray) -> np.ndarray:
-    if "AND" in own.modifiers:
-        return value & other
-    return value | other if "OR" in own.modifiers else value ^ other
-
-
-@instruction("ISETP", "UISETP")
-def compare_integers(machine: Machine, own: Instruction) -> Execute:
-    """p = (a ? b) joined with a third predicate, and q = its opposite, joined; .EX goes on from the lower words'."""
-    expect_modifiers(own, "EQ", "NE", "LT", "LE", "GT", "GE", "U32", "AND", "OR", "XOR", "EX")
-    operands, test = machine.operands, one_of(own, ("EQ", "NE", "LT", "LE", "GT", "GE"))
-    one_of(own, ("AND", "OR", "XOR"))
-    p, q = (operands.write_predicate(name) for name in own.operands[:2])
-    read = operands.bits if "U32" in own.modifiers else operands.signed
-    a, b = (read(name) for name in own.operands[2:4])
-    other = operands.predicate(own.operands[4])
-    lower = operands.predicate(own.operands[5]) if "EX" in own.modifiers else None
-    compare = {
-        "EQ": np.equal, "NE": np.not_equal, "LT": np.less, "LE": np.less_equal, "GT": np.greater,
-        "GE": np.greater_equal,
-    }[test]  # fmt: skip
-    strict = {"LE": np.less, "GE": np.greater}.get(test, compare)
-
-    def execute(mask: Mask) -> None:
-        x, y = a(), b()
-        if lower is None:
-            found = compare(x, y)
-        elif test == "NE":
-            found = compare(x, y) | lower()
-        elif test == "EQ":
-            found = compare(x, y) & lower()
-        else:
-            found = strict(x, y) | (x == y) & lower()
-        third = other()
-        results = _joined(own, found, third), _joined(own, ~found, third)
-        p(results[0], mask)
-        q(results[1], mask)
-
-    return execute
-
-
-@instruction("SEL", "USEL")
-def select(machine: Machine, own: Instruction) -> Execute:
-    """d = a where the predicate says so, else b."""
-    expect_modifiers(own)
-    operands = machine.operands
-    to, a, b = operands.write(own.operands[0]), operands.bits(own.operands[1]), operands.bits(own.operands[2])
-    which = operands.predicate(own.operands[3])
-    return lambda mask: to(np.where(which(), a(), b()), mask)
-
-
 @instruction("IMNMX", "VIMNMX", "UIMNMX")
 def lesser_or_greater(machine: Machine, own: Instruction) -> Execute:
     """d = min(a, b) where the predicate says so, else max(a, b); .RELU: at least 0."""
@@ -344,44 +292,3 @@ def clear(machine: Machine, own: Instruction) -> Execute:
         return lambda mask: to(zero.astype(U32), mask)
     to_pair = machine.operands.write_pair(own.operands[0])
     return lambda mask: to_pair(zero, mask)
-
-
-def _byte(name: str) -> tuple[str, int]:
-    register, _, byte = name.partition(".B")
-    return register, 8 * int(byte or 0)
-
-
-@instruction("R2P")
-def register_to_predicates(machine: Machine, own: Instruction) -> Execute:
-    """The predicates that a mask names become bits of a register's byte."""
-    expect_modifiers(own)
-    register, first = _byte(own.operands[1])
-    a, chosen = machine.operands.bits(register), int(own.operands[2], 16)
-    rows: list[tuple[int, Write]] = [
-        (number, machine.operands.write_predicate(f"P{number}")) for number in range(7) if chosen >> number & 1
-    ]
-
-    def execute(mask: Mask) -> None:
-        bits = a() >> U32(first)
-        for number, write in rows:
-            write((bits >> U32(number) & U32(1)).astype(bool), mask)
-
-    return execute
-
-
-@instruction("P2R")
-def predicates_to_register(machine: Machine, own: Instruction) -> Execute:
-    """A byte of d takes the predicates that a mask names; the rest is that of a."""
-    modifiers = expect_modifiers(own, "B0", "B1", "B2", "B3")
-    first = 8 * int(next(iter(modifiers), "B0")[1])
-    to, a = machine.operands.write(own.operands[0]), machine.operands.bits(own.operands[2])
-    chosen = int(own.operands[3], 16)
-    read = [(number, machine.operands.predicate(f"P{number}")) for number in range(7)]
-
-    def execute(mask: Mask) -> None:
-        bits = np.zeros((1, 1), U32)
-        for number, predicate in read:
-            bits = bits | predicate().astype(U32) << U32(number)
-        to(a() & U32(~(chosen << first) & (LIMIT - 1)) | (bits & U32(chosen)) << U32(first), mask)
-
-    return execute

@@ -121,7 +121,7 @@ class State:
         return any(begin <= address and address + size <= begin + len(block) for begin, block in where.items())
 
     def leaks(self) -> dict[str, int]:
-        """What was never freed."""
+        """Return the memory that was never freed."""
         return {
             "device": len(self.device_memory),
             "pinned": len(self.pinned),
