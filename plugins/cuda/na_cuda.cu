@@ -92,15 +92,6 @@ extern "C" int32_t na_launch(const na_params* params, int32_t tactic, na_cuda_st
   return na_deploy::cuda::choose(na_deploy::cuda::Launcher{stream}, *params, tactic);
 }
 
-extern "C" int32_t na_cuda_devices() {
-  int driver = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return cudaErrorNoDevice;
-  int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error != cudaSuccess) cudaGetLastError();  // else a later launch would report it
-  return error != cudaSuccess ? error : count > 0 ? cudaSuccess : cudaErrorNoDevice;
-}
-
 extern "C" int32_t na_cuda_try(int32_t device) {
   const int32_t error = na_deploy::cuda::try_device(device);
   if (error != cudaSuccess) cudaGetLastError();

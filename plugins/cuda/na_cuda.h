@@ -44,10 +44,6 @@ NA_CUDA_API int32_t na_launch(const na_params* params, int32_t tactic, na_cuda_s
  * device run these kernels. Makes a context on the device if there is none. */
 NA_CUDA_API int32_t na_cuda_try(int32_t device);
 
-/* Returns a cudaError_t: 0 if the driver takes this library's CUDA runtime and has a device, 100 (cudaErrorNoDevice) if
- * there is no driver or no device. Makes no context. */
-NA_CUDA_API int32_t na_cuda_devices(void);
-
 /* Returns a number of the kernels' sources, which changes with every change to them: what was timed with one revision
  * says nothing of another. */
 NA_CUDA_API const char* na_cuda_revision(void);

@@ -178,22 +178,6 @@ def test_a_gpu_that_refuses_the_trial_launch_gives_one_warning_and_function_bodi
     assert told[1].endswith("the model runs on its embedded function bodies")
 
 
-def test_other_programs_load_models_on_function_bodies_where_the_driver_refuses_the_runtime(
-    gpu: dict[str, str], write_model, tmp_path: Path
-):
-    optimized = tmp_path / "optimized.onnx"
-    command = [sys.executable, "-c", LOAD, str(write_model()), str(optimized)]
-    refusing = gpu | {"NA_TEST_DEVICES": "35"}
-    done = subprocess.run(command, capture_output=True, text=True, env=refusing, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    warnings = [line for line in done.stderr.splitlines() if "na_deploy: warning" in line]
-    assert len(warnings) == 1
-    assert "CUDA answers with error 35, an emulated error; sessions on the GPU run the models' function" in warnings[0]
-    placed = {node.op_type for node in onnx.load(optimized).graph.node}
-    assert PACKED_OPERATOR not in placed
-    assert "Softmax" in placed
-
-
 def test_other_programs_are_told_of_a_failing_trial_launch_when_they_load_a_model(
     gpu: dict[str, str], write_model, tmp_path
 ):
