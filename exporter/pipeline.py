@@ -14,7 +14,7 @@ from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
 from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import trace
-from na_deploy.exporter.verify import VerificationCase, verify_outputs
+from na_deploy.exporter.verify import VerificationCase, refusal, verify_outputs
 from na_deploy.files import check_output, staged_output
 from na_deploy.models import LoadedModel, load_model
 from na_deploy.progress import Progress, silent
@@ -24,13 +24,13 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written and how well it reproduces the PyTorch model.
+    """The written file, and its agreement with the PyTorch model.
 
     Attributes:
         path: the ONNX file.
         files: every file written, the ONNX file first.
         architecture: the model's name.
-        options: what was asked for, with the shape filled in.
+        options: the request, with the shape filled in.
         nodes: operators in the graph, function bodies not counted.
         attention_layers: neighborhood attention nodes among them.
         cases: verification results, one for each input shape tried.
@@ -148,12 +148,11 @@ def export(
         no_kernels = check_file(staged)
         cases = verify_outputs(loaded.module, staged, verification_shapes(loaded, shape, options))
         clock.lap("verify")
-        worst = max(case.worst for case in cases)
-        if not worst <= options.accepted_difference:
-            raise VerificationError(
-                f"{target.name} differs from PyTorch by {worst:.1e} (relative), above the tolerance of "
-                f"{options.accepted_difference:.0e} for {options.dtype}; the file was not kept"
-            )
+        for case in cases:
+            for found in case.differences:
+                if not found.relative <= options.accepted_difference:
+                    size = "x".join(map(str, case.input_shape))
+                    raise VerificationError(refusal(target.name, found, size, options.accepted_difference))
     drop_stale_weights(target, files)
     return ExportReport(
         path=target,
