@@ -28,6 +28,7 @@ COMMANDS = {
     "export": "Turn a checkpoint into one portable, verified ONNX file.",
     "flatten": "Inline an exported model's functions, for runtimes that know standard operators alone.",
     "build": "Build a bundle from an exported model: verified files, an engine, what they need.",
+    "build-kernels": "Compile the GPU kernels for this machine into the installed package.",
     "run": "Run an exported model on images or arrays.",
     "serve": "Serve models over HTTP and gRPC (Open Inference Protocol v2), with a page to try them.",
     "package": "Write models into a repository for NVIDIA Triton, or check one.",
@@ -85,7 +86,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = import_module(f"na_deploy.cli.{cmd_name}").command
+        found: click.Command = import_module(f"na_deploy.cli.{cmd_name.replace('-', '_')}").command
         return found
 
     def resolve_command(
