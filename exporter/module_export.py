@@ -19,7 +19,7 @@ from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.module_run import PlainOutputs, first_run, is_traceable, tensors_of
 from na_deploy.exporter.module_verify import Dynamic, ModuleCase, verify_module
 from na_deploy.exporter.natten_api import replaced_natten
-from na_deploy.exporter.options import DEFAULT_OPSET, OPSETS, TOLERANCE
+from na_deploy.exporter.options import DEFAULT_OPSET, TOLERANCE, ExportOptions
 from na_deploy.exporter.rewindow import SetWindow, WindowErrors, window_errors, windowed
 from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import quiet, root_cause
@@ -106,8 +106,7 @@ def export_module(
         NaDeployError: the module cannot be traced.
         VerificationError: the file differs from PyTorch beyond the tolerance; it is not kept.
     """
-    if opset not in OPSETS:
-        raise UsageError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
+    ExportOptions(opset=opset, tolerance=tolerance)  # refuses values that no export takes
     module = unwrapped(module)
     inputs = _named(module, example_inputs)
     report = progress or silent

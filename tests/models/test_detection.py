@@ -148,11 +148,11 @@ def test_what_training_stored_settles_it(case: str) -> None:
 
 def test_a_detector_s_configuration_settles_it() -> None:
     dilations = "[[1, 28, 1], [1, 7, 1, 14], [1, 3, 1, 5, 1, 7], [1, 3, 1, 3, 1]]"
-    text = f"backbone=dict(\n  type='DiNAT',\n  dilations={dilations}),"
-    evidence = tuple(_embedded_evidence({"meta": {"config": f"model = dict({text}"}}))
+    text = f"model = dict(backbone=dict(\n  type='DiNAT',\n  dilations={dilations}), neck=dict(type='FPN'))"
     config = replace(get_model("nat_mini").config, **BACKBONE)
-    resolved = decide(config, evidence=evidence)
-    assert (resolved.architecture, resolved.config.dilations[0]) == ("dinat_mini", (1, 28, 1))
+    for key in ("config", "cfg"):  # mmcv's, mmengine's
+        resolved = decide(config, evidence=tuple(_embedded_evidence({"meta": {key: text}})))
+        assert (resolved.architecture, resolved.config.dilations[0]) == ("dinat_mini", (1, 28, 1))
     plain = tuple(_embedded_evidence({"meta": {"config": "model = dict(backbone=dict(\n  type='NAT', embed_dim=64))"}}))
     assert decide(config, evidence=plain).architecture == "nat_mini"
 
