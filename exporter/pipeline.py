@@ -14,23 +14,25 @@ from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
 from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import trace
-from na_deploy.exporter.verify import VerificationCase, verify_outputs
+from na_deploy.exporter.verify import VerificationCase, refusal
+from na_deploy.exporter.verify_masks import judged
 from na_deploy.files import check_output, staged_output
 from na_deploy.models import LoadedModel, load_model
 from na_deploy.progress import Progress, silent
 
+PARTS = ("whole", "backbone")
 Shape = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written and how well it reproduces the PyTorch model.
+    """The written file, and its agreement with the PyTorch model.
 
     Attributes:
         path: the ONNX file.
         files: every file written, the ONNX file first.
         architecture: the model's name.
-        options: what was asked for, with the shape filled in.
+        options: the request, with the shape filled in.
         nodes: operators in the graph, function bodies not counted.
         attention_layers: neighborhood attention nodes among them.
         cases: verification results, one for each input shape tried.
@@ -66,6 +68,8 @@ def export(
     arch: str | None = None,
     dilations: str | Sequence[Sequence[int]] | None = None,
     out_indices: Sequence[int] | None = None,
+    part: str = "whole",
+    task: str | None = None,
     input: str | Sequence[int] | None = None,
     dynamic: str | Sequence[str] = (),
     dtype: str = "fp32",
@@ -78,11 +82,14 @@ def export(
     """Turn a NAT or DiNAT checkpoint into one ONNX file, verified in ONNX Runtime before it is kept.
 
     Args:
-        source: a checkpoint (``.pth``, ``.safetensors``, a Hugging Face folder), or an already loaded model.
+        source: a checkpoint (``.pth``, ``.safetensors``, a Hugging Face folder, ``hf://owner/name``), or an already
+            loaded model.
         output: the file to write; by default the source's name with ``.onnx``, in the current folder.
         arch: architecture name (``na-deploy models``); needed where the weights alone do not settle it.
         dilations: dilations by preset name or text, where they differ from the architecture's own.
         out_indices: levels whose feature maps a backbone returns.
+        part: "whole", or "backbone" for the feature maps of a segmenter or a detector.
+        task: "semantic", "instance" or "panoptic", for segmenters: how answers are read, and what OneFormer is asked.
         input: example size, as "1x3x224x224" or four numbers; by default the architecture's own.
         dynamic: "batch", "spatial" or both: dimensions left free.
         dtype: "fp32", "fp16" or "bf16".
@@ -117,8 +124,17 @@ def export(
     if isinstance(source, LoadedModel):
         loaded = source
     else:
+        if part not in PARTS:
+            raise UsageError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
         report("reading the checkpoint")
-        loaded = load_model(Path(source), arch=arch, dilations=dilations, out_indices=out_indices)
+        loaded = load_model(
+            os.fspath(source),
+            arch=arch,
+            dilations=dilations,
+            out_indices=out_indices,
+            backbone=part == "backbone",
+            task=task,
+        )
     clock.lap("read")
     if output is None:
         name = loaded.metadata.source_name or loaded.architecture
@@ -134,8 +150,9 @@ def export(
 
     with staged_output(target) as staged:
         report("tracing")
-        names = list(loaded.config.output_names)
-        model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options)
+        names = list(loaded.output_names)
+        smallest = loaded.config.total_stride + 1
+        model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options, smallest)
         clock.lap("trace")
         report("writing")
         passes.finish(model, metadata.architecture, options.opset)
@@ -146,19 +163,20 @@ def export(
         clock.lap("write")
         report("verifying in ONNX Runtime")
         no_kernels = check_file(staged)
-        cases = verify_outputs(loaded.module, staged, verification_shapes(loaded, shape, options))
+        limit = options.accepted_difference
+        shapes = verification_shapes(loaded, shape, options)
+        cases = [judged(loaded.module, staged, each, limit) for each in shapes]
         clock.lap("verify")
-        worst = max(case.worst for case in cases)
-        if not worst <= options.accepted_difference:
-            raise VerificationError(
-                f"{target.name} differs from PyTorch by {worst:.1e} (relative), above the tolerance of "
-                f"{options.accepted_difference:.0e} for {options.dtype}; the file was not kept"
-            )
+        for case in cases:
+            for found in case.differences:
+                if not found.relative <= options.accepted_difference:
+                    size = "x".join(map(str, case.input_shape))
+                    raise VerificationError(refusal(target.name, found, size, options.accepted_difference))
     drop_stale_weights(target, files)
     return ExportReport(
         path=target,
         files=tuple(target.with_name(path.name) for path in files),
-        architecture=loaded.architecture,
+        architecture=loaded.title,
         options=options,
         nodes=nodes,
         attention_layers=layers,

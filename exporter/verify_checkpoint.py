@@ -11,7 +11,8 @@ import onnx
 
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.exporter.options import TOLERANCE, parse_shape
-from na_deploy.exporter.verify import Difference, verify_layers, verify_outputs
+from na_deploy.exporter.verify import Difference, verify_layers
+from na_deploy.exporter.verify_masks import judged
 from na_deploy.model_file.graph import read_model
 from na_deploy.models import load_model
 from na_deploy.models.metadata import ModelMetadata
@@ -47,7 +48,7 @@ class VerificationReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every output and layer is within tolerance."""
+        """True if every output and layer is within tolerance."""
         return self.worst.relative <= self.tolerance
 
 
@@ -64,7 +65,7 @@ def verify_checkpoint(
     """Compare every output and attention layer of ``model`` with ``checkpoint`` run in PyTorch float32.
 
     Args:
-        checkpoint: what the file was exported from.
+        checkpoint: the source of the file.
         model: the ONNX file.
         arch: architecture of the checkpoint; by default what the file's metadata says.
         dilations: dilations of the checkpoint; by default what the file's metadata says.
@@ -87,21 +88,25 @@ def verify_checkpoint(
         Path(checkpoint),
         arch=arch or (None if dilations else metadata.architecture),
         dilations=dilations or (metadata.dilations or None),
-        out_indices=metadata.config.out_indices or None if metadata.config else None,
+        out_indices=metadata.config.out_indices if metadata.config and metadata.task == "backbone" else None,
+        task=metadata.task if metadata.head else None,
     )
     warnings = list(loaded.warnings)
     if loaded.metadata.source_sha256 != metadata.source_sha256:
         warnings.append(f"{path.name} was exported from another file than {Path(checkpoint).name} (hashes differ)")
     shape = _input_shape(proto, metadata, input)
     report("running both")
-    outputs = verify_outputs(loaded.module, path, [shape])[0].differences
+    limit = TOLERANCE[metadata.dtype] if tolerance is None else tolerance
+    case = judged(loaded.module, path, shape, limit)
+    if case.remark:
+        warnings.append(case.remark)
     layers = verify_layers(loaded.module, path, shape)
     return VerificationReport(
-        architecture=metadata.architecture,
+        architecture=loaded.title,
         dtype=metadata.dtype,
         input_shape=shape,
-        tolerance=TOLERANCE[metadata.dtype] if tolerance is None else tolerance,
-        outputs=outputs,
+        tolerance=limit,
+        outputs=case.differences,
         layers=tuple(layers),
         warnings=tuple(warnings),
     )

@@ -30,11 +30,12 @@ constexpr int32_t kOnePassTactics[] = {30, 31, 32};
   use(dev::Half, 16) use(dev::Half, 32) use(dev::Half, 64) use(dev::Bfloat, 16) use(dev::Bfloat, 32) \
       use(dev::Bfloat, 64)
 
+constexpr int32_t kNoTactic = 0;
 constexpr int32_t kPlainTactic = 1;
 constexpr bool is_hopper(int32_t tactic) { return tactic >= 20 && tactic < 30; }
 constexpr bool is_onepass(int32_t tactic) { return tactic >= 30; }
 
-// The tactic if it can compute the problem on the present device; else, and for 0, the default one.
+// Returns the tactic if it can compute the problem on the present device, for 0 the default one, else kNoTactic.
 int32_t known_tactic(const na_params& p, int32_t tactic);
 
 // Whether the present device, and the library as it was compiled, can run Hopper's kernels.

@@ -15,12 +15,14 @@ import numpy as np
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.backends.model_bytes import in_memory
 from na_deploy.runtime.native_libraries import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     gpu_capabilities,
     onnxruntime_library,
     register,
+    try_gpu_kernels,
 )
 from na_deploy.runtime.session import Session, SessionOptions
 
@@ -56,6 +58,8 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
     if library is not None:
         try:
             if _has_kernels(library, providers[0]):
+                if providers[0] == CUDA_PROVIDER:
+                    _expect_launches(library, options.device or 0)
                 register(settings, library)
             else:
                 library = None
@@ -63,7 +67,17 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
             warnings.warn(f"{error}; the model runs on its embedded function bodies", RuntimeWarning, stacklevel=3)
             library, settings = None, _settings(onnxruntime, options)
     try:
-        session = onnxruntime.InferenceSession(str(path), settings, providers=_on_device(providers, options.device))
+        with in_memory(path, options.manifest) as content:
+            if content.weights:
+                names, buffers = list(content.weights), list(content.weights.values())
+                settings.add_external_initializers_from_files_in_memory(names, buffers, [len(data) for data in buffers])
+            session = onnxruntime.InferenceSession(
+                str(path) if content.model is None else content.model,
+                settings,
+                providers=_on_device(providers, options.device),
+            )
+    except NaDeployError:
+        raise
     except Exception as error:
         raise NaDeployError(_loading_failure(path, error)) from error
     active = session.get_providers()
@@ -77,6 +91,15 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
 def _has_kernels(library: Path, provider: str) -> bool:
     """Return whether the library computes for a provider; on another it would move every attention layer to the CPU."""
     return provider == CPU_PROVIDER or (provider == CUDA_PROVIDER and gpu_capabilities(library) != "")
+
+
+def _expect_launches(library: Path, device: int) -> None:
+    reason = try_gpu_kernels(library, device)
+    if reason:
+        raise NaDeployError(
+            f"the GPU kernels of {library} do not run on GPU {device}: {reason}; they are compiled for compute "
+            f"capability {gpu_capabilities(library)}"
+        )
 
 
 def _on_device(providers: list[str], device: int | None) -> list[Any]:

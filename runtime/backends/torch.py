@@ -12,6 +12,7 @@ from typing import Any
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec
+from na_deploy.models.metadata import SEGMENTER_OUTPUTS
 from na_deploy.runtime.session import Session, SessionOptions
 
 
@@ -57,7 +58,7 @@ class TorchSession(Session):
         self.device = "CPU" if device is None else str(device)
         channels = loaded.config.in_channels
         self.inputs = (TensorSpec("image", "float32", ("batch", channels, "height", "width")),)
-        self.outputs = _outputs(loaded.config)
+        self.outputs = _outputs(loaded.config, loaded.metadata.head)
         self._device = device
         self._lock = threading.Lock()
         self._module: Any | None = loaded.module if device is None else loaded.module.to(device)
@@ -89,8 +90,15 @@ class TorchSession(Session):
             self._module = None
 
 
-def _outputs(config: Any) -> tuple[TensorSpec, ...]:
+def _outputs(config: Any, head: str) -> tuple[TensorSpec, ...]:
     """Describe the outputs by the names that exported files give them."""
+    if head:
+        shapes: dict[str, tuple[int | str, ...]] = {
+            "logits": ("batch", "classes", "height", "width"),
+            "class_logits": ("batch", "queries", "classes"),
+            "mask_logits": ("batch", "queries", "height", "width"),
+        }
+        return tuple(TensorSpec(name, "float32", shapes[name]) for name in SEGMENTER_OUTPUTS[head])
     if config.is_backbone:
         shape: tuple[int | str, ...] = ("batch", "channels", "height", "width")
     else:

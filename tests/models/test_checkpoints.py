@@ -142,10 +142,12 @@ def test_a_detector_gives_its_backbone(tmp_path: Path) -> None:
     weights["rpn_head.conv.weight"] = torch.randn(4, 4)
     weights["neck.conv.weight"] = torch.randn(4, 4)
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "detector.pth")
-    loaded = load(tmp_path / "detector.pth")
+    with pytest.raises(CheckpointError, match=r"only the backbone of .* its other parts \(neck, rpn_head\) are not"):
+        load(tmp_path / "detector.pth")
+    loaded = load(tmp_path / "detector.pth", backbone=True)
     assert loaded.config == BACKBONE
     assert loaded.metadata.task == "backbone"
-    assert any("left aside: neck, rpn_head" in warning for warning in loaded.warnings)
+    assert "only the backbone of detector.pth is loaded; left aside: neck, rpn_head" in loaded.warnings
     assert (loaded.metadata.preprocessing.scale, loaded.metadata.preprocessing.mode) == (1.0, "fit")
     some = load(tmp_path / "detector.pth", out_indices=(1, 3))
     image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -169,9 +171,6 @@ def test_the_head_is_checked_and_can_be_left_away(tmp_path: Path) -> None:
     assert load(tmp_path / "weights.pth", num_classes=0).module(torch.randn(1, 3, 64, 64)).shape == (1, 384)
     with pytest.raises(UsageError, match="has a head of 10 classes, not 1000"):
         load(tmp_path / "weights.pth", num_classes=1000)
-
-
-# --------------------------------------------------------------------------- bad files
 
 
 class Payload:
@@ -290,6 +289,16 @@ BAD_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: saved(without("levels.0.blocks.0.attn.rpb")),
         "lacks levels.0.blocks.0.attn.rpb, from which",
     ),
+    "no bias tables": (
+        "x.pth",
+        lambda: saved({name: tensor for name, tensor in WEIGHTS.items() if not name.endswith("rpb")}),
+        r"attention without relative position bias \(no attn\.rpb\).* export the module itself",
+    ),
+    "a window for each level": (
+        "x.pth",
+        lambda: saved({**WEIGHTS, "levels.1.blocks.0.attn.rpb": torch.randn(4, 5, 5)}),
+        "has windows of 5×5, 3×3, 5×5, 5×5 in its levels; .* export the module itself",
+    ),
     "an extra weight": (
         "x.pth",
         lambda: saved({**WEIGHTS, "extra.weight": torch.randn(2)}),
@@ -327,7 +336,7 @@ def test_bad_files_are_refused_in_one_sentence(case: str, tmp_path: Path) -> Non
 
 
 def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no such file"):
+    with pytest.raises(UsageError, match="does not exist; give the path of a checkpoint"):
         load(tmp_path / "nowhere.pth")
     with pytest.raises(CheckpointError, match=r"holds no weights; expected model\.safetensors"):
         load(tmp_path)

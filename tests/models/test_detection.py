@@ -36,9 +36,6 @@ def decide(
     return resolve_architecture(structure, Checkpoint(Path(file), file, {}, "", evidence), **wishes)
 
 
-# --------------------------------------------------------------------------- structure
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_structure_follows_from_shapes(name: str) -> None:
     config = get_model(name).config
@@ -57,8 +54,6 @@ def test_structure_follows_from_shapes(name: str) -> None:
 def test_other_sizes_follow_from_shapes_too(config: ModelConfig) -> None:
     assert read_structure(shapes_of(config), Path("x.pth")) == config
 
-
-# --------------------------------------------------------------------------- what settles dilations
 
 OFFICIAL_FILES = {
     "nat_mini.pth": "nat_mini",
@@ -153,11 +148,11 @@ def test_what_training_stored_settles_it(case: str) -> None:
 
 def test_a_detector_s_configuration_settles_it() -> None:
     dilations = "[[1, 28, 1], [1, 7, 1, 14], [1, 3, 1, 5, 1, 7], [1, 3, 1, 3, 1]]"
-    text = f"backbone=dict(\n  type='DiNAT',\n  dilations={dilations}),"
-    evidence = tuple(_embedded_evidence({"meta": {"config": f"model = dict({text}"}}))
+    text = f"model = dict(backbone=dict(\n  type='DiNAT',\n  dilations={dilations}), neck=dict(type='FPN'))"
     config = replace(get_model("nat_mini").config, **BACKBONE)
-    resolved = decide(config, evidence=evidence)
-    assert (resolved.architecture, resolved.config.dilations[0]) == ("dinat_mini", (1, 28, 1))
+    for key in ("config", "cfg"):  # mmcv's, mmengine's
+        resolved = decide(config, evidence=tuple(_embedded_evidence({"meta": {key: text}})))
+        assert (resolved.architecture, resolved.config.dilations[0]) == ("dinat_mini", (1, 28, 1))
     plain = tuple(_embedded_evidence({"meta": {"config": "model = dict(backbone=dict(\n  type='NAT', embed_dim=64))"}}))
     assert decide(config, evidence=plain).architecture == "nat_mini"
 
@@ -265,9 +260,6 @@ def test_a_backbone_s_own_name_does_not_settle_its_dilations() -> None:
     assert any("detection and segmentation use others" in warning for warning in resolved.warnings)
 
 
-# --------------------------------------------------------------------------- explicit wishes
-
-
 def test_explicit_arch_wins_over_the_name_with_a_warning() -> None:
     resolved = decide("nat_tiny", "dinat_tiny_in1k_224.pth", arch="nat_tiny")
     assert (resolved.architecture, resolved.config.is_dilated) == ("nat_tiny", False)
@@ -335,8 +327,6 @@ def test_old_dinat_s_large_files_keep_their_heads() -> None:
     assert (resolved.architecture, resolved.config.heads) == ("dinat_s_large", (4, 8, 16, 32))
     assert any("before February 2024" in warning for warning in resolved.warnings)
 
-
-# --------------------------------------------------------------------------- dilations by name and as text
 
 LARGE = get_model("dinat_large").config
 
