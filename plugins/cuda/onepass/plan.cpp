@@ -29,6 +29,7 @@ struct Search {
   int rank;
   int dim;
   int32_t most_warps;
+  int32_t least_warps;
   int32_t reached[kAxes];
   std::optional<Costed> best;
 
@@ -87,6 +88,7 @@ struct Search {
     if (room_of(plan, dim).bytes > device.block_shared) plan.stages = 1;
     const int32_t bytes = room_of(plan, dim).bytes;
     if (bytes > device.block_shared) return;
+    if (plan.warps < least_warps) return;
     const double own = cost(plan, bytes);
     if (!best || own < best->cost) best = Costed{plan, own};
   }
@@ -219,9 +221,13 @@ std::optional<Costed> search(const na_params& p, int32_t most_warps, const Devic
   constexpr int64_t kMostImage = int64_t{1} << 30;  // bytes, so that pieces of several count in 31 bits
   if (problem.batch * problem.positions > kMostPositions) return std::nullopt;
   if (int64_t{2} * problem.positions * problem.query_position > kMostImage) return std::nullopt;
-  Search found{problem, device, p.rank, dim, most_warps, {}, std::nullopt};
+  Search found{problem, device, p.rank, dim, most_warps, most_warps > 4 ? most_warps / 2 + 1 : 1, {}, std::nullopt};
   for (int a = 0; a < kAxes; ++a) found.reached[a] = std::max(problem.axis[a].longest, problem.axis[a].kernel_size);
   found.run();
+  if (!found.best) {
+    found.least_warps = 1;
+    found.run();
+  }
   if (found.best) finish(problem, device, dim, found.best->plan);
   return found.best;
 }

@@ -138,7 +138,7 @@ struct Costed {
   double cost;
 };
 
-// Tactics differ by the most warps of a block.
+// Tactics differ by the most warps of a block; each wants more than half of that, where any plan has as many.
 constexpr int32_t tactic_warps(int32_t tactic) { return tactic == 30 ? 4 : tactic == 31 ? 8 : 16; }
 
 // The best plan with at most so many warps; none if the kernel does not take the problem. Remembers what it was asked.

@@ -225,7 +225,15 @@ def compile_tactics() -> Path:
             sources = [
                 str(path) for path in (unit, CUDA / "onepass/plan.cpp", CUDA / "tactics.cpp", CORE / "check.cpp")
             ]
-            options = ["-std=c++17", "-O1", "-fPIC", "-shared", f"-I{CUDA}", f"-I{CORE}"]
+            options = [
+                "-std=c++17",
+                "-O1",
+                "-fPIC",
+                "-shared",
+                '-DNA_DEPLOY_KERNEL_REVISION="counts"',
+                f"-I{CUDA}",
+                f"-I{CORE}",
+            ]
             _run([os.environ.get("CXX", "c++"), *options, *sources, "-o", str(library.with_suffix(".part"))], folder)
             library.with_suffix(".part").rename(library)
     return library
