@@ -1,4 +1,4 @@
-"""The work of one neighborhood attention layer: what it must do, and what the portable path does.
+"""The work of one neighborhood attention layer: the least it takes, and the portable path's.
 
 One multiply-add counts as one operation, as in the NAT and DiNAT papers and in fvcore; twice that are FLOPs as data
 sheets of processors count them.

@@ -18,7 +18,7 @@ FloatArray = NDArray[np.float64]
 
 
 class AttentionResult(NamedTuple):
-    """What the operator returns: ``output`` (B, *X, H, Dv) and natural-log ``lse`` (B, *X, H)."""
+    """The operator's outputs: ``output`` (B, *X, H, Dv) and natural-log ``lse`` (B, *X, H)."""
 
     output: FloatArray
     lse: FloatArray

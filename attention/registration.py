@@ -1,4 +1,4 @@
-"""Makes ``onnx`` know the two operators: their signatures, defaults, and shape and type inference."""
+"""Registration of the two operators with ``onnx``: their signatures, defaults, and shape and type inference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from na_deploy.errors import UsageError
 
 
 def register_schemas() -> None:
-    """Make ``onnx`` know the operators: the checker and shape inference then work on our nodes. May be called again."""
+    """Register the operators, so that the checker and shape inference know their nodes. May be called again."""
     for schema in (_packed_schema(), _separate_schema()):
         if not defs.has(schema.name, DOMAIN):
             defs.register_schema(schema)
@@ -116,9 +116,6 @@ def _separate_schema() -> defs.OpSchema:
         ("additional_value", "(B, M, Hkv, Dv)", True),
     ]
     return _schema(SEPARATE_OPERATOR, "Neighborhood attention over separate tensors.", inputs, infer)
-
-
-# --------------------------------------------------------------------------- shape inference
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The two ONNX operators: names, attributes, types and shape inference. The contract is stated in docs/operator.md."""
+"""The two ONNX operators: names, attributes, types. The contract is stated in docs/operator.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKED_OPERATOR = "NeighborhoodAttentionQKV"
 OPERATORS = (SEPARATE_OPERATOR, PACKED_OPERATOR)
 
 PLUGIN_ATTRIBUTES = {"plugin_version": "1", "plugin_namespace": DOMAIN}
-"""What TensorRT's parser needs on a node to prefer a registered plugin to the node's function body."""
+"""Attributes by which TensorRT's parser finds a registered plugin and prefers it to the node's function body."""
 
 
 def attribute_defaults() -> tuple[list[str], list[AttributeProto]]:

@@ -1,4 +1,4 @@
-"""Which shapes fit together: one statement for the reference, the PyTorch operators and ONNX shape inference.
+"""The rules of shapes: one statement for the reference, the PyTorch operators and ONNX shape inference.
 
 Sizes may be unknown (a symbol, or ``None``): a rule is broken only by sizes that are known.
 """
@@ -24,7 +24,7 @@ def check_packed(
 ) -> None:
     """Raise unless ``qkv`` is (B, *X, 3, H, D), the others fit it and every window fits its axis.
 
-    ``padded`` says that there is a padding, of known shape or not: windows may then be longer than their axis.
+    ``padded`` states that there is a padding, of known shape or not; windows may then be longer than their axis.
 
     Raises:
         UsageError: says what was expected and what was given.

@@ -1,4 +1,4 @@
-"""How much faster than full attention neighborhood attention can be: exact counts of work, in scores and in tiles.
+"""Bounds on the speedup of neighborhood attention over full attention: exact counts of work, in scores and tiles.
 
 The model is that of Generalized Neighborhood Attention (Hassani et al., arXiv:2504.16922, there called NATTENSim): a
 fused kernel computes whole tiles of queries by keys; a tile that any of its queries sees is computed whole. Queries and
@@ -31,17 +31,17 @@ DEFAULT_TILE = 128
 """Queries and keys of a tile on current tensor cores at head_dim 128."""
 
 _NEARLY = 0.98
-"""A stride that reaches this share of the best bound is as good: the model is not finer than that."""
+"""Share of the best bound from which on a stride counts as equally good; the model is no finer."""
 
 
 @dataclass(frozen=True)
 class AxisCounts:
-    """What one axis contributes; totals are products over axes.
+    """The counts of one axis; totals are products over axes.
 
     Attributes:
         attended: pairs of positions that attend.
-        visited: pairs of a query tile and a key tile of which some pair of positions attends.
-        unmasked: those of which all pairs attend, and no position is padding.
+        visited: pairs of a query tile and a key tile in which some pair of positions attends.
+        unmasked: those in which all pairs attend, and no position is padding.
     """
 
     attended: int
@@ -95,7 +95,7 @@ class Simulation:
 
     @property
     def block_sparse(self) -> bool:
-        """Whether no visited tile needs a mask."""
+        """Tell whether no visited tile needs a mask."""
         return self.unmasked_tiles == self.visited_tiles
 
 
@@ -190,7 +190,7 @@ class Sweep:
 
     @property
     def combinations(self) -> int:
-        """How many combinations of strides there are."""
+        """Number of combinations of strides."""
         return math.prod(len(counts) for counts in self.axes)
 
     def at(self, stride: Sequence[int]) -> Simulation:
@@ -201,7 +201,7 @@ class Sweep:
         return _combined(self.base.lengths, chosen, self.base.tile_q, self.base.tile_kv, axes)
 
     def front(self) -> list[Simulation]:
-        """Return the combinations that nothing beats: a higher tile-wise bound takes a larger product of strides.
+        """Return the combinations on the Pareto front: a higher tile-wise bound takes a larger product of strides.
 
         A larger stride makes neighbouring queries share a window more often, so the product says how far the attention
         is from sliding with every token.

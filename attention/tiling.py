@@ -1,4 +1,4 @@
-"""How the portable path cuts neighborhood attention into dense matrix products.
+"""The portable path's cut of neighborhood attention into dense matrix products.
 
 Queries of one dilation group are cut into tiles of ``tile`` consecutive elements; each tile reads the ``span``
 consecutive elements that cover the windows of all its queries, and masks inside. This module plans one axis in NumPy;
@@ -80,7 +80,7 @@ def tile_extent(
 
 
 def tiled_pairs(lengths: Sequence[int], spec: NeighborhoodSpec) -> int:
-    """Return how many query-key pairs all tiles of a head compute together, masked ones and padded queries included."""
+    """Return the number of query-key pairs in all tiles of a head, masked ones and padded queries included."""
     pairs = 1
     axes = zip(lengths, spec.kernel_size, spec.dilation, spec.stride, strict=True)
     for length, kernel, dilation, stride in axes:
@@ -109,7 +109,7 @@ def plan_axis(
     group = np.arange(dilation, dtype=np.int64)[:, None, None]
     query_element = (np.arange(tiles, dtype=np.int64)[:, None] * tile + np.arange(tile, dtype=np.int64))[None]
     start, end = group_window(query_element, sizes, kernel_size, stride, is_causal)  # (groups, tiles, tile)
-    key_start = np.minimum(start[..., :1], longest - span)  # the first query's window starts first
+    key_start = np.minimum(start[..., :1], longest - span)  # the first query has the leftmost window
     key_element = key_start + np.arange(span, dtype=np.int64)  # (groups, tiles, span)
 
     query_element = np.minimum(query_element, sizes - 1)

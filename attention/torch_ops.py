@@ -1,7 +1,7 @@
-"""The two operators in PyTorch: what models call, what the exporter turns into one ONNX node each.
+"""The two operators in PyTorch, which models call and the exporter turns into one ONNX node each.
 
 Both are ``torch.library`` custom operators, opaque to tracing. In eager mode they run on tiles
-(``attention/tiling.py``); :func:`use_implementation` swaps in another formulation, for verification and for benchmarks.
+(``attention/tiling.py``); :func:`use_implementation` selects another formulation, for verification and for benchmarks.
 Gradients always run on tiles, as operators of their own, so that compiled training steps see one node too.
 """
 
@@ -40,7 +40,7 @@ def neighborhood_attention_qkv(
             without it such maps are refused.
         kernel_size: window size, one number or one per axis; likewise the next three.
         dilation: distance between attended positions.
-        stride: how many neighbouring queries share one window.
+        stride: number of neighbouring queries that share one window.
         is_causal: attend to no later position.
         scale: factor on the scores; ``None`` or 0 means D**-0.5.
 
@@ -82,7 +82,7 @@ def neighborhood_attention(
         additional_value: (B, M, Hkv, Dv).
         kernel_size: window size, one number or one per axis; likewise the next three.
         dilation: distance between attended positions.
-        stride: how many neighbouring queries share one window.
+        stride: number of neighbouring queries that share one window.
         is_causal: attend to no later position.
         scale: factor on the scores; ``None`` or 0 means D**-0.5.
 
@@ -193,7 +193,7 @@ def _given(tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]) -> lis
 def _packed_gradients(
     grad: Tensor, qkv: Tensor, rel_pos_bias: Tensor | None, padding: Tensor | None, *attributes: Any
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of qkv, rel_pos_bias and padding; an empty tensor for what was not given."""
+    """Return the gradients of qkv, rel_pos_bias and padding; an empty tensor for each that was not given."""
     *of_window, scale = attributes
     spec = _spec(*of_window)
     query, key, value = qkv.unbind(-3)
@@ -220,7 +220,7 @@ def _packed_gradients(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _separate_gradients(grad: Tensor, grad_lse: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """Return the gradients of the six tensors; an empty tensor for what was not given."""
+    """Return the gradients of the six tensors; an empty tensor for each that was not given."""
     return tuple(_gradients(_spec(*arguments[6:10]), arguments[10], grad, grad_lse, arguments[:6]))
 
 

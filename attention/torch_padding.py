@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
 def projected_zeros(projection: nn.Linear, heads: int, lengths: Sequence[int], reach: Sequence[int]) -> Tensor | None:
@@ -18,9 +17,10 @@ def projected_zeros(projection: nn.Linear, heads: int, lengths: Sequence[int], r
         reach: the least sizes that windows fit on: ``kernel_size * dilation``.
 
     Returns:
-        ``None`` where no window can pass the map's end.
+        ``None`` where no window can pass the map's end. Not for free sizes: what a tracer believes of them holds for
+        its example (some layers make it rule out maps with a side of 1), and a file has no lower bound.
     """
-    if all(statically_known_true(length >= least) for length, least in zip(lengths, reach, strict=True)):
+    if all(isinstance(length, int) and length >= least for length, least in zip(lengths, reach, strict=True)):
         return None
     bias = projection.weight.new_zeros(projection.out_features) if projection.bias is None else projection.bias
     return bias.reshape(3, heads, -1)

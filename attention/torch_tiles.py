@@ -1,6 +1,6 @@
-"""Neighborhood attention in plain PyTorch, on tiles and densely: what the operators in :mod:`torch_ops` run.
+"""Neighborhood attention in plain PyTorch, on tiles and densely: the code behind the operators of :mod:`torch_ops`.
 
-No checks: those are the operators' business. Gradients are in :mod:`torch_gradients`.
+The operators check arguments; nothing here does. Gradients are in :mod:`torch_gradients`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def tiled(
 
 
 def over_map_of(key: Tensor, query: Tensor) -> Tensor:
-    """Give ``query`` the spatial sizes of ``key``; what is added is attended for and thrown away."""
+    """Give ``query`` the spatial sizes of ``key``; results of the added positions are thrown away."""
     missing = [whole - own for whole, own in zip(key.shape[1:-2], query.shape[1:-2], strict=True)]
     if not any(missing):
         return query
@@ -91,7 +91,7 @@ def _crop(tensor: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _attend_tiles(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Return output and lse (B, NT * Tq, H, e) of the tiles that the tables describe; takes what tile_scores takes."""
+    """Return output and lse (B, NT * Tq, H, e) of tiles; the arguments are those of :func:`tile_scores`."""
     tiles = tile_scores(*arguments)
 
     def rows(tensor: Tensor) -> Tensor:  # (B, NT, H, Tq, e) -> (B, NT * Tq, H, e)

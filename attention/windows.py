@@ -1,4 +1,4 @@
-"""Which positions a query attends to, on one axis and on several.
+"""The positions that a query attends to, on one axis and on several.
 
 This is the single Python statement of the neighborhood window; the reference, the tiling, the ONNX function body and
 the plots all follow it. Formulas: NATTEN 0.21's documentation and reference mask, for kernel_size ``K``, dilation
@@ -47,7 +47,7 @@ class NeighborhoodSpec:
         stride: int | Sequence[int] = 1,
         is_causal: bool | Sequence[bool] = False,
     ) -> NeighborhoodSpec:
-        """Return a checked spec; a number, or a single value but of kernel_size, stands for every axis.
+        """Return a checked spec; a number, or or one value (except for kernel_size), stands for every axis.
 
         Raises:
             UsageError: the rank, a count of values, or a value is out of its range.
@@ -70,7 +70,7 @@ class NeighborhoodSpec:
         return spec
 
     def describe(self) -> str:
-        """Return the window in words, without what has its usual value: ``7×7, dilation 2×2``."""
+        """Return the window in words, without attributes at their defaults: ``7×7, dilation 2×2``."""
         words = ["×".join(map(str, self.kernel_size))]
         for name, values in (("dilation", self.dilation), ("stride", self.stride)):
             if any(value != 1 for value in values):
@@ -83,7 +83,7 @@ class NeighborhoodSpec:
         """Raise unless every window fits its axis: ``kernel_size * dilation <= length``.
 
         Raises:
-            UsageError: names the axis, what it holds and what it would have to hold.
+            UsageError: names the axis, its length and the length it needs.
         """
         if len(lengths) != self.rank:
             raise UsageError(f"expected {self.rank} spatial axes (one per kernel_size value), got {len(lengths)}")
@@ -134,7 +134,7 @@ def whole_axes(
 
 
 def group_length(length: int, dilation: int) -> IntArray:
-    """Return how many positions each dilation group holds: ``ceil((L - g) / d)`` for g = 0 … d-1, shape (d,)."""
+    """Return the number of positions in each dilation group: ``ceil((L - g) / d)`` for g = 0 … d-1, shape (d,)."""
     groups = np.arange(dilation, dtype=np.int64)
     return (length - groups + dilation - 1) // dilation
 
@@ -173,7 +173,7 @@ def window_bounds(
 
 
 def attended_pairs(lengths: Sequence[int], spec: NeighborhoodSpec) -> int:
-    """Return how many query-key pairs of a head attend, over a map of spatial sizes ``lengths``; exact at borders.
+    """Return the number of attended query-key pairs of a head over a map of ``lengths``, exact at borders.
 
     On axes too short for their window keys behind the map count too, see :meth:`NeighborhoodSpec.padded_lengths`.
     """

@@ -1,4 +1,4 @@
-"""One layer of neighborhood attention on a CPU: our operator in ONNX Runtime against what else there is, and the floor.
+"""One layer of neighborhood attention on a CPU: the operator library in ONNX Runtime, its peers, and the floor.
 
     python benchmarks/cpu_kernels.py [--only nat|large] [--no-natten]
 
@@ -180,7 +180,7 @@ def one_thread(cpu: CpuLibrary, layer: Layer, qkv: np.ndarray, bias: np.ndarray 
 
 
 def multiply_add_rate(cpu: CpuLibrary, threads: int) -> float:
-    """Best multiply-adds a second of ``threads`` threads, in units of 1e9."""
+    """Return the best rate of multiply-adds a second of ``threads`` threads, in units of 1e9."""
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(5):

@@ -1,4 +1,4 @@
-"""Whole models on a CPU: the exported file with our operators, on its function bodies, PyTorch, and the floor.
+"""Whole models on a CPU: the exported file with the operator library, on its function bodies, PyTorch, and the floor.
 
     python benchmarks/end_to_end.py [--models nat_mini,nat_tiny] [--batch 1,8]
 
@@ -35,7 +35,7 @@ from na_deploy.runtime.native_libraries import onnxruntime_library, why_missing
 def natten_cpu(
     query: Tensor, key: Tensor, value: Tensor, spec: NeighborhoodSpec, scale: float, *_: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """NATTEN's own attention, as one of our implementations."""
+    """NATTEN's own attention, as an implementation of the operators."""
     output = natten.na2d(
         query.contiguous(),
         key.contiguous(),
@@ -92,7 +92,7 @@ def measure(
     floor = open_session(floor_of(path).SerializeToString(), threads)
     times = time_interleaved(
         {
-            "our operators": lambda: native.run(None, feed),
+            "operator library": lambda: native.run(None, feed),
             "floor": lambda: floor.run(None, feed),
             "function bodies": lambda: body.run(None, feed),
         },
@@ -121,7 +121,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="torch.nn.attention")  # flex attention, not compiled: natten's CPU path
     console = Console(width=150)
     console.print(describe_machine(arguments.threads), f"natten {natten.__version__}", sep=", ")
-    table = Table(title="224×224, fp32: milliseconds (medians), and times slower than with our operators")
+    table = Table(title="224×224, fp32: milliseconds (medians), and times slower than with the operator library")
     table.add_column("model")
     table.add_column("batch", justify="right")
     batches = [int(batch) for batch in arguments.batch.split(",")]
@@ -134,7 +134,7 @@ def main() -> None:
                 if len(table.columns) == 2:
                     for candidate in times:
                         table.add_column(candidate, justify="right")
-                ours = times["our operators"]
+                ours = times["operator library"]
                 table.add_row(name, str(batch), *(f"{ms:.1f} ({ms / ours:.2f}×)" for ms in times.values()))
     console.print(table)
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZED_PROBLEMS = 3
 PEERS_UNTIL = 300.0
-"""Seconds from the start after which ours alone are timed: compiling peers takes longest, and 8 minutes are for all."""
+"""Seconds after which peers are no longer timed: compiling them takes longest, and the whole run has 8 minutes."""
 
 
 def import_ours() -> None:
@@ -46,9 +46,6 @@ def import_ours() -> None:
         sys.path.insert(0, str(folder.parent))
 
 
-# --------------------------------------------------------------------------- correctness
-
-
 def check_random(run: Callable[[Any, int], None], tactics: Callable[[Any], list[int]], seeds: range) -> list[str]:
     """Hold every tactic to float64 on random problems; return sentences about those that differ."""
     from test_gpu_kernels import BFLOAT, DTYPES, HALF, agree, random_problem, small_map
@@ -59,7 +56,7 @@ def check_random(run: Callable[[Any, int], None], tactics: Callable[[Any], list[
             dims = [1, 7, 24, 33, 100] if seed % 3 == 0 else [8, 16, 24, 32, 48, 64] if seed % 4 else [96, 128]
             if seed % 5 == 1:
                 problem, spec, scale = small_map(seed, dtype, dims)
-            elif seed % 5 == 3 and dtype in (HALF, BFLOAT):  # what Hopper's kernels take
+            elif seed % 5 == 3 and dtype in (HALF, BFLOAT):  # sizes that Hopper's kernels take
                 problem, spec, scale = random_problem(seed, dtype, [64, 128], large_windows=True)
             else:
                 problem, spec, scale = random_problem(seed, dtype, dims)
@@ -113,7 +110,7 @@ def check_on_device(library: Path, seeds: range) -> list[str]:
 
 
 def sanitize(library: Path) -> list[str]:
-    """Run a few problems under compute-sanitizer; return sentences about what it found, or that it is not there."""
+    """Run a few problems under compute-sanitizer; return sentences about its findings, or its absence."""
     if shutil.which("compute-sanitizer") is None:
         return ["compute-sanitizer was not found: memory was not checked."]
     told = []
@@ -151,9 +148,6 @@ def graph_replays(kernels: Kernels) -> str:
     kernels.launch(params, 0)
     torch.cuda.synchronize()
     return "captured and replayed" if torch.equal(captured, fresh) else "a replay differs from a launch"
-
-
-# --------------------------------------------------------------------------- report
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> str:

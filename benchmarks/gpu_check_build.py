@@ -17,7 +17,7 @@ NAMES = {
     10: "8×8, keys 16×8", 11: "16×8, keys 16×8", 12: "4×4×4, keys 8×4×4",
     20: "Hopper 128", 21: "Hopper 8×16", 22: "Hopper 16×8", 23: "Hopper 2×8×8", 24: "Hopper 4×4×8",
 }  # fmt: skip
-"""What tactics are called in tables: the shape of their tiles (plugins/cuda/tactics.h)."""
+"""Names of tactics in tables: the shape of their tiles (plugins/cuda/tactics.h)."""
 
 
 def write_units(macro: str, template: str, prefix: str, folder: Path) -> list[Path]:

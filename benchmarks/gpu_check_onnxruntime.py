@@ -30,7 +30,7 @@ NODES = {
 
 
 class NotChecked(Exception):  # noqa: N818 -- not an error
-    """Something that this machine lacks, in one sentence."""
+    """A part that this machine lacks, in one sentence."""
 
 
 def require_provider(provider: str = CUDA) -> None:
@@ -48,7 +48,7 @@ def build_library(folder: Path, architecture: str) -> Path:
     """Compile libna_deploy_ort.so with GPU kernels for one architecture, such as ``90a-real``.
 
     Raises:
-        NotChecked: with what CMake or the compiler lack.
+        NotChecked: names the missing part of CMake or the compiler.
     """
     if shutil.which("cmake") is None:
         raise NotChecked("there is no cmake to compile libna_deploy_ort.so with")
@@ -168,7 +168,7 @@ def run_model(library: Path, provider: str, kind: str, batch: int, folder: Path)
 
 
 def difference(found: dict[str, Any]) -> float:
-    """Return the largest relative difference to float64 of both operators, each given what it was given."""
+    """Return the largest relative difference to float64 of both operators, each on its own inputs."""
     import numpy as np
 
     from na_deploy.attention.reference import reference_attention, reference_attention_qkv
@@ -219,7 +219,7 @@ def check(library: Path, provider: str = CUDA) -> tuple[str, list[str]]:
 
 
 def build_and_check(folder: Path, architecture: str) -> tuple[str, list[str]]:
-    """Compile for an architecture, such as ``90a-real``, and :func:`check`; what is lacking is told instead."""
+    """Compile for an architecture, such as ``90a-real``, and :func:`check`; a missing part is reported instead."""
     try:
         require_provider()
         library = build_library(folder, architecture)

@@ -1,4 +1,4 @@
-"""Times of the GPU kernels at NAT's, DiNAT's and NATTEN's published problems, beside what else computes them."""
+"""Times of the GPU kernels at NAT's, DiNAT's and NATTEN's published problems, beside those of their peers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def milliseconds(candidates: dict[str, Callable[[], Any]], rounds: int = 15) -> 
                 for _ in range(3):
                     run()
             torch.cuda.synchronize()
-        except RuntimeError as error:  # a peer without memory for the problem, say
+        except RuntimeError as error:  # such as a peer without enough memory
             print(f"{name}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
             continue
         graph = torch.cuda.CUDAGraph()
@@ -110,7 +110,7 @@ def of_full_rate(case: Case, rate: float, times: dict[str, float]) -> float | st
 
 
 def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> dict[str, Any]:
-    """Time every tile tactic and what else computes the same; the plain kernel checks them."""
+    """Time every tile tactic and its peers; the plain kernel checks them."""
     import torch
     import torch.nn.functional as F
     from cpu_library import Params, _sizes
@@ -229,7 +229,7 @@ def compiled_flex(case: Case, query: Any, key: Any, value: Any) -> Callable[[], 
         torch._dynamo.reset()
         compiled = torch.compile(flex_attention, dynamic=False)
         compiled(query, key, value, block_mask=blocks)
-    except Exception as error:  # a peer that fails is told, not fatal
+    except Exception as error:  # a peer that fails is reported, not fatal
         print(f"compiled flex: {case.name}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
         return None
     return lambda: compiled(query, key, value, block_mask=blocks)

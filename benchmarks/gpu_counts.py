@@ -1,4 +1,4 @@
-"""What the GPU kernels execute at NAT's, DiNAT's and NATTEN's published problems, counted in their machine code.
+"""The work of the GPU kernels at NAT's, DiNAT's and NATTEN's published problems, counted in their machine code.
 
     python benchmarks/gpu_counts.py [--batch 128] [--json FILE]
 
@@ -32,7 +32,7 @@ from cpu_library import Params, Sizes  # noqa: E402
 from gpu_check_build import NAMES  # noqa: E402
 from gpu_check_timings import FAMILY_B, Case, family_a  # noqa: E402
 from sass.bounds import CLASSES, DEVICES, INTEGERS, Counts, Device, bounds, count  # noqa: E402
-from sass.compiling import Unit, compile_tactics  # noqa: E402
+from sass.compiling import MissingToolError, Unit, compile_tactics  # noqa: E402
 from sass.launching import load_unit, place, record_problem  # noqa: E402
 from sass.machine import Machine  # noqa: E402
 
@@ -59,7 +59,7 @@ NARROW = [
 
 
 def cases_of(device: Device, batch: int, stages_only: bool = False) -> list[Case]:
-    """Return what is counted for a device."""
+    """Return the cases of a device."""
     large = [] if stages_only else [*FAMILY_B, *(NARROW if device.architecture == "90a" else ())]
     return [*family_a([batch]), *large]
 
@@ -104,7 +104,7 @@ def sampled(blocks: int, images: int, most: int) -> list[int]:
 
 
 def count_case(case: Case, device: Device) -> Counted:
-    """Execute blocks of a case's launch and return what all of them would execute."""
+    """Execute blocks of a case's launch and return the counts of all of them."""
     # One head in memory where heads are many and large: blocks of all heads do the same.
     heads = case.heads if case.bias else 1
     params = params_of(case, heads)
@@ -127,9 +127,6 @@ def count_case(case: Case, device: Device) -> Counted:
     return Counted(case, device, tactic, found.times(case.heads / heads))
 
 
-# ------------------------------------------------------------------ tables
-
-
 def table(rows: list[list[str]]) -> str:
     """Return rows as a Markdown table; the first one is the head."""
     head, *body = rows
@@ -142,7 +139,7 @@ def _number(value: float) -> str:
 
 
 def _share(counted: Counted) -> float:
-    """Return how often 16 queries of a head, a warp's part of a tile, are in a case."""
+    """Return the number of groups of 16 queries of a head (a warp's part of a tile) in a case."""
     case = counted.case
     return case.batch * prod(case.lengths) * case.heads / 16
 
@@ -176,7 +173,7 @@ def bounds_table(all_counted: list[Counted]) -> str:
 
 
 def record_of(all_counted: list[Counted]) -> dict[str, Any]:
-    """Return what the tests compare: instructions per 16 queries of a head."""
+    """Return the figures that the tests compare: instructions per 16 queries of a head."""
     return {
         f"{own.case.name}, sm_{own.device.architecture}": round(own.counts.instructions / _share(own), 1)
         for own in all_counted
@@ -190,6 +187,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the stages' instructions to this file")
     parser.add_argument("--stages-only", action="store_true", help="leave out NATTEN's published problems")
     options = parser.parse_args()
+    stages = len(family_a([options.batch]))
     by_device: dict[str, list[Counted]] = {}
     for device in DEVICES:
         twin = next((own for own in DEVICES if own.architecture == device.architecture and own.name in by_device), None)
@@ -205,14 +203,18 @@ def main() -> None:
     for name in ("A100", "H100"):
         architecture = by_device[name][0].device.architecture
         print(f"\nCounted in sm_{architecture} code ({name}), batch {options.batch}, float16\n")
-        print(counts_table(by_device[name]))
+        for part in (by_device[name][:stages], by_device[name][stages:]):
+            if part:
+                print(counts_table(part), end="\n\n")
     print("\nBounds by published rates, not measured\n")
     print(bounds_table([own for counted in by_device.values() for own in counted]))
     if options.json is not None:
-        stages = len(family_a([options.batch]))
         record = {key: value for name in ("A100", "H100") for key, value in record_of(by_device[name][:stages]).items()}
         options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MissingToolError as error:
+        sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Peak memory of one model: our operators, function bodies and PyTorch, each in a process of its own.
+"""Peak memory of one model: operator library, function bodies and PyTorch, each in a process of its own.
 
     python benchmarks/memory.py [--model nat_mini] [--batch 1,8]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-CANDIDATES = ("our operators", "function bodies", "PyTorch, tiles", "PyTorch, dense masks")
+CANDIDATES = ("operator library", "function bodies", "PyTorch, tiles", "PyTorch, dense masks")
 
 
 def peak_megabytes() -> float:
@@ -46,7 +46,7 @@ def run_candidate(candidate: str, checkpoint: Path, model: str, exported: Path, 
         import na_deploy
 
         before = peak_megabytes()
-        with na_deploy.load(exported, custom_operators=candidate == "our operators") as session:
+        with na_deploy.load(exported, custom_operators=candidate == "operator library") as session:
             for _ in range(3):
                 session.run({"image": image})
     return peak_megabytes() - before

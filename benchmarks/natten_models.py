@@ -241,7 +241,7 @@ def child(layer: Layer, candidate: str, threads: int, seconds: float) -> dict[st
 
 
 def why_not(layer: Layer, candidate: str) -> str | None:
-    """Return why a candidate cannot run a layer."""
+    """Return the reason why a candidate cannot run a layer."""
     if candidate != "NATTEN":
         return None
     if layer.bias:
@@ -299,8 +299,8 @@ def export_network(name: str, size: str) -> dict[str, Any]:
 
     from na_deploy.exporter import export
     from na_deploy.exporter.natten_api import importable_natten
-    from na_deploy.runtime.tensorrt.api import RTX
-    from na_deploy.runtime.tensorrt.building import EngineRequest, build_engine
+    from na_deploy.runtime.building.options import BuildOptions
+    from na_deploy.runtime.tensorrt.building import build_engine
 
     sys.path.insert(0, str(EXAMPLES))
     file, _, factory = name.partition(":")
@@ -313,7 +313,7 @@ def export_network(name: str, size: str) -> dict[str, Any]:
         started = time.perf_counter()
         report = export(model, inputs, Path(folder) / "model.onnx")
         seconds = time.perf_counter() - started
-        built = build_engine(report.path, Path(folder) / "model.engine", EngineRequest(flavor=RTX, profiles={}))
+        built = build_engine(report.path, Path(folder) / "model.engine", BuildOptions("tensorrt-rtx"))
         return {
             "parameters": sum(p.numel() for p in model.parameters()) / 1e6,
             "nodes": report.nodes,

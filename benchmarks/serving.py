@@ -42,9 +42,6 @@ CONSOLE = Console(width=120)
 SHAPE = (1, 3, 224, 224)
 
 
-# Models and servers
-
-
 def light_model(path: Path) -> Path:
     """Write a classifier of 10 classes that takes the mean of an image and little more."""
     from na_deploy.models.metadata import ModelMetadata
@@ -123,9 +120,6 @@ def photo() -> bytes:
     return buffer.getvalue()
 
 
-# Overhead
-
-
 def overhead(model: Path, rounds: int) -> None:
     """Print what one request takes by every way in, and what of it a direct call does not."""
     import tritonclient.grpc as grpc_client
@@ -173,9 +167,6 @@ def overhead(model: Path, rounds: int) -> None:
 def get(connection: HTTPConnection, path: str) -> bytes:
     connection.request("GET", path)
     return connection.getresponse().read()
-
-
-# Throughput
 
 
 async def load_http(port: int, model: str, concurrency: int, seconds: float) -> dict[str, float]:
@@ -306,9 +297,6 @@ def resident(process: int) -> float:
     """Return a process's resident memory in MB."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1e3
-
-
-# Soak
 
 
 def soak(model: Path, minutes: float, rate: float) -> None:

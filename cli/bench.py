@@ -58,8 +58,10 @@ def command(
 
     chosen = choose_targets(targets, compare_to, checkpoint, arch)
     check_plot(plot, *targets, checkpoint)
-    with progress_line("starting") as say:
-        report = measure(chosen, parse_batches(batch), shapes=inputs, threads=threads, duration_s=duration, say=say)
+    with progress_line("starting") as progress:
+        report = measure(
+            chosen, parse_batches(batch), shapes=inputs, threads=threads, duration_s=duration, progress=progress
+        )
     if as_json:
         print_json(as_dict(report))
     else:

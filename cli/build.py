@@ -90,8 +90,8 @@ def command(
         version_compatible=version_compatible,
         device=device,
     )
-    with build_progress("checking the model") as (say, watch):
-        summary = build(model, output, options, say, watch)
+    with build_progress("checking the model") as (progress, watch):
+        summary = build(model, output, options, progress, watch)
     if as_json:
         print_json(as_dict(summary))
     else:

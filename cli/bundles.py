@@ -48,7 +48,7 @@ def manifest_as_dict(manifest: Manifest) -> dict[str, Any]:
 
 
 def print_engine(manifest: Manifest) -> None:
-    """Print what the build's inspector said of the engine: layers by precision, our plugins and their tactics."""
+    """Print the engine inspector's account of the build: layers by precision, plugins and their tactics."""
     from rich.markup import escape
 
     figures = manifest.build

@@ -12,7 +12,7 @@ from na_deploy.cli.output import console, print_json, table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from na_deploy.runtime.environment import Finding
+    from na_deploy.runtime.environment import Component
 
 MARKS = {"works": "[green]✓[/]", "missing": "[yellow]–[/]", "broken": "[red]✗[/]"}
 
@@ -32,23 +32,23 @@ def command(context: click.Context, gpu: bool, device: int, as_json: bool) -> No
         context.exit(0 if _try_gpu(device, as_json) else 1)
     from na_deploy.runtime.environment import core_works, examine
 
-    findings = examine()
-    if core_works(findings):
-        from na_deploy.cli.self_check import check_attention, check_gpu_kernels, check_native_kernels
-        from na_deploy.runtime.environment import GPU, GPU_KERNELS, NATIVE_KERNELS
+    components = examine()
+    if core_works(components):
+        from na_deploy.cli.self_check import check_attention, check_gpu_kernels, check_operator_library
+        from na_deploy.runtime.environment import GPU, GPU_KERNELS, OPERATOR_LIBRARY
 
-        (device_found,) = (found for found in findings if found.name == GPU)
-        checks: dict[str, Callable[[Finding], Finding]] = {
-            NATIVE_KERNELS: check_native_kernels,
+        (device_found,) = (found for found in components if found.name == GPU)
+        checks: dict[str, Callable[[Component], Component]] = {
+            OPERATOR_LIBRARY: check_operator_library,
             GPU_KERNELS: lambda found: check_gpu_kernels(found, device_found),
         }
-        findings = [checks[found.name](found) if found.name in checks else found for found in findings]
-        findings.insert(3, check_attention())
-    good = core_works(findings)
+        components = [checks[found.name](found) if found.name in checks else found for found in components]
+        components.insert(3, check_attention())
+    good = core_works(components)
     if as_json:
-        print_json({"works": good, "findings": [asdict(finding) for finding in findings]})
+        print_json({"works": good, "findings": [asdict(component) for component in components]})
     else:
-        _print(findings, good)
+        _print(components, good)
     if not good:
         context.exit(1)
 
@@ -61,8 +61,8 @@ def _try_gpu(device: int, as_json: bool) -> bool:
     from na_deploy.cli.gpu_check import run_cases
     from na_deploy.cli.progress import progress_line
 
-    with progress_line("starting") as say:
-        outcomes = list(run_cases(CASES, device, say))
+    with progress_line("starting") as progress:
+        outcomes = list(run_cases(CASES, device, progress))
     statuses = [outcome.status for outcome in outcomes]
     good = "failed" not in statuses and "passed" in statuses
     if as_json:
@@ -77,16 +77,16 @@ def _try_gpu(device: int, as_json: bool) -> bool:
     return good
 
 
-def _print(findings: list[Finding], good: bool) -> None:
+def _print(components: list[Component], good: bool) -> None:
     from rich.markup import escape
 
     listing = table("", "", "")
     listing.show_header = False
-    for finding in findings:
-        found = escape(finding.detail)
-        if finding.status != "works":
-            found += f"\n[dim]for {escape(finding.needed_for)}: {escape(finding.remedy)}[/]"
-        listing.add_row(MARKS[finding.status], escape(finding.name), found)
+    for component in components:
+        found = escape(component.detail)
+        if component.status != "works":
+            found += f"\n[dim]for {escape(component.needed_for)}: {escape(component.remedy)}[/]"
+        listing.add_row(MARKS[component.status], escape(component.name), found)
     out = console()
     out.print(listing)
     if good:

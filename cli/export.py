@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 @click.option("--arch", help="Architecture (see `na-deploy models`), where the weights alone do not settle it.")
 @click.option("--dilations", help="Dilations: a preset of `na-deploy models --dilations`, or text as 1,8,1/1,4,1,4/…")
 @click.option("--out-indices", help="Levels whose feature maps a backbone returns, as 0,1,2,3.")
+@click.option(
+    "--part",
+    type=click.Choice(["whole", "backbone"]),
+    default="whole",
+    show_default=True,
+    help="All of a segmenter, or the feature maps of its backbone.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(["semantic", "instance", "panoptic"]),
+    help="What OneFormer is asked, and how the answers of a segmenter are read.",
+)
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory.")
 @click.option(
     "--input",
@@ -59,6 +71,8 @@ def command(
     arch: str | None,
     dilations: str | None,
     out_indices: str | None,
+    part: str,
+    task: str | None,
     weights: Path | None,
     inputs: tuple[str, ...],
     dynamic: tuple[str, ...],
@@ -73,12 +87,13 @@ def command(
 ) -> None:
     """Export CHECKPOINT to one ONNX file that runs on any ONNX runtime.
 
-    CHECKPOINT is a .pth, .pt, .bin or .safetensors file, or a Hugging Face folder. The file is run in ONNX Runtime and
-    compared with PyTorch before it is kept. Written package.module:factory, CHECKPOINT is a function without arguments
-    that returns a torch.nn.Module calling natten; this imports and runs that Python.
+    CHECKPOINT is a .pth, .pt, .pkl, .bin or .safetensors file, a Hugging Face folder, or hf://owner/name: a classifier,
+    or a segmenter (UPerNet, MaskFormer, Mask2Former, OneFormer), which is exported whole. The file is run in ONNX
+    Runtime and compared with PyTorch before it is kept. Written package.module:factory, CHECKPOINT is a function
+    without arguments that returns a torch.nn.Module calling natten; this imports and runs that Python.
     """
     if names_a_factory(checkpoint):
-        for option, given in (("--arch", arch), ("--dilations", dilations), ("--out-indices", out_indices)):
+        for option, given in _given(arch, dilations, out_indices, part, task):
             if given is not None:
                 raise UsageError(f"{option} is for checkpoints; {checkpoint} builds its own module")
         if dtype != "fp32":
@@ -117,6 +132,8 @@ def command(
             arch=arch,
             dilations=dilations,
             out_indices=parse_indices(out_indices),
+            part=part,
+            task=task,
             input=inputs[0] if inputs else None,
             dynamic=dynamic,
             dtype=dtype,
@@ -132,6 +149,19 @@ def command(
         print_json(_as_json(report))
         return
     _print(report)
+
+
+def _given(
+    arch: str | None, dilations: str | None, out_indices: str | None, part: str, task: str | None
+) -> tuple[tuple[str, str | None], ...]:
+    """Return the options that belong to checkpoints, ``None`` for those left away."""
+    return (
+        ("--arch", arch),
+        ("--dilations", dilations),
+        ("--out-indices", out_indices),
+        ("--part", None if part == "whole" else part),
+        ("--task", task),
+    )
 
 
 def _print(report: ExportReport) -> None:
@@ -158,6 +188,9 @@ def _print(report: ExportReport) -> None:
     if options.dtype == "bf16":  # ONNX Runtime has no bfloat16 kernels on CPUs
         rows.title += ", run in float32 with every result rounded to bfloat16"
     out.print(rows)
+    for case in report.cases:
+        if case.remark:
+            out.print(f"{'×'.join(map(str, case.input_shape))} {case.remark}")
     out.print("  ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
 
 
@@ -175,6 +208,7 @@ def _as_json(report: ExportReport) -> dict[str, object]:
         "attention_layers": report.attention_layers,
         "tolerance": report.options.accepted_difference,
         "relative_difference": report.difference,
+        "remarks": [case.remark for case in report.cases if case.remark],
         "seconds": report.seconds,
         "warnings": list(report.warnings),
     }

@@ -51,24 +51,24 @@ def export_factory(
             load_weights,
             set_windows,
         )
+        from na_deploy.exporter.options import DEFAULT_OPSET
 
         examples, axes, changes = example_inputs(inputs), dynamic_axes(dynamic), set_windows(windows)
         progress("building the module")
         module = build_module(name) if natten is None else build_module(name, natten)
         warnings = [] if weights is None else load_weights(module, weights)
-        given = {} if opset is None else {"opset": opset}
         report = export(
             module,
             examples,
             output or f"{name.rpartition(':')[2]}.onnx",
             dynamic=axes,
+            opset=DEFAULT_OPSET if opset is None else opset,
             external_data=external_data,
             flat=flat,
             tolerance=tolerance,
             windows=changes,
             origin=name,
             progress=progress,
-            **given,
         )
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)

@@ -60,7 +60,7 @@ def function_bodies(bench: Bench) -> str:
 
 
 def plugin(bench: Bench) -> str:
-    """Build with our plugin; the inspector must show it; compare."""
+    """Build with na-deploy's plugin; the inspector must show it; compare."""
     _need_plugin()
     bundle = bench.bundle("tensorrt")
     figures = read_manifest(bundle).build
@@ -248,14 +248,14 @@ def overhead(bench: Bench) -> str:
         del on_gpu
     per_second = []
     large = bench.images(8)
-    for lanes in (1, 2):
-        with bench.session(bench.bundle("tensorrt"), contexts=lanes) as session, ThreadPoolExecutor(2) as pool:
+    for streams in (1, 2):
+        with bench.session(bench.bundle("tensorrt"), contexts=streams) as session, ThreadPoolExecutor(2) as pool:
             list(pool.map(session.run, [large] * 8))
             started, calls = perf_counter(), 64
             list(pool.map(session.run, [large] * calls))
             per_second.append(8 * calls / (perf_counter() - started))
     text = ", ".join(f"{name} {value:.0f} µs" for name, value in figures.items())
-    overlap = f"1 lane {per_second[0]:.0f}, 2 lanes {per_second[1]:.0f}"
+    overlap = f"1 stream {per_second[0]:.0f}, 2 streams {per_second[1]:.0f}"
     return f"a call of one image: {text}; images per second of 2 threads: {overlap}"
 
 
@@ -278,7 +278,7 @@ def _inner(session: Any) -> Any:
 
 def _need_plugin() -> None:
     if tensorrt_library() is None:
-        raise Skipped("our plugin library for TensorRT is not built; NA_DEPLOY_TRT_LIBRARY names one elsewhere")
+        raise Skipped("the plugin library for TensorRT is not built; NA_DEPLOY_TRT_LIBRARY names one elsewhere")
 
 
 def _to_gpu(library: Any, name: str, array: Any, device: int) -> Any:

@@ -22,6 +22,7 @@ from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, PLUGIN_ATTRIBUTE
 from na_deploy.errors import MissingDependencyError, NaDeployError
 from na_deploy.exporter.function_body import BodyFeatures, packed_function
 from na_deploy.model_file.tensors import Array
+from na_deploy.progress import Progress
 from na_deploy.runtime.building.build import build
 from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.session import Session, load
@@ -123,12 +124,12 @@ class Bench:
 Case = Callable[[Bench], str]
 
 
-def run_cases(cases: dict[str, Case], device: int, say: Callable[[str], None]) -> Iterator[Outcome]:
+def run_cases(cases: dict[str, Case], device: int, progress: Progress) -> Iterator[Outcome]:
     """Run the cases in order and yield what each found; none ends the run."""
     with tempfile.TemporaryDirectory(prefix="na-deploy-gpu-") as folder:
         bench = Bench(Path(folder), device)
         for name, case in cases.items():
-            say(name)
+            progress(name)
             started = perf_counter()
             try:
                 status, detail = "passed", case(bench)

@@ -90,8 +90,8 @@ def command(models: tuple[Path, ...], output: Path | None, checked: Path | None,
         mount=given["mount"],
         sizes=None if given["size"] is None else parse_sizes(given["size"])[1],
     )
-    with progress_line("reading the models") as say:
-        written = package(models, output, options, say)
+    with progress_line("reading the models") as progress:
+        written = package(models, output, options, progress)
     files: list[Path] = []
     if given["cluster"] is not None:
         from na_deploy.deployment.cluster import write_cluster_files

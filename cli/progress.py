@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from na_deploy.progress import Progress as ProgressCallback
+from na_deploy.progress import silent
+
 if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.progress import Phases
 
@@ -16,20 +19,20 @@ _BARS = 3
 
 
 @contextmanager
-def progress_line(first: str) -> Iterator[Callable[[str], None]]:
+def progress_line(first: str) -> Iterator[ProgressCallback]:
     """Show a spinner with what is being done; yields the function that changes the words."""
     from rich.console import Console
 
     terminal = Console(stderr=True)
     if not terminal.is_terminal:
-        yield lambda _: None
+        yield silent
         return
     with terminal.status(f"{first} …") as status:
         yield lambda words: status.update(f"{words} …")
 
 
 @contextmanager
-def build_progress(first: str) -> Iterator[tuple[Callable[[str], None], Callable[[Phases], None]]]:
+def build_progress(first: str) -> Iterator[tuple[ProgressCallback, Callable[[Phases], None]]]:
     """Show what a build does, and bars for how far an engine is, where a person is looking.
 
     Yields:
@@ -40,14 +43,14 @@ def build_progress(first: str) -> Iterator[tuple[Callable[[str], None], Callable
 
     terminal = Console(stderr=True)
     if not terminal.is_terminal:
-        yield (lambda _: None), (lambda _: None)
+        yield silent, (lambda _: None)
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TextColumn("{task.fields[left]}"), console=terminal, transient=True) as bars:
         overall = bars.add_task(f"{first} …", total=None, left="")
         inner: dict[str, TaskID] = {}
 
-        def say(words: str) -> None:
+        def progress(words: str) -> None:
             bars.update(overall, description=f"{words} …", total=None, completed=0, left="")
             for task in inner.values():
                 bars.remove_task(task)
@@ -63,7 +66,7 @@ def build_progress(first: str) -> Iterator[tuple[Callable[[str], None], Callable
                     inner[name] = bars.add_task(f"  {name}", total=phase.steps, left="")
                 bars.update(inner[name], completed=phase.done, total=phase.steps)
 
-        yield say, watch
+        yield progress, watch
 
 
 def counted(items: Sequence[T], name: str) -> Iterator[T]:

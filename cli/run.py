@@ -188,9 +188,8 @@ def _print(
             listing.add_row(escape(name), "×".join(map(str, array.shape)), array.dtype.name, *figures)
         out.print(listing)
     count = len(next(iter(results.values())))
-    attention = "our operators" if session.library else "function bodies"
     out.print(
-        f"{escape(model.name)} on {session.device}, {attention}: run {times['run_ms']:.1f} ms"
+        f"{escape(model.name)} on {session.device}, {session.attention}: run {times['run_ms']:.1f} ms"
         f"{f' for {count} items' if count > 1 else ''}, prepare {times['prepare_ms']:.1f} ms, "
         f"load {times['load_ms']:.0f} ms"
     )

@@ -87,9 +87,8 @@ def run_segmenter(
         library = None if session.library is None else str(session.library)
         print_json({**about, "library": library, "load_ms": round(load_seconds * 1e3, 3), "pictures": pictures})
         return
-    attention = "our operators" if session.library else "function bodies"
     console().print(
-        f"{session.path.name} on {session.device}, {attention}: run {totals['run_ms']:.1f} ms"
+        f"{session.path.name} on {session.device}, {session.attention}: run {totals['run_ms']:.1f} ms"
         f"{f' for {len(inputs)} pictures' if len(inputs) > 1 else ''}, prepare {totals['prepare_ms']:.1f} ms, "
         f"segments {totals['segments_ms']:.1f} ms, load {1e3 * load_seconds:.0f} ms",
         markup=False,

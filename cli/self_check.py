@@ -1,4 +1,4 @@
-"""Whether neighborhood attention runs here, in the function body and in native kernels, against float64."""
+"""Whether neighborhood attention runs here, in the function body and in the operator library, against float64."""
 
 from __future__ import annotations
 
@@ -14,61 +14,61 @@ from na_deploy.attention.reference import reference_attention_qkv
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, VERSION
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.exporter.function_body import BodyFeatures, packed_function
-from na_deploy.runtime.environment import Finding
+from na_deploy.runtime.environment import Component
 from na_deploy.runtime.native_libraries import CPU_PROVIDER, CUDA_PROVIDER
 from na_deploy.runtime.session import load
 
 OPSET = 20
-NATIVE_REMEDY = "report this; setting NA_DEPLOY_ORT_LIBRARY to nothing leaves the native kernels unused"
+REMEDY = "report this; setting NA_DEPLOY_ORT_LIBRARY to nothing leaves the operator library unused"
 TOLERANCE = 1e-5
 
 
-def check_attention() -> Finding:
+def check_attention() -> Component:
     """Return whether an exported model's embedded function body runs here and is right."""
     name, needed_for = "embedded function body", "neighborhood attention in any ONNX runtime"
     remedy = "install onnxruntime 1.20 or later; if it is installed, report this"
     try:
         difference = attention_difference()
     except Exception as error:
-        return Finding(name, needed_for, "broken", str(error).splitlines()[0], remedy, core=True)
+        return Component(name, needed_for, "broken", str(error).splitlines()[0], remedy, core=True)
     detail = f"runs on this CPU; largest relative difference to float64: {difference:.1e}"
     if not difference < TOLERANCE:
-        return Finding(name, needed_for, "broken", detail, remedy, core=True)
-    return Finding(name, needed_for, "works", detail, core=True)
+        return Component(name, needed_for, "broken", detail, remedy, core=True)
+    return Component(name, needed_for, "works", detail, core=True)
 
 
-def check_native_kernels(finding: Finding) -> Finding:
-    """Return what was found about the native kernels, with whether they are right where they are installed."""
-    if finding.status != "works":
-        return finding
-    return _tried(finding, CPU_PROVIDER)
+def check_operator_library(component: Component) -> Component:
+    """Return what was found about the operator library, with whether they are right where they are installed."""
+    if component.status != "works":
+        return component
+    return _tried(component, CPU_PROVIDER)
 
 
-def check_gpu_kernels(finding: Finding, gpu: Finding) -> Finding:
+def check_gpu_kernels(component: Component, gpu: Component) -> Component:
     """Return what was found about the GPU kernels, with whether they are right where there is a GPU to run them on."""
-    if finding.status != "works":
-        return finding
+    if component.status != "works":
+        return component
     if gpu.status != "works":
-        return replace(finding, status="missing", detail=f"{finding.detail}, but {gpu.detail}", remedy=gpu.remedy)
-    return _tried(finding, CUDA_PROVIDER)
+        return replace(component, status="missing", detail=f"{component.detail}, but {gpu.detail}", remedy=gpu.remedy)
+    return _tried(component, CUDA_PROVIDER)
 
 
-def _tried(finding: Finding, provider: str) -> Finding:
+def _tried(component: Component, provider: str) -> Component:
     try:
         difference = attention_difference(True, provider)
     except Exception as error:
-        return replace(finding, status="broken", detail=str(error).splitlines()[0], remedy=NATIVE_REMEDY)
-    detail = f"{finding.detail}; largest relative difference to float64: {difference:.1e}"
+        return replace(component, status="broken", detail=str(error).splitlines()[0], remedy=REMEDY)
+    detail = f"{component.detail}; largest relative difference to float64: {difference:.1e}"
     if not difference < TOLERANCE:
-        return replace(finding, status="broken", detail=detail, remedy=NATIVE_REMEDY)
-    return replace(finding, detail=detail)
+        return replace(component, status="broken", detail=detail, remedy=REMEDY)
+    return replace(component, detail=detail)
 
 
 def attention_difference(custom_operators: bool = False, provider: str = CPU_PROVIDER) -> float:
     """Run a small neighborhood attention in ONNX Runtime; return its largest relative difference to float64.
 
     Args:
-        custom_operators: run our native kernels instead of the embedded function body.
+        custom_operators: run the operator library instead of the embedded function body.
         provider: ONNX Runtime's execution provider that runs it.
 
     Raises:

@@ -80,7 +80,7 @@ _MIB = 1 << 20
     type=click.FloatRange(0),
     help="Seconds that requests in progress have when the server stops.",
 )
-@click.option("--no-custom-operators", is_flag=True, help="Leave our operator library away.")
+@click.option("--no-custom-operators", is_flag=True, help="Run on the function bodies, without the operator library.")
 @click.option("--log-requests", is_flag=True, help="Write a line for every request.")
 def command(models: tuple[Path, ...], no_grpc: bool, no_custom_operators: bool, **given: Any) -> None:
     """Serve MODELS: files, bundles, or folders of them with numbered versions.

@@ -48,12 +48,12 @@ def command(
     with progress_line("starting") as progress:
         with export_libraries("comparing with a checkpoint"):
             from na_deploy.cli.verify_bundle import usual_input, verify_bundle
-            from na_deploy.exporter.verify_checkpoint import recheck
+            from na_deploy.exporter.verify_checkpoint import verify_checkpoint
 
         with opened_bundle(model) as (file, bundle):
             if bundle is not None and shape is None:
                 shape = usual_input(bundle.manifest)
-            report = recheck(
+            report = verify_checkpoint(
                 checkpoint, file, arch=arch, dilations=dilations, input=shape, tolerance=tolerance, progress=progress
             )
             built = None

@@ -7,7 +7,6 @@ built in the same way, and compared with ONNX Runtime on its own operators.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import onnx
 
 from na_deploy.attention.schema import DOMAIN, OPERATORS
 from na_deploy.exporter.verify import Difference, open_session, random_image
+from na_deploy.progress import Progress
 from na_deploy.runtime.building.build import build
 from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.bundle import Bundle, Manifest
@@ -61,7 +61,7 @@ def verify_bundle(
     checkpoint: Path,
     shape: tuple[int, ...],
     tolerance: float,
-    say: Callable[[str], None],
+    progress: Progress,
     arch: str | None = None,
     dilations: str | None = None,
 ) -> BundleReport:
@@ -72,18 +72,18 @@ def verify_bundle(
         checkpoint: what its model was exported from.
         shape: of the image.
         tolerance: largest accepted relative difference.
-        say: told each step.
-        arch: architecture of the checkpoint, where it does not say.
+        progress: called with a few words as each step begins.
+        arch: architecture of the checkpoint, where it does not progress.
         dilations: the same for its dilations.
 
     Raises:
         NaDeployError: the bundle does not run here, or a file cannot be read.
     """
     image = random_image(shape).numpy()
-    say("running the bundle as it was built")
+    progress("running the bundle as it was built")
     with load(bundle.path) as session:
         found = _run(session, image)
-        runs_on = f"{session.backend} on {session.device}" + (", our kernels" if session.library else "")
+        runs_on = f"{session.backend} on {session.device}" + (", operator library" if session.library else "")
     with load(checkpoint, backend="torch", arch=arch, dilations=dilations) as reference:
         expected = reference.run(image)
     pairs = zip(found.items(), expected.values(), strict=True)  # in the network's order; files may name them otherwise
@@ -92,7 +92,7 @@ def verify_bundle(
     )
     if report.passed:
         return report
-    say("comparing layer by layer")
+    progress("comparing layer by layer")
     return replace(report, layers=tuple(_layers(bundle, image)))
 
 

@@ -38,7 +38,7 @@ def model_config(source: ModelSource, name: str, options: PackageOptions, labels
         name: its name in the repository.
         options: settings of Triton for it; ``backend`` and ``device`` must be set.
         labels: true where ``labels.txt`` lies beside the configuration.
-        library: full path, for Triton, of our operator library for the onnxruntime backend.
+        library: full path, for Triton, of the operator library for the onnxruntime backend.
 
     Raises:
         UsageError: the options do not fit the model.

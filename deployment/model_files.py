@@ -16,7 +16,7 @@ from na_deploy.model_file.answers import answer_of
 from na_deploy.runtime.bundle.manifest import NAME as MANIFEST
 from na_deploy.runtime.native_libraries import ONNXRUNTIME_LIBRARY, gpu_capabilities, onnxruntime_library
 from na_deploy.runtime.results.classification import read_labels
-from na_deploy.runtime.session import BACKENDS as SESSION_BACKENDS
+from na_deploy.runtime.session import SESSION_BACKENDS
 
 
 def write_model(source: ModelSource, folder: Path, options: PackageOptions) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ def _write_engine(source: ModelSource, folder: Path) -> tuple[str, ...]:
 
 
 def write_library(source: ModelSource, folder: Path, options: PackageOptions) -> tuple[str | None, tuple[str, ...]]:
-    """Copy our operator library beside the configuration; returns its name and what to say about it.
+    """Copy the operator library beside the configuration; returns its name and what to say about it.
 
     Raises:
         UsageError: the library does not exist, or the backend takes none.
@@ -114,7 +114,7 @@ def write_plugins(source: ModelSource, staging: Path, options: PackageOptions) -
     elif source.bundle is not None and source.bundle.manifest.member("library") is not None:
         library = source.bundle.file("library")
     else:
-        return (f"if the engine uses our plugins, give {PLUGIN_LIBRARY} with --operators",)
+        return (f"if the engine uses na-deploy's plugins, give {PLUGIN_LIBRARY} with --operators",)
     _copy(library, staging / PLUGIN_LIBRARY)
     return ()
 

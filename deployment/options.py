@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from na_deploy.errors import UsageError
 
-BACKENDS = ("onnxruntime", "tensorrt", "python")
+TRITON_BACKENDS = ("onnxruntime", "tensorrt", "python")
 """Triton's backends that a repository can be written for."""
 
 DEVICES = ("cpu", "gpu")
@@ -21,7 +21,8 @@ class PackageOptions:
     """Settings of Triton for a model.
 
     Attributes:
-        backend: one of :data:`BACKENDS`; ``None`` takes "tensorrt" for a bundle with its engine, else "onnxruntime".
+        backend: one of :data:`TRITON_BACKENDS`; ``None`` takes "tensorrt" for a bundle with its engine, else
+            "onnxruntime".
         name: the model's name; ``None`` takes the file's.
         version: number of the version to write; ``None`` takes the next free one.
         max_batch: largest batch of a model whose batch is free; ``None`` takes what the engine allows, else 8.
@@ -39,7 +40,7 @@ class PackageOptions:
         labels: a file of class names; ``None`` takes those in the model.
         versions: the versions that are served: ``latest:N``, ``all`` or ``1,3``; ``None`` keeps what is set.
         preprocess: write a preprocessing model and an ensemble from image bytes to the model's outputs too.
-        operators: our operator library for the onnxruntime backend: "auto", "none" or a file.
+        operators: the operator library for the onnxruntime backend: "auto", "none" or a file.
         mount: the repository's place as Triton sees it, which needs the operator library's full path.
         sizes: (H, W) for warm-up where the model leaves them free; ``None`` takes the model's own.
     """
@@ -67,8 +68,10 @@ class PackageOptions:
     sizes: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.backend is not None and self.backend not in BACKENDS:
-            raise UsageError(f"Triton's backends for these models are {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.backend is not None and self.backend not in TRITON_BACKENDS:
+            raise UsageError(
+                f"Triton's backends for these models are {', '.join(TRITON_BACKENDS)}, got {self.backend!r}"
+            )
         if self.device is not None and self.device not in DEVICES:
             raise UsageError(f"a model runs on cpu or gpu, got {self.device!r}")
         if self.backend == "tensorrt" and self.device == "cpu":

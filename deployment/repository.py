@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,8 +26,7 @@ from na_deploy.deployment.segmenter import segmenter_config
 from na_deploy.deployment.source import ModelSource, open_source
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file.answers import answer_of
-
-Say = Callable[[str], None]
+from na_deploy.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,10 @@ class PackagedModel:
 
 
 def package(
-    models: Sequence[str | Path], output: str | Path, options: PackageOptions | None = None, say: Say | None = None
+    models: Sequence[str | Path],
+    output: str | Path,
+    options: PackageOptions | None = None,
+    progress: Progress | None = None,
 ) -> list[PackagedModel]:
     """Write models into a repository.
 
@@ -60,7 +62,7 @@ def package(
         models: ONNX files and bundles.
         output: the repository's folder, made if it does not exist. Models that are in it get a new version.
         options: settings of Triton, the same for all.
-        say: told each step as it begins.
+        progress: called with a few words as each step begins.
 
     Returns:
         The models written, ensembles and their preprocessing included.
@@ -70,7 +72,7 @@ def package(
         NaDeployError: a model is damaged, or what was written does not pass the checks.
         MissingDependencyError: tritonclient is not installed.
     """
-    options, say = options or PackageOptions(), say or (lambda _: None)
+    options, progress = options or PackageOptions(), progress or silent
     paths, repository = [Path(model) for model in models], Path(output)
     protobuf.messages()
     if not paths:
@@ -81,14 +83,14 @@ def package(
     with _staging(repository) as staging:
         written: list[PackagedModel] = []
         for path in paths:
-            say(f"packaging {path.name}")
+            progress(f"packaging {path.name}")
             with open_source(path) as source:
                 written += _stage(source, repository, staging, options)
         names = [model.name for model in written]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise UsageError(f"two models would be named {', '.join(doubled)}; package them one by one with --name")
-        say("checking and moving into place")
+        progress("checking and moving into place")
         findings = [finding for name in names for finding in check_model(staging / name, staging, also=repository)]
         if findings:
             raise NaDeployError("what was written does not pass the checks: " + "; ".join(map(str, findings)))

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, overload
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
-from torch import Tensor, nn
+from torch import nn
 
 from na_deploy.exporter.module_export import ModuleExportReport, export_module
 from na_deploy.exporter.pipeline import ExportReport
 from na_deploy.exporter.pipeline import export as export_checkpoint
 from na_deploy.exporter.rewindow import SetWindow
-from na_deploy.models import LoadedModel
 
 __all__ = ["ExportReport", "ModuleExportReport", "SetWindow", "export"]
 
-
-@overload
-def export(
-    source: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
-    output: str | os.PathLike[str] | None = None,
-    **options: Any,
-) -> ModuleExportReport: ...
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R", covariant=True)
+S = TypeVar("S", covariant=True)
 
 
-@overload
-def export(
-    source: str | os.PathLike[str] | LoadedModel, output: str | os.PathLike[str] | None = None, **options: Any
-) -> ExportReport: ...
+class _Either(Protocol[P, R, Q, S]):
+    """A function with the signatures of two others, as type checkers and editors see it."""
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    @overload
+    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S: ...
 
 
-def export(source: Any, *arguments: Any, **options: Any) -> ExportReport | ModuleExportReport:
-    """Export a checkpoint (:func:`pipeline.export`) or a module (:func:`module_export.export_module`) to ONNX."""
-    if isinstance(source, nn.Module):
-        return export_module(source, *arguments, **options)
-    return export_checkpoint(source, *arguments, **options)
+def _export(of_checkpoint: Callable[P, R], of_module: Callable[Q, S]) -> _Either[P, R, Q, S]:
+    """Return ``export``: the first argument decides which function runs. Its help shows both signatures."""
+
+    def export(*arguments: Any, **options: Any) -> Any:
+        given = arguments[0] if arguments else options.get("module")
+        return (of_module if isinstance(given, nn.Module) else of_checkpoint)(*arguments, **options)
+
+    described = "\n\n".join(
+        f"export{inspect.signature(function)}\n\n{inspect.getdoc(function)}" for function in (of_checkpoint, of_module)
+    )
+    export.__doc__ = f"Export a checkpoint, or a module that calls natten, to one verified ONNX file.\n\n{described}"
+    export.__module__ = "na_deploy"
+    return export
+
+
+export = _export(export_checkpoint, export_module)

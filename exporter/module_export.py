@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from na_deploy.exporter.wrappers import unwrapped, without_wrappers
 from na_deploy.files import check_output, staged_output
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import unprepared
+from na_deploy.progress import Progress, silent
 
 _PRECISION = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
@@ -76,7 +77,7 @@ def export_module(
     windows: Sequence[SetWindow] = (),
     flat: bool = False,
     origin: str = "",
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> ModuleExportReport:
     """Turn a module whose forward uses natten's public functions into one ONNX file, verified before it is kept.
 
@@ -104,7 +105,7 @@ def export_module(
         raise UsageError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
     module = unwrapped(module)
     inputs = _named(module, example_inputs)
-    report = progress or (lambda _: None)
+    report = progress or silent
     target = Path(output or f"{type(module).__name__.lower()}.onnx")
     check_output(target, endings=(".onnx",))
     training = module.training

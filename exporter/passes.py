@@ -20,6 +20,9 @@ from na_deploy.exporter.type_agreement import make_types_agree
 LARGE_WINDOW = 512
 """Keys of a window from which on a layer of unknown size is done in parts."""
 
+ATTENTION_MASK = "attention_masks."
+"""Part of the names of values that say where queries may not look, and of the modules that compute them."""
+
 OPTIONAL_INPUT = {PACKED_OPERATOR: 1, SEPARATE_OPERATOR: 3}
 """Position of rel_pos_bias among the inputs."""
 
@@ -34,6 +37,7 @@ def finish(model: ir.Model, name: str, opset: int) -> None:
     """
     make_types_agree(model, opset)
     tidy_attention_nodes(model)
+    name_attention_masks(model)
     simplify_attention_reshapes(model)
     RemoveUnusedNodesPass()(model)
     strip_traces(model)
@@ -68,6 +72,17 @@ def tidy_attention_nodes(model: ir.Model) -> None:
         outputs = node.outputs
         if len(outputs) > 1 and not outputs[1].uses() and not outputs[1].is_graph_output():
             node.resize_outputs(1)
+
+
+def name_attention_masks(model: ir.Model) -> None:
+    """Name the masks of Mask2Former and OneFormer after their modules, so that verification finds them."""
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        module = next((scope for scope in reversed(scopes) if ATTENTION_MASK in scope), None)
+        if module is not None and node.outputs[0].dtype == ir.DataType.BOOL:
+            node.outputs[0].name = module.rpartition(ATTENTION_MASK)[0].removeprefix("model.") + (
+                ATTENTION_MASK + module.rpartition(ATTENTION_MASK)[2].partition(".")[0]
+            )
 
 
 def simplify_attention_reshapes(model: ir.Model) -> None:

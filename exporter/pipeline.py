@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
 from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import trace
-from na_deploy.exporter.verify import VerificationCase, verify_outputs
+from na_deploy.exporter.verify import VerificationCase
+from na_deploy.exporter.verify_masks import judged
 from na_deploy.files import check_output, staged_output
 from na_deploy.models import LoadedModel, load_model
+from na_deploy.progress import Progress, silent
 
-Progress = Callable[[str], None]
+PARTS = ("whole", "backbone")
 Shape = tuple[int, int, int, int]
 
 
@@ -66,6 +68,8 @@ def export(
     arch: str | None = None,
     dilations: str | Sequence[Sequence[int]] | None = None,
     out_indices: Sequence[int] | None = None,
+    part: str = "whole",
+    task: str | None = None,
     input: str | Sequence[int] | None = None,
     dynamic: str | Sequence[str] = (),
     dtype: str = "fp32",
@@ -78,11 +82,14 @@ def export(
     """Turn a NAT or DiNAT checkpoint into one ONNX file, verified in ONNX Runtime before it is kept.
 
     Args:
-        source: a checkpoint (``.pth``, ``.safetensors``, a Hugging Face folder), or an already loaded model.
+        source: a checkpoint (``.pth``, ``.safetensors``, a Hugging Face folder, ``hf://owner/name``), or an already
+            loaded model.
         output: the file to write; by default the source's name with ``.onnx``, in the current folder.
         arch: architecture name (``na-deploy models``); needed where the weights alone do not settle it.
         dilations: dilations by preset name or text, where they differ from the architecture's own.
         out_indices: levels whose feature maps a backbone returns.
+        part: "whole", or "backbone" for the feature maps of a segmenter or a detector.
+        task: "semantic", "instance" or "panoptic", for segmenters: how answers are read, and what OneFormer is asked.
         input: example size, as "1x3x224x224" or four numbers; by default the architecture's own.
         dynamic: "batch", "spatial" or both: dimensions left free.
         dtype: "fp32", "fp16" or "bf16".
@@ -112,13 +119,22 @@ def export(
     )
     if output is not None:
         check_output(Path(output), () if isinstance(source, LoadedModel) else (Path(source),), (".onnx",))
-    report = progress or (lambda _: None)
+    report = progress or silent
     clock = _Clock()
     if isinstance(source, LoadedModel):
         loaded = source
     else:
+        if part not in PARTS:
+            raise UsageError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
         report("reading the checkpoint")
-        loaded = load_model(Path(source), arch=arch, dilations=dilations, out_indices=out_indices)
+        loaded = load_model(
+            os.fspath(source),
+            arch=arch,
+            dilations=dilations,
+            out_indices=out_indices,
+            backbone=part == "backbone",
+            task=task,
+        )
     clock.lap("read")
     if output is None:
         name = loaded.metadata.source_name or loaded.architecture
@@ -134,8 +150,9 @@ def export(
 
     with staged_output(target) as staged:
         report("tracing")
-        names = list(loaded.config.output_names)
-        model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options)
+        names = list(loaded.output_names)
+        smallest = loaded.config.total_stride + 1
+        model = trace(loaded.module, _traced_shape(loaded, shape, options), names, options, smallest)
         clock.lap("trace")
         report("writing")
         passes.finish(model, metadata.architecture, options.opset)
@@ -146,25 +163,40 @@ def export(
         clock.lap("write")
         report("verifying in ONNX Runtime")
         no_kernels = check_file(staged)
-        cases = verify_outputs(loaded.module, staged, verification_shapes(loaded, shape, options))
+        limit = options.accepted_difference
+        shapes = verification_shapes(loaded, shape, options)
+        cases = [judged(loaded.module, staged, each, limit) for each in shapes]
         clock.lap("verify")
-        worst = max(case.worst for case in cases)
-        if not worst <= options.accepted_difference:
-            raise VerificationError(
-                f"{target.name} differs from PyTorch by {worst:.1e} (relative), above the tolerance of "
-                f"{options.accepted_difference:.0e} for {options.dtype}; the file was not kept"
-            )
+        worst = max(cases, key=lambda case: case.worst)
+        if not worst.worst <= limit:
+            raise VerificationError(f"{target.name} {_above(worst, options)}; the file was not kept")
     drop_stale_weights(target, files)
     return ExportReport(
         path=target,
         files=tuple(target.with_name(path.name) for path in files),
-        architecture=loaded.architecture,
+        architecture=loaded.title,
         options=options,
         nodes=nodes,
         attention_layers=layers,
         cases=tuple(cases),
         warnings=(*loaded.warnings, *([no_kernels] if no_kernels else [])),
         seconds=clock.laps,
+    )
+
+
+def _above(case: VerificationCase, options: ExportOptions) -> str:
+    """Say by how much, where and at which size a file differs, and what it may come from."""
+    worst, limit = case.worst_difference, options.accepted_difference
+    size = "x".join(map(str, case.input_shape))
+    near = worst.relative <= 3 * limit
+    cause = (
+        f"; rounding to {options.dtype} adds up to this in some models: raise --tolerance if it is enough for yours"
+        if near and options.tolerance is None
+        else ""
+    )
+    return (
+        f"differs from PyTorch by {worst.relative:.1e} (relative) at {worst.name} for an input of {size}, above the "
+        f"tolerance of {limit:.0e} for {options.dtype}{cause}"
     )
 
 

@@ -20,7 +20,7 @@ from na_deploy.attention.torch_ops import neighborhood_attention
 from na_deploy.attention.windows import NeighborhoodSpec, attended_pairs, whole_axes
 from na_deploy.errors import UsageError
 from na_deploy.exporter.natten_api.calls import call_site
-from na_deploy.exporter.natten_api.monkeypatch import swapped
+from na_deploy.exporter.natten_api.monkeypatch import patched
 
 _ROOT = "model"
 """What the module itself is called among layers."""
@@ -206,7 +206,7 @@ def _attention_calls(module: nn.Module, attend: Attend) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention's would not call it
     try:
         inner = {id(_full_attention): call}
-        with swapped(inner, module, leave=lambda name: name.startswith("torch.") and name != "torch.nn.functional"):
+        with patched(inner, module, leave=lambda name: name.startswith("torch.") and name != "torch.nn.functional"):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -44,7 +44,11 @@ class TypedModel(nn.Module):
 
 
 def trace(
-    model: nn.Module, shape: tuple[int, int, int, int], output_names: list[str], options: ExportOptions
+    model: nn.Module,
+    shape: tuple[int, int, int, int],
+    output_names: list[str],
+    options: ExportOptions,
+    smallest: int = 1,
 ) -> ir.Model:
     """Return the model's graph with one neighborhood attention node per attention, without function bodies.
 
@@ -53,6 +57,8 @@ def trace(
         shape: example size; free dimensions are traced with at least 2, since a size of 1 would be fixed.
         output_names: names for the outputs, in order.
         options: precision, free dimensions and opset.
+        smallest: height and width from which on all maps have sides of 2 or more, which the tracer takes for granted
+            in the end; told so at once it need not try twice. Files are right below, too, as verification shows.
 
     Raises:
         NaDeployError: the model cannot be traced.
@@ -63,8 +69,8 @@ def trace(
         batch = max(batch, 2)
         sizes[0] = torch.export.Dim("batch", min=1)
     if "spatial" in options.dynamic:
-        sizes[2] = torch.export.Dim("height", min=1, max=LARGEST_SIDE)
-        sizes[3] = torch.export.Dim("width", min=1, max=LARGEST_SIDE)
+        sizes[2] = torch.export.Dim("height", min=smallest, max=LARGEST_SIDE)
+        sizes[3] = torch.export.Dim("width", min=smallest, max=LARGEST_SIDE)
         height += 0 if height != width else 1  # equal sizes would be taken for one dimension
     typed = model if options.dtype == "fp32" else TypedModel(model, TORCH_DTYPES[options.dtype])
     register_schemas()

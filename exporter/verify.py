@@ -58,15 +58,27 @@ class Difference:
 
 @dataclass(frozen=True)
 class VerificationCase:
-    """The differences for one input shape."""
+    """The differences for one input shape.
+
+    Attributes:
+        input_shape: of the image.
+        differences: of every output, and of whatever else had to be compared.
+        remark: how they were compared, where that was not output by output.
+    """
 
     input_shape: tuple[int, ...]
     differences: tuple[Difference, ...]
+    remark: str = ""
 
     @property
     def worst(self) -> float:
         """The largest relative difference."""
-        return max(difference.relative for difference in self.differences)
+        return self.worst_difference.relative
+
+    @property
+    def worst_difference(self) -> Difference:
+        """The tensor with the largest relative difference."""
+        return max(self.differences, key=lambda difference: difference.relative)
 
 
 def random_image(shape: Sequence[int], seed: int = SEED) -> Tensor:
@@ -90,8 +102,8 @@ def verify_outputs(model: nn.Module, path: Path, shapes: Sequence[tuple[int, ...
     cases = []
     for shape in shapes:
         image = random_image(shape)
-        expected = _as_tuple(_run_torch(model, image))
-        found = _run_onnx(session, names, image, path)
+        expected = run_torch(model, image)
+        found = run_onnx(session, names, image, path)
         differences = (
             Difference.between(name, ours, theirs.numpy())
             for name, ours, theirs in zip(names, found, expected, strict=True)
@@ -110,13 +122,13 @@ def verify_layers(model: nn.Module, path: Path, shape: tuple[int, ...]) -> list[
     session = open_session(path, proto)
     image = random_image(shape)
     with _recorded_attention() as expected:
-        _run_torch(model, image)
+        run_torch(model, image)
     if len(expected) != len(layers):
         raise NaDeployError(
             f"{path.name} has {len(layers)} neighborhood attention layers and the PyTorch model {len(expected)}; "
             "these are not the same model"
         )
-    found = _run_onnx(session, [node.output[0] for node in layers], image, path)
+    found = run_onnx(session, [node.output[0] for node in layers], image, path)
     return [
         Difference.between(node.name, ours.astype(np.float32), theirs)
         for node, ours, theirs in zip(layers, found, expected, strict=True)
@@ -137,22 +149,25 @@ def _recorded_attention() -> Iterator[list[FloatArray]]:
         yield outputs
 
 
-def _run_torch(model: nn.Module, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+def run_torch(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+    """Return a module's outputs for an image."""
     with torch.inference_mode():
-        return model(image)  # type: ignore[no-any-return]
+        outputs = model(image)
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
-def _run_onnx(session: ort.InferenceSession, names: list[str], image: Tensor, path: Path) -> list[FloatArray]:
+def run_onnx(session: ort.InferenceSession, names: list[str], image: Tensor, path: Path) -> list[FloatArray]:
+    """Return values of a file for an image.
+
+    Raises:
+        NaDeployError: ONNX Runtime fails.
+    """
     try:
         found: list[FloatArray] = session.run(names, {session.get_inputs()[0].name: image.numpy()})
     except Exception as error:
         size = "x".join(map(str, image.shape))
         raise NaDeployError(f"ONNX Runtime cannot run {path.name} on an input of {size}: {_one_line(error)}") from error
     return found
-
-
-def _as_tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def open_session(path: Path, proto: onnx.ModelProto | None = None) -> ort.InferenceSession:

@@ -11,11 +11,12 @@ import onnx
 
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.exporter.options import TOLERANCE, parse_shape
-from na_deploy.exporter.pipeline import Progress
-from na_deploy.exporter.verify import Difference, verify_layers, verify_outputs
+from na_deploy.exporter.verify import Difference, verify_layers
+from na_deploy.exporter.verify_masks import judged
 from na_deploy.model_file.graph import read_model
 from na_deploy.models import load_model
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class VerificationReport:
         return self.worst.relative <= self.tolerance
 
 
-def recheck(
+def verify_checkpoint(
     checkpoint: str | os.PathLike[str],
     model: str | os.PathLike[str],
     *,
@@ -76,7 +77,7 @@ def recheck(
         NaDeployError: a file cannot be read, or the two are not the same model.
         UsageError: the input does not fit the file.
     """
-    report = progress or (lambda _: None)
+    report = progress or silent
     path = Path(model)
     proto = read_model(path)
     metadata = ModelMetadata.from_props({entry.key: entry.value for entry in proto.metadata_props})
@@ -87,21 +88,25 @@ def recheck(
         Path(checkpoint),
         arch=arch or (None if dilations else metadata.architecture),
         dilations=dilations or (metadata.dilations or None),
-        out_indices=metadata.config.out_indices or None if metadata.config else None,
+        out_indices=metadata.config.out_indices if metadata.config and metadata.task == "backbone" else None,
+        task=metadata.task if metadata.head else None,
     )
     warnings = list(loaded.warnings)
     if loaded.metadata.source_sha256 != metadata.source_sha256:
         warnings.append(f"{path.name} was exported from another file than {Path(checkpoint).name} (hashes differ)")
     shape = _input_shape(proto, metadata, input)
     report("running both")
-    outputs = verify_outputs(loaded.module, path, [shape])[0].differences
+    limit = TOLERANCE[metadata.dtype] if tolerance is None else tolerance
+    case = judged(loaded.module, path, shape, limit)
+    if case.remark:
+        warnings.append(case.remark)
     layers = verify_layers(loaded.module, path, shape)
     return VerificationReport(
-        architecture=metadata.architecture,
+        architecture=loaded.title,
         dtype=metadata.dtype,
         input_shape=shape,
-        tolerance=TOLERANCE[metadata.dtype] if tolerance is None else tolerance,
-        outputs=outputs,
+        tolerance=limit,
+        outputs=case.differences,
         layers=tuple(layers),
         warnings=tuple(warnings),
     )

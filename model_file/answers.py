@@ -34,7 +34,7 @@ class Answer:
 
     @property
     def has_segments(self) -> bool:
-        """Whether the answer is segments of a picture."""
+        """Tell whether the answer is segments of a picture."""
         return self.task in SEGMENT_TASKS
 
     @property

@@ -53,15 +53,17 @@ def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
         if model.functions
         else onnx.ModelProto.FromString(model.SerializeToString())
     )
-    _fold(flat)
-    _drop_copies(flat)
-    operators = _operators(flat.graph)
-    foreign = sorted(f"{domain}.{kind}" for domain, kind in operators if domain not in _STANDARD)
+    foreign = sorted(f"{domain}.{kind}" for domain, kind in _operators(flat.graph) if domain not in _STANDARD)
     if foreign:
         raise NaDeployError(
             f"the model cannot be flattened: {', '.join(foreign)} is no standard operator and no function of the file"
         )
-    used = {domain for domain, _ in operators}
+    try:
+        _fold(flat)
+        _drop_copies(flat)
+    except shape_inference.InferenceError as error:
+        raise NaDeployError(f"the model cannot be flattened, its shapes contradict: {_one_line(error)}") from error
+    used = {domain for domain, _ in _operators(flat.graph)}
     opsets = [opset for opset in flat.opset_import if opset.domain in used or opset.domain == ""]
     del flat.opset_import[:]
     flat.opset_import.extend(opsets)
@@ -112,11 +114,8 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _all_nodes(attribute.g)
 
 
-# --------------------------------------------------------------------------- folding
-
-
 def _fold(model: onnx.ModelProto) -> None:
-    """Replace what does not depend on inputs by its value, until nothing more is found.
+    """Replace every value that does not depend on inputs by a constant, until nothing more is found.
 
     Each round knows more: a folded shape fixes the dimensions of a Reshape, whose result's Shape is then constant.
     """
@@ -265,7 +264,7 @@ def _dimensions(kind: Any) -> tuple[int, ...] | None:
 
 
 def _results(model: onnx.ModelProto, computed: list[onnx.NodeProto], types: dict[str, Any]) -> list[str]:
-    """Return which computed values others need: what is read by a node that stays, or by the graph's outputs.
+    """Return the computed values that others need: read by a node that stays, or outputs of the graph.
 
     A value too large to store is not asked for; the node that makes it stays, and reads constants.
     """
@@ -322,6 +321,8 @@ def _evaluate(model: onnx.ModelProto, computed: list[onnx.NodeProto], results: l
         session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return dict(zip(results, session.run(results, {}), strict=True))
     except Exception as error:
-        raise NaDeployError(
-            f"ONNX Runtime cannot fold the model's constants: {' '.join(str(error).split())}"
-        ) from error
+        raise NaDeployError(f"ONNX Runtime cannot fold the model's constants: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]

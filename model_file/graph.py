@@ -86,7 +86,7 @@ def bind_sizes(inputs: tuple[TensorSpec, ...], wanted: Mapping[str, tuple[int, .
     """Return the values that dynamic dimensions take when the inputs have the sizes ``wanted``.
 
     Raises:
-        UsageError: a size does not fit what the model says of the input, or contradicts another.
+        UsageError: a size does not fit the input's declared shape, or contradicts another.
     """
     sizes: dict[str, int] = {}
     for spec in inputs:
@@ -104,7 +104,7 @@ def bind_sizes(inputs: tuple[TensorSpec, ...], wanted: Mapping[str, tuple[int, .
 
 
 def parameter_count(model: onnx.ModelProto) -> int:
-    """Return how many numbers the floating-point initializers hold."""
+    """Return the number of values in floating-point initializers."""
     floating = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
     return sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floating)
 
@@ -128,7 +128,7 @@ def weight_files(model: onnx.ModelProto) -> list[str]:
 def matrix_multiply_adds(node: onnx.NodeProto, shapes: Shapes) -> int | None:
     """Return the multiply-adds of a MatMul, Gemm or Conv; ``None`` where a shape is not known.
 
-    Other operators count as 0: next to these they are not what a model spends its arithmetic on.
+    Other operators count as 0; beside these their arithmetic is negligible.
     """
     if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm", "Conv"):
         return 0

@@ -1,6 +1,6 @@
-"""What an exported model consists of: its neighborhood attention layers and their share of the work.
+"""Inspection of an exported model: its neighborhood attention layers and their share of the work.
 
-Reads the file only; nothing is run. ``runtime/pictures/model.py`` draws what this finds, ``cli/inspect.py`` prints it.
+Reads the file only; nothing is run. ``runtime/pictures/model.py`` draws the result, ``cli/inspect.py`` prints it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class NeighborhoodLayer:
         head_dim: numbers per head in query and key.
         kernel_size: window per axis; likewise ``dilation``, ``stride`` and ``is_causal``.
         has_bias: whether a relative position bias is added.
-        is_padded: whether the map may be smaller than a window: the node has keys and values for what lies behind it.
+        is_padded: whether the map may be smaller than a window: the node has keys and values for positions behind it.
         additional_keys: keys that every query attends to besides its window.
         dtype: element type of the tensors.
         tile: queries per tile and axis in the portable path.
@@ -81,7 +81,7 @@ class NeighborhoodLayer:
 
     @property
     def configuration(self) -> tuple[object, ...]:
-        """What two layers must have in common to attend alike."""
+        """The attributes that two layers share if they attend alike."""
         return (
             self.lengths,
             self.heads,
@@ -106,7 +106,7 @@ class ModelSummary:
         file_bytes: the file and the weight files beside it.
         parameters: numbers in floating-point initializers.
         nodes: nodes in the graph.
-        functions: operators of ours whose body the file carries.
+        functions: operators of na-deploy whose body the file carries.
         flat: functions were inlined: attention runs in standard operators, which stand for no layer.
         layers: neighborhood attention nodes in graph order.
         other_multiply_adds: of MatMul, Gemm and Conv.

@@ -37,7 +37,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "PythonMod": operator.mod,
 }
 LONGEST = 4000
-"""Characters of an expression that are still read; a real one has a few dozen."""
+"""Most characters of an expression that is evaluated; a real one has a few dozen."""
 
 
 def dimension_value(expression: str, sizes: Mapping[str, int]) -> int | None:

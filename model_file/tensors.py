@@ -1,4 +1,4 @@
-"""Names, types and shapes of a model's inputs and outputs, and the check of what a caller passes.
+"""Names, types and shapes of a model's inputs and outputs, and the check of arrays against them.
 
 Knows no runtime: every backend describes its model with :class:`TensorSpec` and calls :func:`check_inputs`.
 """
@@ -115,7 +115,7 @@ def random_input(spec: TensorSpec, shape: Sequence[int] | None = None, seed: int
     """
     if shape is None:
         if not all(isinstance(size, int) for size in spec.shape):
-            raise UsageError(f"input {spec} has free sizes; say which to use")
+            raise UsageError(f"input {spec} has free sizes; give a shape")
         shape = [int(size) for size in spec.shape]
     dtype = numpy_type(spec.dtype)
     if dtype.kind in "iub":

@@ -42,7 +42,7 @@ _ONEFORMER = (
 
 
 @dataclass(frozen=True)
-class Reading:
+class Clue:
     """What one piece of evidence comes down to for these shapes.
 
     Attributes:
@@ -62,7 +62,7 @@ class Reading:
     warnings: tuple[str, ...] = ()
 
 
-def read_evidence(structure: ModelConfig, checkpoint: Checkpoint, models: list[ModelEntry]) -> list[Reading]:
+def find_clues(structure: ModelConfig, checkpoint: Checkpoint, models: list[ModelEntry]) -> list[Clue]:
     """Interpret everything a checkpoint says about itself, its name last.
 
     Args:
@@ -70,26 +70,26 @@ def read_evidence(structure: ModelConfig, checkpoint: Checkpoint, models: list[M
         checkpoint: the evidence.
         models: the published models that have these shapes.
     """
-    readings = []
+    clues = []
     for evidence in checkpoint.evidence:
         if evidence.dilations is not None:
             matches = [len(level) for level in evidence.dilations] == list(structure.depths)
             found = frozenset({evidence.dilations}) if matches else frozenset()
             text = "/".join(",".join(map(str, level)) for level in evidence.dilations)
-            readings.append(Reading(evidence.source, f"dilations {text}", found))
+            clues.append(Clue(evidence.source, f"dilations {text}", found))
         elif evidence.architecture is not None:
-            reading = _read_name(evidence.architecture, evidence.source, structure, models)
-            if reading is not None:
-                readings.append(reading)
+            clue = _read_name(evidence.architecture, evidence.source, structure, models)
+            if clue is not None:
+                clues.append(clue)
     by_name = _read_name(checkpoint.name, BY_NAME, structure, models)
-    return [*readings, by_name] if by_name else readings
+    return [*clues, by_name] if by_name else clues
 
 
-def _read_name(name: str, source: str, structure: ModelConfig, models: list[ModelEntry]) -> Reading | None:
+def _read_name(name: str, source: str, structure: ModelConfig, models: list[ModelEntry]) -> Clue | None:
     """Interpret an architecture name or a file name for these shapes; ``None`` if it says nothing."""
     text = normalise(name)
     if text == "nat" and source != BY_NAME and structure.family == "nat":
-        return Reading(source, "nat", frozenset({ones(structure.depths)}))
+        return Clue(source, "nat", frozenset({ones(structure.depths)}))
     if text in KINDS:
         return None  # "dinat" alone: which dilations is still open
     exact = None if source == BY_NAME else find_model(text)  # people shorten file names, programs do not
@@ -106,18 +106,18 @@ def _read_name(name: str, source: str, structure: ModelConfig, models: list[Mode
         claim = f"{claim}, in which both {' and '.join(fitting_groups)} stand"
     fitting = tuple(entry for group in fitting_groups.values() for entry in group)
     if not fitting:
-        return Reading(source, claim, frozenset())
+        return Clue(source, claim, frozenset())
     others = [stem for stem in groups if stem not in fitting_groups]
     remarks = (f"{source} also says {' and '.join(others)}, whose weights have other shapes",) if others else ()
     dilated = [entry for entry in fitting if entry.kind in DILATED_KINDS]
     if not dilated:
-        return Reading(source, claim, frozenset({ones(structure.depths)}), entries=fitting, warnings=remarks)
+        return Clue(source, claim, frozenset({ones(structure.depths)}), entries=fitting, warnings=remarks)
     if structure.is_backbone:  # the name may be that of the pretrained model: only a task tells its dilations
-        reading = _read_task(text, source, claim, structure, tuple(dilated))
-        if reading is not None and len(dilated) < len(fitting):
-            reading = replace(reading, dilations=reading.dilations | {ones(structure.depths)})
-        return reading
-    return Reading(
+        clue = _read_task(text, source, claim, structure, tuple(dilated))
+        if clue is not None and len(dilated) < len(fitting):
+            clue = replace(clue, dilations=clue.dilations | {ones(structure.depths)})
+        return clue
+    return Clue(
         source, claim, frozenset(entry.config.dilations for entry in fitting), entries=fitting, warnings=remarks
     )
 
@@ -151,7 +151,7 @@ def _of_size(kind: str, size: str, text: str) -> dict[str, list[ModelEntry]]:
 
 def _read_task(
     text: str, source: str, claim: str, structure: ModelConfig, fitting: tuple[ModelEntry, ...]
-) -> Reading | None:
+) -> Clue | None:
     """Read the dilations of the task that a backbone's name states; ``None`` where it states none."""
     task = _PRETRAINING.sub("", text)
     names = [preset for pattern, preset in _TASKS if re.search(pattern, task)]
@@ -175,10 +175,10 @@ def _read_task(
             parsed.append(found)
     if not parsed:
         published = " and ".join(f"'{name}'" for name in names)
-        return Reading(source, f"{claim} (the dilations {published} were published for other models)", frozenset())
+        return Clue(source, f"{claim} (the dilations {published} were published for other models)", frozenset())
     claim = claim if len(parsed) == 1 else f"{claim}, in which both {' and '.join(names)} stand"
     remarks = tuple(found.remark for found in parsed if found.remark)
-    return Reading(source, claim, frozenset(found.dilations for found in parsed), parsed[0].preset, fitting, remarks)
+    return Clue(source, claim, frozenset(found.dilations for found in parsed), parsed[0].preset, fitting, remarks)
 
 
 def same_head(models: list[ModelEntry], structure: ModelConfig) -> list[ModelEntry]:

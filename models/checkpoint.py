@@ -6,10 +6,8 @@ weights are is decided in ``detect.py``.
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,10 @@ from na_deploy.errors import CheckpointError
 from na_deploy.models import huggingface
 from na_deploy.models.checkpoint_files import read_json, sha256_of
 from na_deploy.models.classifier_head import adopt_head
+from na_deploy.models.heads.names import HeadWeights, split_head
+from na_deploy.models.mm_config import MMConfig, read_mm_config
 from na_deploy.models.preprocessing import Preprocessing, from_hugging_face
-from na_deploy.models.weights import checked, left_aside, network_prefix, read_weights
+from na_deploy.models.weights import checked, left_aside, network_prefix, parts_of, read_weights
 
 ANCHORS = ("patch_embed.proj.0.weight", "patch_embed.proj.weight", huggingface.ANCHOR)
 
@@ -54,7 +54,11 @@ class Checkpoint:
         preprocessing: the file's own preprocessing, if it says.
         problem: what the head was trained for, by Hugging Face's word, such as "multi_label_classification".
         labels: class names by number.
-        warnings: what was left aside.
+        warnings: readings and choices.
+        head: a segmentation head beside the network, with its weights.
+        whole_configuration: Hugging Face's configuration of the whole model, where the network is a part of it.
+        training: what mmcv and mmengine store beside weights.
+        others: parts of the file beside the network and its head.
     """
 
     path: Path
@@ -67,6 +71,10 @@ class Checkpoint:
     problem: str | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    head: HeadWeights | None = None
+    whole_configuration: Mapping[str, Any] | None = None
+    training: MMConfig = field(default_factory=MMConfig)
+    others: tuple[str, ...] = ()
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -78,6 +86,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     warnings: list[str] = []
     evidence: list[Evidence] = []
+    whole: Mapping[str, Any] | None = None
     configuration: Mapping[str, Any] | None = None
     preprocessing: Preprocessing | None = None
     folder = path if path.is_dir() else path.parent
@@ -85,11 +94,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     warnings += weights.warnings
     if isinstance(weights.content, Mapping):
         evidence += _embedded_evidence(weights.content)
-    tensors, converted = _strip_prefix(path, weights.tensors, warnings)
+    head, rest = split_head(path, weights.tensors, warnings)
+    tensors, converted, others = _strip_prefix(path, rest, warnings, head)
     if converted or path.is_dir():
         beside = folder / "config.json"
         if beside.is_file():
-            configuration = huggingface.backbone_configuration(read_json(beside))
+            whole = read_json(beside)
+            configuration = huggingface.backbone_configuration(whole)
         elif path.is_dir():
             raise CheckpointError(f"{path} holds no config.json; download the folder again, or give the weights file")
         if (folder / "preprocessor_config.json").is_file():
@@ -98,6 +109,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if configuration is not None:
         evidence.insert(0, Evidence("config.json", *huggingface.evidence(configuration, path)))
     tensors = checked(path, tensors, warnings)
+    if head is not None:
+        head = replace(head, tensors=checked(path, head.tensors, warnings))
+    named = whole if head is not None else configuration
     return Checkpoint(
         path=path,
         name=_source_name(path),
@@ -107,8 +121,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         hugging_face=configuration,
         preprocessing=preprocessing,
         problem=None if configuration is None else configuration.get("problem_type"),
-        labels=huggingface.labels(configuration) if configuration is not None else {},
-        warnings=tuple(warnings),
+        labels=huggingface.labels(named) if named is not None else {},
+        warnings=tuple(dict.fromkeys(warnings)),
+        head=head,
+        whole_configuration=whole,
+        training=read_mm_config(weights.content),
+        others=others,
     )
 
 
@@ -119,8 +137,14 @@ def _source_name(path: Path) -> str:
     return cached.removeprefix("models--").replace("--", "/") if cached else whole.name
 
 
-def _strip_prefix(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -> tuple[dict[str, Tensor], bool]:
-    """Find the network inside a larger model by its first layer; tell Hugging Face's layout, which is converted."""
+def _strip_prefix(
+    path: Path, tensors: dict[str, Tensor], warnings: list[str], head: HeadWeights | None
+) -> tuple[dict[str, Tensor], bool, tuple[str, ...]]:
+    """Find the network inside a larger model by its first layer.
+
+    Returns:
+        Its weights, in the official layout; whether they were in Hugging Face's; the file's other parts.
+    """
     found = {
         name.removesuffix(anchor): anchor
         for anchor in ANCHORS
@@ -128,7 +152,8 @@ def _strip_prefix(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -
         if name == anchor or name.endswith("." + anchor)
     }
     if not found:
-        raise CheckpointError(f"{path} holds no NAT or DiNAT network: {_what_else(tensors)}")
+        whose = f"a {head.title} on another backbone than NAT or DiNAT" if head else "no NAT or DiNAT network"
+        raise CheckpointError(f"{path} holds {whose}: {_what_else(tensors)}")
     prefix = network_prefix(path, found, warnings)
     converted = found[prefix] == huggingface.ANCHOR
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -136,8 +161,11 @@ def _strip_prefix(path: Path, tensors: dict[str, Tensor], warnings: list[str]) -
     if converted:
         inside = huggingface.convert_state_dict(inside, path)
     taken = adopt_head(path, inside, outside, warnings)
-    left_aside(path, prefix, {name: tensor for name, tensor in outside.items() if name not in taken}, warnings)
-    return inside, converted
+    rest = {name: tensor for name, tensor in outside.items() if name not in taken}
+    if "head.weight" in inside or "norm.weight" in inside:
+        left_aside(path, prefix, rest, warnings)
+        return inside, converted, ()
+    return inside, converted, parts_of(rest)
 
 
 def _what_else(tensors: Mapping[str, Tensor]) -> str:
@@ -165,16 +193,12 @@ def _embedded_evidence(content: Mapping[Any, Any]) -> list[Evidence]:
         dilations = _nested_numbers(values.get("dilations"))
         if name or dilations:
             result.append(Evidence(f"its entry '{key}'", name, dilations))
-    meta = content.get("meta")
-    text = meta.get("config") if isinstance(meta, Mapping) else None
-    if isinstance(text, str):
-        found = re.search(r"dilations\s*=\s*(\[\s*\[[\d\s,\[\]]*\]\s*\])", text)
-        dilations = _nested_numbers(ast.literal_eval(found.group(1))) if found else None
-        kind = re.search(r"backbone\s*=\s*dict\(.*?type\s*=\s*['\"](NAT|DiNAT|DiNAT_s)['\"]", text, re.DOTALL)
-        if dilations:
-            result.append(Evidence("its training configuration", None, dilations))
-        elif kind and kind.group(1) == "NAT":
-            result.append(Evidence("its training configuration", "nat"))
+    backbone = read_mm_config(content).backbone
+    dilations = _nested_numbers(backbone.get("dilations"))
+    if dilations:
+        result.append(Evidence("its training configuration", None, dilations))
+    elif backbone.get("type") == "NAT":
+        result.append(Evidence("its training configuration", "nat"))
     return result
 
 

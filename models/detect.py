@@ -1,7 +1,7 @@
 """Reading a network's structure from the shapes of its weights.
 
 Family, widths, depths, heads, window, MLP ratio, layer scale, classes and feature norms follow from names and
-shapes, for published and other sizes alike. Dilations do not; ``settle.py`` decides those.
+shapes, for published and other sizes alike. Dilations do not; ``resolve_architecture.py`` decides those.
 """
 
 from __future__ import annotations

@@ -15,8 +15,11 @@ from na_deploy.models.checkpoint import Checkpoint, read_checkpoint
 from na_deploy.models.class_sets import class_set
 from na_deploy.models.config import ModelConfig
 from na_deploy.models.detect import read_structure
+from na_deploy.models.heads.names import TITLES
+from na_deploy.models.heads.structure import HeadConfig
+from na_deploy.models.hub import local_path
 from na_deploy.models.layers import relative_position_index
-from na_deploy.models.metadata import ModelMetadata, score_function
+from na_deploy.models.metadata import SEGMENTER_OUTPUTS, ModelMetadata, score_function
 from na_deploy.models.preprocessing import (
     Preprocessing,
     dense_prediction,
@@ -24,7 +27,9 @@ from na_deploy.models.preprocessing import (
     official_classification,
     unprepared,
 )
-from na_deploy.models.resolve_architecture import Settled, settle
+from na_deploy.models.resolve_architecture import ResolvedArchitecture, resolve_architecture
+from na_deploy.models.segmenters import load_segmenter
+from na_deploy.models.weight_checks import check_weights
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,9 @@ class LoadedModel:
         config: its description.
         architecture: published name, or the kind ("nat", "dinat", …) for other sizes.
         metadata: what an exported file will say about it.
-        warnings: contradictions, readings and things left aside; one sentence each.
+        warnings: contradictions, clues and things left aside; one sentence each.
         input_size: (H, W) of the images it was trained on, as far as known.
+        head: a segmenter's head; the module is then the whole network, and ``config`` its backbone's.
     """
 
     module: nn.Module
@@ -46,6 +52,19 @@ class LoadedModel:
     metadata: ModelMetadata
     warnings: list[str]
     input_size: tuple[int, int]
+    head: HeadConfig | None = None
+
+    @property
+    def title(self) -> str:
+        """The model in a few words, "Mask2Former on dinat_large" for instance."""
+        head = TITLES.get(self.metadata.head)
+        return f"{head} on {self.architecture}" if head else self.architecture
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs in exported files."""
+        head = self.metadata.head
+        return SEGMENTER_OUTPUTS[head] if head else self.config.output_names
 
 
 def load_model(
@@ -56,38 +75,57 @@ def load_model(
     num_classes: int | None = None,
     backbone: bool = False,
     out_indices: Sequence[int] | None = None,
+    task: str | None = None,
 ) -> LoadedModel:
-    """Load a NAT or DiNAT checkpoint: official, wrapped, safetensors, or Hugging Face.
+    """Load a NAT or DiNAT checkpoint: official, wrapped, safetensors, or Hugging Face; segmenters whole.
 
     Args:
-        path: a file, or a Hugging Face folder.
+        path: a file, a Hugging Face folder, or ``hf://owner/name`` for one on the hub.
         arch: a published name (``na-deploy models``), or "nat", "dinat", … for other sizes; needed where
             neither the file's name nor its contents tell NAT from DiNAT.
         dilations: "none", a preset ("coco", "ade20k", …), text such as "1,8,1/1,4,1,4/…", or nested numbers.
         num_classes: the class count expected of the file; 0 leaves the head away and returns pooled features.
-        backbone: return feature maps of every level, also from a classification checkpoint.
+        backbone: return feature maps of every level, also from the checkpoint of a classifier or a segmenter.
         out_indices: the levels to return, from 0; implies ``backbone``.
+        task: "semantic", "instance" or "panoptic": how a segmenter's answers are read, and what OneFormer is asked.
 
     Raises:
-        CheckpointError: the file is unreadable, incomplete or no such model.
+        CheckpointError: the file is unreadable, incomplete or no such model, or has parts that are not supported and
+            were not left away with ``backbone``.
         UsageError: ``arch`` or ``dilations`` do not fit it.
         AmbiguousArchitectureError: several architectures fit, and nothing tells them apart.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(local_path(path))
     structure = read_structure(checkpoint.state_dict, checkpoint.path)
     if checkpoint.hugging_face is not None:
         structure = replace(structure, layer_norm_eps=float(checkpoint.hugging_face.get("layer_norm_eps", 1e-5)))
-    settled = settle(structure, checkpoint, arch, dilations)
-    warnings = [*checkpoint.warnings, *settled.warnings]
-    config, weights = _outputs(settled.config, checkpoint, num_classes, backbone, out_indices, warnings)
+    resolved = resolve_architecture(structure, checkpoint, arch, dilations)
+    warnings = [*checkpoint.warnings, *resolved.warnings]
+    backbone = backbone or bool(out_indices)
+    whole = checkpoint.head is not None and not backbone
+    _check_parts(checkpoint, backbone, warnings)
+    if task is not None and not whole:
+        raise UsageError(f"a task was given ({task}), and what is loaded of {checkpoint.path} is no segmenter")
+    config, weights = _outputs(resolved.config, checkpoint, num_classes, backbone, out_indices, warnings)
     _check_weights(weights, config, checkpoint.path)
+    if checkpoint.head is not None and not backbone:
+        if num_classes not in (None, checkpoint.head.num_classes):
+            raise UsageError(
+                f"{checkpoint.path} has a head of {checkpoint.head.num_classes} classes, not {num_classes}"
+            )
+        settled = replace(resolved, config=config)
+        network = load_segmenter(checkpoint, checkpoint.head, settled, weights, task, warnings)
+        size = network.metadata.preprocessing.size
+        return LoadedModel(
+            network.module, config, resolved.architecture, network.metadata, warnings, size, network.head
+        )
     with torch.device("meta"):
         module = build_model(config)
     module.load_state_dict(weights, strict=True, assign=True)
     module.eval().requires_grad_(False)
-    preprocessing = _preprocessing(checkpoint, settled, config)
+    preprocessing = _preprocessing(checkpoint, resolved, config)
     metadata = ModelMetadata(
-        architecture=settled.architecture,
+        architecture=resolved.architecture,
         task=_task(config, checkpoint),
         num_classes=config.num_classes,
         scores="sigmoid" if checkpoint.problem == "multi_label_classification" else score_function(config.num_classes),
@@ -95,10 +133,33 @@ def load_model(
         source_name=checkpoint.name,
         source_sha256=checkpoint.sha256,
         preprocessing=preprocessing,
-        labels=_labels(checkpoint, settled, config),
+        labels=_labels(checkpoint, resolved, config),
         config=config,
     )
-    return LoadedModel(module, config, settled.architecture, metadata, warnings, preprocessing.size)
+    return LoadedModel(module, config, resolved.architecture, metadata, warnings, preprocessing.size)
+
+
+def _check_parts(checkpoint: Checkpoint, backbone: bool, warnings: list[str]) -> None:
+    """Say which parts of a checkpoint are not loaded; they must have been left away on purpose.
+
+    Raises:
+        CheckpointError: the file has parts beside the backbone that are not supported, and it was not asked for alone.
+    """
+    if checkpoint.head is not None:
+        if backbone:
+            warnings.append(
+                f"only the backbone of {checkpoint.name} is loaded; its {checkpoint.head.title} head is not"
+            )
+        return
+    if not checkpoint.others:
+        return
+    parts = ", ".join(checkpoint.others[:6]) + (", …" if len(checkpoint.others) > 6 else "")
+    if not backbone:
+        raise CheckpointError(
+            f"only the backbone of {checkpoint.path} can be exported; its other parts ({parts}) are not supported: ask "
+            "for the backbone alone with --part backbone"
+        )
+    warnings.append(f"only the backbone of {checkpoint.name} is loaded; left aside: {parts}")
 
 
 def _task(config: ModelConfig, checkpoint: Checkpoint) -> str:
@@ -126,7 +187,7 @@ def _outputs(
         elif num_classes is not None and num_classes != config.num_classes:
             raise UsageError(f"{checkpoint.path} has a head of {config.num_classes} classes, not {num_classes}")
         return config, weights
-    if num_classes:
+    if num_classes and checkpoint.head is None:
         raise UsageError(f"{checkpoint.path} is loaded as a backbone, which has no classes; leave num_classes away")
     present = config.out_indices
     wanted = tuple(sorted(set(out_indices))) if out_indices else present or tuple(range(len(config.depths)))
@@ -154,24 +215,7 @@ def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, path: Pat
     Raises:
         CheckpointError: something is missing, unexpected or of another shape.
     """
-    expected = expected_shapes(config)
-    missing = [name for name in expected if name not in weights]
-    unexpected = [name for name in weights if name not in expected]
-    clashing = [name for name in expected if name in weights and tuple(weights[name].shape) != expected[name]]
-    if missing:
-        raise CheckpointError(f"{path} lacks {_some(missing)}, which this network has; the file is incomplete")
-    if unexpected:
-        raise CheckpointError(
-            f"{path} holds {_some(unexpected)}, which a {config.family} network does not have; it is a "
-            "modified model, or training left something in the file: remove those entries if they do not "
-            "change the network's outputs"
-        )
-    if clashing:
-        name = clashing[0]
-        raise CheckpointError(
-            f"{path}: {name} has shape {list(weights[name].shape)}, expected {list(expected[name])}; the "
-            "file mixes sizes or is damaged"
-        )
+    check_weights(weights, expected_shapes(config), path, f"a {config.family} network")
     for name, tensor in weights.items():
         if not tensor.is_floating_point() and not name.endswith("relative_position_index"):
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -182,25 +226,20 @@ def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, path: Pat
             raise CheckpointError(f"{path}: {name} orders positions differently from ViT-rpb; it is a modified model")
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return ", ".join(names[:2]) + more
-
-
-def _labels(checkpoint: Checkpoint, settled: Settled, config: ModelConfig) -> Mapping[int, str]:
+def _labels(checkpoint: Checkpoint, resolved: ResolvedArchitecture, config: ModelConfig) -> Mapping[int, str]:
     """Return the file's own class names, or ImageNet's for a published network with its 1,000 classes."""
     if checkpoint.labels:
         return checkpoint.labels if len(checkpoint.labels) == config.num_classes else {}
     imagenet = class_set("imagenet").labels
-    return imagenet if settled.entry is not None and config.num_classes == len(imagenet) else {}
+    return imagenet if resolved.entry is not None and config.num_classes == len(imagenet) else {}
 
 
-def _preprocessing(checkpoint: Checkpoint, settled: Settled, config: ModelConfig) -> Preprocessing:
+def _preprocessing(checkpoint: Checkpoint, resolved: ResolvedArchitecture, config: ModelConfig) -> Preprocessing:
     """Choose what the file says, else what its origin does; for other inputs than RGB the file must say."""
-    side = settled.entry.image_size if settled.entry else 224
+    side = resolved.entry.image_size if resolved.entry else 224
     if config.fixed_map:
         side = config.kernel_size * config.patch_size
-    dense = settled.preset.image_size if settled.preset else (512, 512)
+    dense = resolved.preset.image_size if resolved.preset else (512, 512)
     size = dense if config.is_backbone else (side, side)
     own = checkpoint.preprocessing
     if own is not None and len(own.mean) == len(own.std) == config.in_channels:

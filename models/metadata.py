@@ -31,6 +31,15 @@ TASKS = {
 SEGMENT_TASKS = ("semantic", "instance", "panoptic")
 """Those whose answer is segments."""
 
+QUERY_OUTPUTS = ("class_logits", "mask_logits")
+SEGMENTER_OUTPUTS = {
+    "upernet": ("logits",),
+    "maskformer": QUERY_OUTPUTS,
+    "mask2former": QUERY_OUTPUTS,
+    "oneformer": QUERY_OUTPUTS,
+}
+"""Names of outputs by head: class scores of pixels; or class scores and masks of queries."""
+
 THRESHOLDS = {
     "score": 0.5,
     "mask": 0.5,
@@ -59,7 +68,8 @@ class ModelMetadata:
     """Where a model comes from and how to use it.
 
     Attributes:
-        architecture: name in the registry, or the family for other sizes.
+        architecture: name in the registry, or the family for other sizes; of a segmenter, its backbone's.
+        head: a segmenter's head, "mask2former" for instance; empty for other models.
         task: one of :data:`TASKS`.
         num_classes: classes of the head, 0 if there is none.
         scores: one of :data:`SCORES`, for classifiers.
@@ -100,6 +110,7 @@ class ModelMetadata:
     config: ModelConfig | None = None
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     windows: tuple[str, ...] = ()
+    head: str = ""
 
     @property
     def input_size(self) -> tuple[int, int, int, int]:
@@ -123,6 +134,8 @@ class ModelMetadata:
         }
         if self.task in SEGMENT_TASKS:
             values["segment_rule"] = self.segment_rule
+        if self.head:
+            values["head"] = self.head
         if self.palette:
             values["palette"] = " ".join(f"{red:02x}{green:02x}{blue:02x}" for red, green, blue in self.palette)
         if self.things is not None:
@@ -151,7 +164,7 @@ class ModelMetadata:
             return None
         known: dict[str, Any] = {
             key: values[key]
-            for key in ("architecture", "task", "source_name", "source_sha256", "dtype", "tool_version")
+            for key in ("architecture", "head", "task", "source_name", "source_sha256", "dtype", "tool_version")
             if key in values
         }
         readers: dict[str, Callable[[str], Any]] = {

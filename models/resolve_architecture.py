@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from na_deploy.errors import AmbiguousArchitectureError, UsageError
-from na_deploy.models.architecture_evidence import BY_NAME, DILATED_KINDS, Reading, read_evidence, same_head
+from na_deploy.models.architecture_evidence import BY_NAME, DILATED_KINDS, Clue, find_clues, same_head
 from na_deploy.models.checkpoint import Checkpoint
 from na_deploy.models.config import ModelConfig
 from na_deploy.models.detect import describe, differences, fits, fitting_models
@@ -28,7 +28,7 @@ _FAMILY_OF_KIND = {"nat": "nat", "dinat": "nat", "dinat_s": "dinat_s"}
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedArchitecture:
     """The outcome.
 
     Attributes:
@@ -36,7 +36,7 @@ class Settled:
         config: the structure with its dilations.
         entry: the published model, if it is one.
         preset: the dilations' preset, where one was named.
-        warnings: contradictions and readings the user should know of.
+        warnings: contradictions and clues the user should know of.
     """
 
     architecture: str
@@ -46,12 +46,12 @@ class Settled:
     warnings: tuple[str, ...] = ()
 
 
-def settle(
+def resolve_architecture(
     structure: ModelConfig,
     checkpoint: Checkpoint,
     arch: str | None = None,
     dilations: str | Sequence[Sequence[int]] | None = None,
-) -> Settled:
+) -> ResolvedArchitecture:
     """Decide architecture and dilations.
 
     Args:
@@ -65,30 +65,28 @@ def settle(
         AmbiguousArchitectureError: several fit and nothing tells them apart; names them.
     """
     models = fitting_models(structure)
-    readings = read_evidence(structure, checkpoint, models)
-    warnings = [warning for reading in readings for warning in reading.warnings]
+    clues = find_clues(structure, checkpoint, models)
+    warnings = [warning for clue in clues for warning in clue.warnings]
     if structure.family == "dinat_s" and structure.heads == DINAT_S_LARGE_OLD_HEADS and structure.embed_dim == 192:
         warnings.append("heads are 4,8,16,32: a DiNAT_s-L file made before February 2024, run with the heads it has")
     if arch is not None or dilations is not None:
-        chosen = _explicit(structure, models, readings, arch, dilations, checkpoint)
-        for reading in readings:
-            if chosen.config.dilations not in reading.dilations:
-                warnings.append(
-                    f"{reading.source} says {reading.claim}, which is not what was asked for; the request wins"
-                )
+        chosen = _explicit(structure, models, clues, arch, dilations, checkpoint)
+        for clue in clues:
+            if chosen.config.dilations not in clue.dilations:
+                warnings.append(f"{clue.source} says {clue.claim}, which is not what was asked for; the request wins")
     else:
-        chosen = _from_evidence(structure, models, readings, checkpoint)
+        chosen = _from_evidence(structure, models, clues, checkpoint)
     return replace(chosen, warnings=(*warnings, *chosen.warnings))
 
 
 def _explicit(
     structure: ModelConfig,
     models: list[ModelEntry],
-    readings: list[Reading],
+    clues: list[Clue],
     arch: str | None,
     dilations: str | Sequence[Sequence[int]] | None,
     checkpoint: Checkpoint,
-) -> Settled:
+) -> ResolvedArchitecture:
     entry = None if arch is None or normalise(arch) in KINDS else get_model(arch)
     kind = None if arch is None else entry.kind if entry else normalise(arch)
     if entry is not None and not fits(entry, structure):
@@ -106,20 +104,16 @@ def _explicit(
             raise UsageError(f"--arch {arch} has no dilations, but --dilations gives some; use --arch di{kind}")
         named = entry or _entry_for(models, config, kind)
         name = named.name if named else kind or _kind_of(config)
-        return Settled(name, config, named, parsed.preset, remarks)
+        return ResolvedArchitecture(name, config, named, parsed.preset, remarks)
     stated = next(
-        (
-            reading
-            for reading in readings
-            if len(reading.dilations) == 1 and (reading.preset is not None or reading.source != BY_NAME)
-        ),
+        (clue for clue in clues if len(clue.dilations) == 1 and (clue.preset is not None or clue.source != BY_NAME)),
         None,
     )
     if entry is not None:
         # A backbone's name does not say which task's dilations it has; its file may.
         if structure.is_backbone and entry.config.is_dilated:
             if stated is not None and any(d > 1 for level in next(iter(stated.dilations)) for d in level):
-                return Settled(
+                return ResolvedArchitecture(
                     entry.name,
                     replace(structure, dilations=next(iter(stated.dilations))),
                     entry,
@@ -129,22 +123,24 @@ def _explicit(
                 f"{entry.name}'s own dilations are used; detection and segmentation use others: give "
                 "--dilations coco, ade20k, mask2former or oneformer if this backbone comes from there"
             )
-            return Settled(entry.name, replace(structure, dilations=entry.config.dilations), entry, None, (remark,))
-        return Settled(entry.name, replace(structure, dilations=entry.config.dilations), entry)
+            return ResolvedArchitecture(
+                entry.name, replace(structure, dilations=entry.config.dilations), entry, None, (remark,)
+            )
+        return ResolvedArchitecture(entry.name, replace(structure, dilations=entry.config.dilations), entry)
     assert kind is not None
     if kind not in DILATED_KINDS:
         named = _entry_for(models, structure, kind)
-        return Settled(named.name if named else kind, structure, named)
+        return ResolvedArchitecture(named.name if named else kind, structure, named)
     if stated is not None:
         config = replace(structure, dilations=next(iter(stated.dilations)))
         named = _entry_for(models, config, kind)
-        return Settled(named.name if named else kind, config, named, stated.preset)
+        return ResolvedArchitecture(named.name if named else kind, config, named, stated.preset)
     own = [model for model in models if model.kind == kind]
     if len({model.config.dilations for model in own}) == 1 and not structure.is_backbone:
         config = replace(structure, dilations=own[0].config.dilations)
         named = _entry_for(own, config, kind)
         assert named is not None
-        return Settled(named.name, config, named)
+        return ResolvedArchitecture(named.name, config, named)
     raise AmbiguousArchitectureError(
         f"--arch {kind} does not settle the dilations of {checkpoint.path} ({describe(structure)}); give "
         f"{_dilation_hint(structure, own)}"
@@ -161,19 +157,19 @@ def _check_kind(kind: str, structure: ModelConfig, checkpoint: Checkpoint) -> No
 
 
 def _from_evidence(
-    structure: ModelConfig, models: list[ModelEntry], readings: list[Reading], checkpoint: Checkpoint
-) -> Settled:
-    contradicting = [reading for reading in readings if not reading.dilations]
-    allowed = [reading for reading in readings if reading.dilations]
+    structure: ModelConfig, models: list[ModelEntry], clues: list[Clue], checkpoint: Checkpoint
+) -> ResolvedArchitecture:
+    contradicting = [clue for clue in clues if not clue.dilations]
+    allowed = [clue for clue in clues if clue.dilations]
     direct = next(
-        (reading for reading in allowed if reading.source == "config.json" and len(reading.dilations) == 1),
+        (clue for clue in allowed if clue.source == "config.json" and len(clue.dilations) == 1),
         None,
     )
     if direct is not None:  # what Hugging Face's configuration states is how the model was run
         allowed, contradicting = [direct], []
-    common = frozenset.intersection(*(reading.dilations for reading in allowed)) if allowed else frozenset()
+    common = frozenset.intersection(*(clue.dilations for clue in allowed)) if allowed else frozenset()
     if contradicting or (allowed and not common):
-        claims = " and ".join(f"{reading.source} says {reading.claim}" for reading in readings)
+        claims = " and ".join(f"{clue.source} says {clue.claim}" for clue in clues)
         raise AmbiguousArchitectureError(
             f"the evidence about {checkpoint.path} contradicts itself: {claims}, and its weights have "
             f"{describe(structure)}; {_choices(models, structure)}"
@@ -181,10 +177,10 @@ def _from_evidence(
     preset = None
     if len(common) == 1:
         config = replace(structure, dilations=next(iter(common)))
-        preset = next((reading.preset for reading in allowed if reading.preset), None)
-        preferred = [entry for reading in allowed for entry in reading.entries]
+        preset = next((clue.preset for clue in allowed if clue.preset), None)
+        preferred = [entry for clue in allowed for entry in clue.entries]
         named = _entry_for(preferred, config, None) or _entry_for(models, config, None)
-        return Settled(named.name if named else _kind_of(config), config, named, preset)
+        return ResolvedArchitecture(named.name if named else _kind_of(config), config, named, preset)
     possible = same_head(models, structure)
     if allowed:
         possible = [model for model in possible if model.config.dilations in common]
@@ -194,8 +190,8 @@ def _from_evidence(
         config = replace(structure, dilations=next(iter(distinct)))
         named = _entry_for(possible, config, None)
         assert named is not None
-        return Settled(named.name, config, named)
-    said = [f"{reading.source} says {reading.claim}" for reading in allowed if len(reading.dilations) > 1]
+        return ResolvedArchitecture(named.name, config, named)
+    said = [f"{clue.source} says {clue.claim}" for clue in allowed if len(clue.dilations) > 1]
     raise AmbiguousArchitectureError("; ".join([_ambiguity(structure, possible or models, checkpoint), *said]))
 
 

@@ -180,9 +180,14 @@ def network_prefix(path: Path, prefixes: Iterable[str], warnings: list[str]) -> 
     return chosen
 
 
+def parts_of(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the first names of weights that are not single numbers, sorted."""
+    return tuple(sorted({name.split(".", 1)[0] for name, tensor in tensors.items() if tensor.dim()}))
+
+
 def left_aside(path: Path, prefix: str, tensors: Mapping[str, Tensor], warnings: list[str]) -> None:
     """Say which parts of a file are not the network's; counters, which are single numbers, are not mentioned."""
-    groups = sorted({name.split(".", 1)[0] for name, tensor in tensors.items() if tensor.dim()})
+    groups = parts_of(tensors)
     if groups:
         shown = ", ".join(groups[:6]) + (", …" if len(groups) > 6 else "")
         warnings.append(f"only the part '{prefix.rstrip('.')}' of {path.name} is the network; left aside: {shown}")

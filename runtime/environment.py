@@ -1,6 +1,6 @@
-"""What this machine has for exporting and running models, found without importing more than is needed.
+"""The components of this machine for exporting and running models, found with as few imports as possible.
 
-Looks only; whether neighborhood attention really runs is checked by ``cli/self_check.py``.
+Nothing is run: ``cli/self_check.py`` checks that neighborhood attention works.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from na_deploy.runtime.native_libraries import (
     why_missing,
 )
 
-NATIVE_KERNELS = "native CPU kernels"
+OPERATOR_LIBRARY = "operator library"
 GPU = "NVIDIA GPU"
-GPU_KERNELS = "native GPU kernels"
+GPU_KERNELS = "operator library's GPU kernels"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that na-deploy can use.
+class Component:
+    """A library, compiled part or device that na-deploy can use.
 
     Attributes:
-        name: what it is.
-        needed_for: what works with it.
+        name: its name in tables.
+        needed_for: the features that use it.
         status: ``"works"``, ``"missing"`` or ``"broken"``.
-        detail: its version or what was found; for something broken, what is wrong.
-        remedy: what to do to have it, empty where it works.
+        detail: its version or the file found; for something broken, the fault.
+        remedy: advice for getting it, empty where it works.
         core: running exported models does not work without it.
     """
 
@@ -50,10 +50,10 @@ class Finding:
     core: bool = False
 
 
-def examine() -> list[Finding]:
-    """Return everything na-deploy can use, what of it is here, and what to do about the rest."""
+def examine() -> list[Component]:
+    """Return every component, installed or not, with advice on those that are missing or broken."""
     return [
-        Finding(
+        Component(
             "na-deploy",
             "",
             "works",
@@ -62,7 +62,8 @@ def examine() -> list[Finding]:
         ),
         _package("onnx", "reading models", "pip install onnx", core=True),
         _onnxruntime(),
-        _native_library(),
+        _operator_library(),
+        _package("openvino", "running models on processors with bfloat16", "pip install 'na-deploy[openvino]'"),
         _package("torch", "export, verify", "pip install 'na-deploy[export]'", minimum=(2, 9)),
         _package("onnxscript", "export", "pip install 'na-deploy[export]'"),
         _package("safetensors", ".safetensors checkpoints", "pip install 'na-deploy[export]'"),
@@ -79,19 +80,19 @@ def examine() -> list[Finding]:
     ]
 
 
-def core_works(findings: list[Finding]) -> bool:
+def core_works(components: list[Component]) -> bool:
     """Return whether exported models can be run here."""
-    return all(finding.status == "works" for finding in findings if finding.core)
+    return all(component.status == "works" for component in components if component.core)
 
 
 def _machine() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
-def _package(name: str, needed_for: str, remedy: str, core: bool = False, minimum: tuple[int, ...] = ()) -> Finding:
+def _package(name: str, needed_for: str, remedy: str, core: bool = False, minimum: tuple[int, ...] = ()) -> Component:
     """Look a package up by its metadata, without importing it."""
     if importlib.util.find_spec(name) is None:
-        return Finding(name, needed_for, "missing", "not installed", remedy, core)
+        return Component(name, needed_for, "missing", "not installed", remedy, core)
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -99,41 +100,41 @@ def _package(name: str, needed_for: str, remedy: str, core: bool = False, minimu
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdecimal())
     if minimum and numbers < minimum:
         wanted = ".".join(map(str, minimum))
-        return Finding(name, needed_for, "broken", f"{version}, {wanted} or later is needed", remedy, core)
-    return Finding(name, needed_for, "works", version, core=core)
+        return Component(name, needed_for, "broken", f"{version}, {wanted} or later is needed", remedy, core)
+    return Component(name, needed_for, "works", version, core=core)
 
 
-def _onnxruntime() -> Finding:
+def _onnxruntime() -> Component:
     name, needed_for, remedy = "onnxruntime", "running models", "pip install onnxruntime"
     if importlib.util.find_spec(name) is None:
-        return Finding(name, needed_for, "missing", "not installed", remedy, core=True)
+        return Component(name, needed_for, "missing", "not installed", remedy, core=True)
     try:
         runtime = importlib.import_module(name)
         providers = [provider.removesuffix("ExecutionProvider") for provider in runtime.get_available_providers()]
     except Exception as error:
-        return Finding(name, needed_for, "broken", f"cannot be imported: {error}", remedy, core=True)
-    return Finding(name, needed_for, "works", f"{runtime.__version__}, providers: {', '.join(providers)}", core=True)
+        return Component(name, needed_for, "broken", f"cannot be imported: {error}", remedy, core=True)
+    return Component(name, needed_for, "works", f"{runtime.__version__}, providers: {', '.join(providers)}", core=True)
 
 
-def _native_library() -> Finding:
-    name, needed_for = NATIVE_KERNELS, "faster neighborhood attention in ONNX Runtime"
+def _operator_library() -> Component:
+    name, needed_for = OPERATOR_LIBRARY, "faster neighborhood attention in ONNX Runtime"
     remedy = "not needed, models run on their embedded function body"
     try:
         library = onnxruntime_library()
     except NaDeployError as error:
-        return Finding(name, needed_for, "broken", str(error), "correct or unset the variable")
+        return Component(name, needed_for, "broken", str(error), "correct or unset the variable")
     if library is None:
-        return Finding(name, needed_for, "missing", why_missing(), f"{remedy}; docs/build.md says how to have them")
+        return Component(name, needed_for, "missing", why_missing(), f"{remedy}; docs/build.md says how to have them")
     try:
         register(importlib.import_module("onnxruntime").SessionOptions(), library)
     except ImportError:
-        return Finding(name, needed_for, "missing", f"{library}, but no onnxruntime", "pip install onnxruntime")
+        return Component(name, needed_for, "missing", f"{library}, but no onnxruntime", "pip install onnxruntime")
     except NaDeployError as error:
-        return Finding(name, needed_for, "broken", str(error), f"{remedy}; install na-deploy again to compile it anew")
-    return Finding(name, needed_for, "works", str(library))
+        return Component(name, needed_for, "broken", str(error), f"{remedy}; install na-deploy again to compile it")
+    return Component(name, needed_for, "works", str(library))
 
 
-def _gpu_kernels() -> Finding:
+def _gpu_kernels() -> Component:
     name, needed_for = GPU_KERNELS, "faster neighborhood attention in ONNX Runtime's CUDA provider"
     remedy = "not needed, models run on their embedded function body"
     compile_ = f"{remedy}; docs/build.md says how to have them"
@@ -141,58 +142,58 @@ def _gpu_kernels() -> Finding:
         library = onnxruntime_library()
         capabilities = "" if library is None else gpu_capabilities(library)
     except NaDeployError as error:
-        return Finding(name, needed_for, "broken", str(error), remedy)
+        return Component(name, needed_for, "broken", str(error), remedy)
     if library is None:
-        return Finding(name, needed_for, "missing", "there is no operator library to hold them", compile_)
+        return Component(name, needed_for, "missing", "there is no operator library to hold them", compile_)
     if not capabilities:
-        return Finding(name, needed_for, "missing", f"{library} is compiled without them", compile_)
+        return Component(name, needed_for, "missing", f"{library} is compiled without them", compile_)
     detail = f"{library}, for compute capability {capabilities}"
     try:
         has_cuda = CUDA_PROVIDER in importlib.import_module("onnxruntime").get_available_providers()
-    except Exception:  # what is wrong with onnxruntime is a finding of its own
+    except Exception:  # onnxruntime has an entry of its own
         has_cuda = False
     if not has_cuda:
         detail += ", but onnxruntime has no CUDA provider"
         remedy = "pip uninstall onnxruntime, then pip install onnxruntime-gpu, which takes its place"
-        return Finding(name, needed_for, "missing", detail, remedy)
-    return Finding(name, needed_for, "works", detail)
+        return Component(name, needed_for, "missing", detail, remedy)
+    return Component(name, needed_for, "works", detail)
 
 
-def _gpu() -> Finding:
+def _gpu() -> Component:
     name, needed_for = GPU, "CUDA and TensorRT"
     tool = shutil.which("nvidia-smi")
     remedy = "needs a machine with an NVIDIA GPU and its driver; models run on the CPU without"
     if tool is None:
-        return Finding(name, needed_for, "missing", "no driver (nvidia-smi) found", remedy)
+        return Component(name, needed_for, "missing", "no driver (nvidia-smi) found", remedy)
     query = [tool, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding(name, needed_for, "broken", f"nvidia-smi fails: {error}", "reinstall the NVIDIA driver")
+        return Component(name, needed_for, "broken", f"nvidia-smi fails: {error}", "reinstall the NVIDIA driver")
     devices = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
     if not devices:
-        return Finding(name, needed_for, "missing", "the driver reports no GPU", remedy)
-    return Finding(name, needed_for, "works", "; ".join(devices))
+        return Component(name, needed_for, "missing", "the driver reports no GPU", remedy)
+    return Component(name, needed_for, "works", "; ".join(devices))
 
 
-def _tensorrt_plugin() -> Finding:
+def _tensorrt_plugin() -> Component:
     name, needed_for = "TensorRT plugin", "faster neighborhood attention in TensorRT engines"
     try:
         library = tensorrt_library()
     except NaDeployError as error:
-        return Finding(name, needed_for, "broken", str(error), "correct or unset the variable")
+        return Component(name, needed_for, "broken", str(error), "correct or unset the variable")
     if library is None:
         remedy = "not needed, engines run on function bodies; docs/build.md says how to have it"
-        return Finding(name, needed_for, "missing", "not installed", remedy)
-    return Finding(name, needed_for, "works", f"{library} (found; `doctor --gpu` tries it)")
+        return Component(name, needed_for, "missing", "not installed", remedy)
+    return Component(name, needed_for, "works", f"{library} (found; `doctor --gpu` tries it)")
 
 
-def _tensorrt_rtx() -> Finding:
+def _tensorrt_rtx() -> Component:
     from na_deploy.runtime.tensorrt.api import RTX, load_module
 
     name, needed_for = "TensorRT-RTX", "building TensorRT-RTX engines, also without a GPU"
     try:
         module = load_module(RTX)
     except NaDeployError as error:
-        return Finding(name, needed_for, "missing", str(error).partition(";")[0], RTX.install)
-    return Finding(name, needed_for, "works", str(module.__version__))
+        return Component(name, needed_for, "missing", str(error).partition(";")[0], RTX.install)
+    return Component(name, needed_for, "works", str(module.__version__))

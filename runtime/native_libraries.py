@@ -1,4 +1,4 @@
-"""Where our compiled libraries are, if this installation has them, and why it has not. Does not build anything."""
+"""The places of the compiled libraries in this installation, and the reason where one is missing. Builds nothing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ONNXRUNTIME_LIBRARY_VARIABLE = "NA_DEPLOY_ORT_LIBRARY"
 TENSORRT_LIBRARY = "libna_deploy_trt.so"
 TENSORRT_LIBRARY_VARIABLE = "NA_DEPLOY_TRT_LIBRARY"
 BUILD_NOTE = "native_build.txt"
-"""Written by CMake in the library's place where it could not be compiled: one sentence that says why."""
+"""File that CMake writes instead of a library that could not be compiled: one sentence with the reason."""
 
 
 def onnxruntime_library() -> Path | None:
-    """Return our custom-operator library for ONNX Runtime, or ``None`` where it is not built.
+    """Return the operator library for ONNX Runtime, or ``None`` where it is not built.
 
     The environment variable ``NA_DEPLOY_ORT_LIBRARY`` names another file; empty, it hides the installed one.
 
@@ -33,7 +33,7 @@ def onnxruntime_library() -> Path | None:
 
 
 def tensorrt_library() -> Path | None:
-    """Return our plugin library for TensorRT, or ``None`` where it is not built.
+    """Return the plugin library for TensorRT, or ``None`` where it is not built.
 
     The environment variable ``NA_DEPLOY_TRT_LIBRARY`` names another file; empty, it hides the installed one.
 
@@ -44,7 +44,7 @@ def tensorrt_library() -> Path | None:
 
 
 def why_missing() -> str:
-    """Return why :func:`onnxruntime_library` finds nothing, in a few words."""
+    """Return the reason why :func:`onnxruntime_library` finds nothing, in a few words."""
     if os.environ.get(ONNXRUNTIME_LIBRARY_VARIABLE) == "":
         return f"hidden by {ONNXRUNTIME_LIBRARY_VARIABLE}, which is empty"
     note = _installed(BUILD_NOTE)
@@ -75,7 +75,7 @@ def gpu_capabilities(library: Path) -> str:
 
 
 def register(settings: Any, library: Path) -> None:
-    """Register the library in ``onnxruntime.SessionOptions``. Only once in one: ONNX Runtime refuses a second time.
+    """Register the library in ``onnxruntime.SessionOptions``, once: ONNX Runtime refuses a second time.
 
     Raises:
         NaDeployError: the library does not load, or does not fit this ONNX Runtime; the options are then of no use.

@@ -1,7 +1,7 @@
 """The session: one interface over every backend that runs an exported model.
 
-A backend is a module with a function ``open_session(path, options) -> Session``; it is imported when asked
-for. This file knows names of backends, not how they work.
+A backend is a function ``(path, options) -> Session`` in a module of its own, which is imported when asked for. Only
+the names of backends are known here.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from na_deploy.runtime.bundle.manifest import Manifest
     from na_deploy.runtime.results.predict import Picture, Result
 
-BACKENDS = {
-    "onnxruntime": "na_deploy.runtime.backends.onnxruntime",
-    "tensorrt": "na_deploy.runtime.tensorrt",
-    "tensorrt-rtx": "na_deploy.runtime.tensorrt.rtx",
-    "torch": "na_deploy.runtime.backends.torch",
+SESSION_BACKENDS = {
+    "onnxruntime": "na_deploy.runtime.backends.onnxruntime:open_session",
+    "openvino": "na_deploy.runtime.openvino:open_session",
+    "tensorrt": "na_deploy.runtime.tensorrt.session:open_session",
+    "tensorrt-rtx": "na_deploy.runtime.tensorrt.session:open_rtx_session",
+    "torch": "na_deploy.runtime.backends.torch:open_session",
 }
-"""Module of each backend."""
+"""Module and function ``(path, options) -> Session`` of each backend."""
 
 ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
 """Backends that run an engine, not a model."""
@@ -44,19 +45,22 @@ _BY_SUFFIX = {".engine": "tensorrt", ".plan": "tensorrt", ".trt": "tensorrt"} | 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """What :func:`load` was asked for, as backends receive it.
+    """The options of :func:`load`, as backends receive them.
 
     Attributes:
         threads: threads inside one operator; ``None`` leaves the runtime's own default.
         providers: ONNX Runtime execution providers in order of preference; ``None`` takes the installed ones.
-        custom_operators: use our operator library where it is installed.
+        custom_operators: use the operator library where it is installed.
         library: that library's file, if another than the installed one is to be used.
         device: number of the GPU; ``None`` is the first for engines, and the CPU for PyTorch.
         contexts: calls of an engine that run at the same time; ``None`` leaves the backend's own default.
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps; 0 for none, ``None`` for the default.
-        arch: architecture of a checkpoint that does not say itself.
-        dilations: the same for its dilations.
-        manifest: of the verified bundle that the file is from.
+        arch: architecture of a checkpoint that does not record it.
+        dilations: dilations of such a checkpoint.
+        precision: "f32" or "bf16", the arithmetic of OpenVINO; ``None`` is float32.
+        streams: calls that OpenVINO works on at the same time; ``None`` leaves its own default for low latency.
+        cache: folder of OpenVINO's compiled models; ``None`` keeps none.
+        manifest: manifest of the verified bundle that the file is from.
     """
 
     threads: int | None = None
@@ -68,6 +72,9 @@ class SessionOptions:
     cuda_graphs: int | None = None
     arch: str | None = None
     dilations: str | None = None
+    precision: str | None = None
+    streams: int | None = None
+    cache: Path | None = None
     manifest: Manifest | None = None
 
 
@@ -78,12 +85,12 @@ class Session(Closeable):
 
     Attributes:
         path: the file the model was read from.
-        inputs: what ``run`` takes.
-        outputs: what ``run`` returns.
+        inputs: specs of the arrays that ``run`` takes.
+        outputs: specs of the arrays that ``run`` returns.
         metadata: what the exporter recorded in the file, ``None`` for a model from elsewhere.
         backend: the backend's name.
-        device: what it runs on, in words.
-        library: our operator library, where attention runs on it; ``None`` where the function bodies do.
+        device: the processor or GPU it runs on, in words.
+        library: the operator library, where attention runs on it; ``None`` where the function bodies do.
         batches: smallest and largest batch that an engine takes; ``None`` for any.
         usual_shapes: shapes that a bundle was built for, by input; empty for others.
     """
@@ -97,6 +104,11 @@ class Session(Closeable):
     metadata: ModelMetadata | None
     backend: str
     device: str
+
+    @property
+    def attention(self) -> str:
+        """The part that computes neighborhood attention, in words."""
+        return "operator library" if self.library else "function bodies"
 
     def run(self, inputs: Mapping[str, Any] | Any, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run the model once.
@@ -124,7 +136,7 @@ class Session(Closeable):
         task: str | None = None,
         labels: Mapping[int, str] | None = None,
     ) -> Result:
-        """Run the model on one picture and return what it found.
+        """Run the model on one picture and return its answer.
 
         Args:
             picture: a file, a Pillow image, or an array (H, W, 3) of uint8. It is prepared as the model's file says.
@@ -192,7 +204,7 @@ class Session(Closeable):
 
         Args:
             sizes: shape of each input that has free dimensions.
-            runs: how often.
+            runs: number of runs.
 
         Raises:
             UsageError: an input's free dimensions are not given, or the sizes do not fit the model.
@@ -222,7 +234,7 @@ class Session(Closeable):
 
     @abstractmethod
     def close(self) -> None:
-        """Release the model; calls in progress finish, later ones are refused. Closeable twice does nothing."""
+        """Release the model; calls in progress finish, later ones are refused. Closing twice does nothing."""
 
     def __repr__(self) -> str:
         inputs = ", ".join(str(spec) for spec in self.inputs)
@@ -247,27 +259,33 @@ def load(
     cuda_graphs: int | None = None,
     arch: str | None = None,
     dilations: str | None = None,
+    precision: str | None = None,
+    streams: int | None = None,
+    cache: str | Path | None = None,
 ) -> Session:
     """Load an exported model.
 
     Args:
         path: an ONNX file; a bundle of ``na-deploy build``, a folder or a .zip archive, whose members are verified by
             hash before anything in them is loaded; an engine; or a checkpoint, which PyTorch runs as the reference.
-        backend: ``"onnxruntime"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``. By default a bundle says itself
-            what it is for, and else the file's ending decides: .engine, .plan and .trt are TensorRT's, .pt, .pth, .bin
-            and .safetensors PyTorch's, others ONNX.
+        backend: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``. By default a
+            bundle names its own, and the file's ending decides otherwise: .engine, .plan and .trt are
+            TensorRT's, .pt, .pth, .bin and .safetensors PyTorch's, others ONNX.
         threads: threads inside one operator; by default the runtime decides.
         providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
             Runtime has it, then the CPU.
-        custom_operators: register our operator library when it is installed and has kernels for the first provider:
+        custom_operators: register the operator library when it is installed and has kernels for the first provider:
             always for the CPU, for CUDA where it was compiled with them. Without it, or when false, the function
             bodies embedded in the model run. A library that does not load gives a warning.
         device: number of the GPU that an engine, or ONNX Runtime with CUDA, runs on, 0 by default; ``torch`` runs on
             the CPU without it.
         contexts: calls of an engine that run at the same time, 2 by default; more of them wait.
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps per context, 4 by default; 0 for none.
-        arch: for a checkpoint, its architecture if it does not say itself.
-        dilations: the same for its dilations.
+        arch: architecture of a checkpoint that does not record it.
+        dilations: dilations of such a checkpoint.
+        precision: arithmetic of OpenVINO on the CPU: "f32", the default, or "bf16" on processors that have it.
+        streams: calls that OpenVINO works on at the same time.
+        cache: a folder where OpenVINO keeps compiled models, so that later loads are faster.
 
     Raises:
         UsageError: the file does not exist, or an option is not one of the possible values.
@@ -276,14 +294,19 @@ def load(
     """
     location = Path(path)
     name = backend or _BY_SUFFIX.get(location.suffix, "onnxruntime")
-    if name not in BACKENDS:
-        raise UsageError(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    if name not in SESSION_BACKENDS:
+        raise UsageError(f"there is no backend {name!r}; choose one of {', '.join(SESSION_BACKENDS)}")
     if contexts is not None and contexts < 1:
         raise UsageError(f"contexts must be at least 1, got {contexts}")
     if cuda_graphs is not None and cuda_graphs < 0:
         raise UsageError(f"cuda_graphs must be at least 0, got {cuda_graphs}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
+    if streams is not None and streams < 1:
+        raise UsageError(f"streams must be at least 1, got {streams}")
+    for option, value in (("precision", precision), ("streams", streams), ("cache", cache)):
+        if value is not None and name != "openvino":
+            raise UsageError(f"{option} is for the openvino backend, not for {name}; remove it")
     if isinstance(providers, str):
         raise UsageError(f"providers is a list of names, got the text {providers!r}; write [{providers!r}]")
     options = SessionOptions(
@@ -295,6 +318,9 @@ def load(
         cuda_graphs=cuda_graphs,
         arch=arch,
         dilations=dilations,
+        precision=precision,
+        streams=streams,
+        cache=None if cache is None else Path(cache),
     )
     # PyTorch's files are zip archives too.
     if _BY_SUFFIX.get(location.suffix) != "torch" and is_bundle(location):
@@ -310,5 +336,6 @@ def load(
 
 def open_session(path: Path, backend: str, options: SessionOptions) -> Session:
     """Open an ONNX file with a backend. Use :func:`load`, which checks what it is given."""
-    session: Session = import_module(BACKENDS[backend]).open_session(path, options)
+    module, _, function = SESSION_BACKENDS[backend].partition(":")
+    session: Session = getattr(import_module(module), function)(path, options)
     return session

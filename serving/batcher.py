@@ -124,7 +124,8 @@ class Batcher:
         self._idle.clear()
         job.future.add_done_callback(lambda _: self._forget(job))
         if timeout_us:
-            loop.call_later(timeout_us / 1e6, self._expire, job, timeout_us)
+            timer = loop.call_later(timeout_us / 1e6, self._expire, job, timeout_us)
+            job.future.add_done_callback(lambda _: timer.cancel())  # else it keeps the inputs until it is due
         self._dispatch()
         self._observer.waiting(len(self._queue))
         return job.future

@@ -31,6 +31,9 @@ PROTOCOL_NAMES = {numpy: name for name, numpy in NUMPY_NAMES.items()} | {"object
 
 _LENGTH = struct.Struct("<I")
 
+MOST_TEXTS = 100_000
+"""Texts of one tensor; each becomes an object of its own, however short it is."""
+
 
 def element_type(name: str, datatype: str) -> np.dtype[np.generic]:
     """Return NumPy's type of a tensor's ``datatype``; ``object`` for ``BYTES``.
@@ -62,6 +65,8 @@ def array_from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: memory
     dtype = element_type(name, datatype)
     count = element_count(shape)
     if datatype == "BYTES":
+        if count > MOST_TEXTS:
+            raise InvalidRequestError(f"tensor {name!r} has {count} texts; at most {MOST_TEXTS} are read")
         return bytes_array(_split(name, raw, count), shape)
     if len(raw) != count * dtype.itemsize:
         raise InvalidRequestError(
@@ -115,6 +120,9 @@ def _split(name: str, raw: memoryview | bytes, count: int) -> list[bytes]:
             raise InvalidRequestError(f"tensor {name!r} ends inside element {len(items)}, which has {length} bytes")
         items.append(bytes(raw[place : place + length]))
         place += length
+        if len(items) > count:
+            break
     if len(items) != count:
-        raise InvalidRequestError(f"tensor {name!r} holds {len(items)} elements; its shape needs {count}")
+        held = f"more than {count}" if len(items) > count else str(len(items))
+        raise InvalidRequestError(f"tensor {name!r} holds {held} elements; its shape needs {count}")
     return items

@@ -50,7 +50,7 @@ def model_config(served: ServedModel, batching: Batching, versions: int) -> dict
         "default_model_filename": served.source.path.name,
         "parameters": {
             "device": {"string_value": session.device},
-            "attention": {"string_value": "native" if session.library else "function body"},
+            "attention": {"string_value": session.attention},
         },
     }
     if session.device != "CPU":

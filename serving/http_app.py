@@ -39,6 +39,11 @@ T = TypeVar("T")
 _LONG = 64 << 10
 """Bytes from which on a request is parsed, or an answer written, in a thread, so that others go on meanwhile."""
 
+_WORTH = 1024
+"""Bytes from which on an answer is compressed for clients that take it."""
+_SMALL = 64 << 10
+"""Bytes of requests that carry no tensors."""
+
 UNSUPPORTED = {
     "trace/setting": "tracing is not offered; /metrics and the statistics show where time goes",
     "logging": "log settings cannot be changed over the network",
@@ -158,7 +163,7 @@ def _add_inference(app: FastAPI, service: Service) -> None:
                 decoded = await _decoded(body, header)
                 response = await while_connected(request, service.infer(name, version, decoded))
             accepted = request.headers.get("accept-encoding", "")
-            if sum(tensor.array.nbytes for tensor in response.outputs) < _LONG:
+            if all(tensor.datatype != "BYTES" for tensor in response.outputs) and response.nbytes < _LONG:
                 return _encoded(response, accepted)
             return await asyncio.to_thread(_encoded, response, accepted)
 
@@ -177,14 +182,14 @@ def _add_inference(app: FastAPI, service: Service) -> None:
 def _add_repository(app: FastAPI, service: Service) -> None:
     @app.post("/v2/repository/index")
     async def index(request: Request) -> Response:
-        async with request_body(request, service) as body:
+        async with request_body(request, service, _SMALL) as body:
             content = parse_object(body) if body else {}
         return answer(descriptions.repository_index(service.repository, content.get("ready") is True))
 
     @app.post("/v2/repository/models/{name}/load")
     async def load(request: Request, name: str) -> Response:
         service.check_model_control()
-        async with request_body(request, service) as body:
+        async with request_body(request, service, _SMALL) as body:
             content = parse_object(body) if body else {}
         if content.get("parameters"):
             raise UnsupportedError("models are loaded from the server's own folder; parameters of load are not taken")
@@ -240,6 +245,23 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+def accepted_encodings(header: str) -> tuple[str, ...]:
+    """Return which of gzip and deflate an ``Accept-Encoding`` takes (RFC 9110, 12.5.3), most wanted first."""
+    weights: dict[str, float] = {}
+    for part in header.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    weight = float(parameter[2:])
+                except ValueError:
+                    weight = 0.0
+        weights[name.removeprefix("x-")] = weight
+    wanted = {name: weights.get(name, weights.get("*", 0.0)) for name in ("gzip", "deflate")}
+    return tuple(sorted((name for name, weight in wanted.items() if weight > 0), key=lambda name: -wanted[name]))
+
+
 async def _decoded(body: bytes | bytearray, header: str | None) -> InferRequest:
     length = int(header) if header is not None and header.isascii() and header.isdecimal() else len(body)
     if min(length, len(body)) < _LONG:
@@ -253,10 +275,10 @@ def _encoded(response: InferResponse, accepted: str) -> Response:
     headers = {}
     if header_length is not None:
         headers["Inference-Header-Content-Length"] = str(header_length)
-    encodings = {part.partition(";")[0].strip().lower() for part in accepted.split(",")}
-    if len(body) > 1024 and "gzip" in encodings:
+    encodings = accepted_encodings(accepted) if len(body) > _WORTH else ()
+    if encodings[:1] == ("gzip",):
         body, headers["Content-Encoding"] = gzip.compress(body, 1), "gzip"
-    elif len(body) > 1024 and "deflate" in encodings:
+    elif encodings[:1] == ("deflate",):
         body, headers["Content-Encoding"] = zlib.compress(body, 1), "deflate"
     kind = "application/json" if header_length is None else "application/octet-stream"
     return Response(body, headers=headers, media_type=kind)

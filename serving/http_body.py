@@ -1,4 +1,7 @@
-"""Reading a request's body: bounded in size, time and after decompression. Knows no routes."""
+"""Reading a request's body: bounded in size, in time, and after decompression, which leaves the event loop free.
+
+Knows no routes.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,26 @@ from starlette.requests import ClientDisconnect
 from na_deploy.serving.errors import ClientGoneError, InvalidRequestError, SlowClientError, TooLargeError
 from na_deploy.serving.service import Service
 
-_WINDOW = {"gzip": 31, "deflate": 47}  # zlib's window bits: gzip only; zlib or gzip by their header
+_WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 47}  # zlib's window bits: gzip only; zlib or gzip by their header
+_STEP = 1 << 20
+"""Bytes that one step of decompression gives at most, before others get their turn."""
+_SLICE = 64 << 10
+_MOST_MEMBERS = 1000
+"""gzip files in a row that one body may consist of; each costs time, whatever it holds."""
 _DISCARDED = 64 << 20
 """Bytes of a body too large that are still taken in, so that the client reads the answer instead of an error."""
 
 
 @asynccontextmanager
-async def request_body(request: Request, service: Service) -> AsyncIterator[bytes | bytearray]:
+async def request_body(
+    request: Request, service: Service, largest: int | None = None
+) -> AsyncIterator[bytes | bytearray]:
     """Yield the body; its bytes count as pending until the block ends.
+
+    Args:
+        request: where it comes from.
+        service: whose limits hold.
+        largest: bytes that are taken here, if fewer than the server takes elsewhere.
 
     Raises:
         TooLargeError: it is larger than the server takes.
@@ -29,7 +44,7 @@ async def request_body(request: Request, service: Service) -> AsyncIterator[byte
         UnavailableError: too much waits already.
         ClientGoneError: the client has gone.
     """
-    limit = service.options.max_request_bytes
+    limit = min(largest or service.options.max_request_bytes, service.options.max_request_bytes)
     stated = request.headers.get("content-length", "")
     announced = int(stated) if stated.isascii() and stated.isdecimal() else 0
     reserved = 0
@@ -57,9 +72,13 @@ async def request_body(request: Request, service: Service) -> AsyncIterator[byte
         if encoding == "identity":
             yield body
             return
-        unpacked = _decompress(body, encoding, limit)
-        service.reserve(len(unpacked))
-        reserved += len(unpacked)
+        unpacked = bytearray()
+        async for part in _decompressed(body, encoding):
+            unpacked += part
+            if len(unpacked) > limit:
+                raise TooLargeError(f"the request has more than {limit} bytes after decompression, which is the limit")
+            service.reserve(len(part))
+            reserved += len(part)
         yield unpacked
     finally:
         service.reserve(-reserved)
@@ -76,16 +95,30 @@ async def _discard(request: Request) -> None:
         return
 
 
-def _decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes:
+async def _decompressed(body: bytearray, encoding: str) -> AsyncIterator[bytes]:
+    """Yield a body's content in steps, each computed in a thread; gzip may have several members (RFC 1952, 2.2)."""
     if encoding not in _WINDOW:
         raise InvalidRequestError(f"the Content-Encoding {encoding[:40]!r} is not known; use gzip, deflate or none")
     machine = zlib.decompressobj(_WINDOW[encoding])
-    try:
-        unpacked = machine.decompress(body, limit + 1)
-    except zlib.error:
-        raise InvalidRequestError(f"the request is not valid {encoding}") from None
-    if len(unpacked) > limit:
-        raise TooLargeError(f"the request has more than {limit} bytes after decompression, which is the limit")
+    members, waiting = 1, b""
+    for start in range(0, len(body), _SLICE):
+        waiting = bytes(body[start : start + _SLICE])
+        while waiting:
+            if machine.eof:
+                if not waiting.strip(b"\0") and encoding != "deflate":  # padding, as tapes and pipes add
+                    break
+                members += 1
+                if encoding == "deflate" or members > _MOST_MEMBERS:
+                    raise InvalidRequestError(f"bytes follow the end of the request's {encoding} data")
+                machine = zlib.decompressobj(_WINDOW[encoding])
+            try:
+                part = await asyncio.to_thread(machine.decompress, waiting, _STEP)
+            except zlib.error:
+                raise InvalidRequestError(f"the request is not valid {encoding}") from None
+            if part:
+                yield part
+            waiting = machine.unconsumed_tail or machine.unused_data
+    while not machine.eof and (part := machine.decompress(b"", _STEP)):  # what zlib itself still holds
+        yield part
     if not machine.eof:
         raise InvalidRequestError(f"the request's {encoding} data ends too early")
-    return unpacked

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from na_deploy.model_file.tensors import Array
-from na_deploy.serving.datatypes import array_from_raw, bytes_array, element_count, element_type, raw_from_array
+from na_deploy.serving.datatypes import (
+    MOST_TEXTS,
+    array_from_raw,
+    bytes_array,
+    element_count,
+    element_type,
+    raw_from_array,
+)
 from na_deploy.serving.errors import InvalidRequestError
 from na_deploy.serving.requests import (
     MOST_AXES,
@@ -29,6 +36,9 @@ from na_deploy.serving.requests import (
 )
 
 HEADER_LENGTH = "inference-header-content-length"
+
+MOST_CONTAINERS = 1_000_000
+"""Lists and objects of one request: an empty one is two bytes to send and 56 to keep."""
 
 
 def decode_request(body: bytes | bytearray | memoryview, header_length: str | None) -> InferRequest:
@@ -49,7 +59,7 @@ def decode_request(body: bytes | bytearray | memoryview, header_length: str | No
         return InferRequest(raw=view, binary_outputs=True)
     content = parse_object(view[:length])
     parameters = _object(content, "parameters", "the request")
-    binary_outputs = parameters.get("binary_data_output", False)
+    binary_outputs = _given(parameters, "binary_data_output", False)
     if not isinstance(binary_outputs, bool):
         raise InvalidRequestError("the parameter binary_data_output is neither true nor false")
     inputs = _inputs(content, view[length:])
@@ -58,7 +68,7 @@ def decode_request(body: bytes | bytearray | memoryview, header_length: str | No
         for entry in _entries(content, "outputs")
     )
     check_names("outputs", [output.name for output in outputs])
-    identifier = content.get("id", "")
+    identifier = _given(content, "id", "")
     if not isinstance(identifier, str):
         raise InvalidRequestError("the request's id is not text")
     return InferRequest(identifier, inputs, None, outputs, binary_outputs, timeout_of(parameters))
@@ -101,8 +111,14 @@ def parse_object(body: bytes | bytearray | memoryview) -> dict[str, Any]:
     Raises:
         InvalidRequestError: it is not one.
     """
+    body = bytes(body)
+    if body.count(b"[") + body.count(b"{") > MOST_CONTAINERS:
+        raise InvalidRequestError(
+            f"the request's JSON has more than {MOST_CONTAINERS} lists and objects; send the tensor as binary data, or "
+            "its numbers as one flat list"
+        )
     try:
-        content = json.loads(bytes(body), parse_constant=_refuse_constant)
+        content = json.loads(body, parse_constant=_refuse_constant)
     except InvalidRequestError:
         raise
     except (ValueError, RecursionError) as error:
@@ -111,6 +127,12 @@ def parse_object(body: bytes | bytearray | memoryview) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InvalidRequestError(f"the request is JSON, but not an object: {type(content).__name__}")
     return content
+
+
+def _given(content: dict[str, Any], key: str, default: Any) -> Any:
+    """Return what a key holds; ``null`` is as good as absent, since many clients write what they leave out so."""
+    value = content.get(key)
+    return default if value is None else value
 
 
 def _refuse_constant(word: str) -> None:
@@ -128,14 +150,14 @@ def _header_length(text: str | None, total: int) -> int:
 
 
 def _entries(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    entries = content.get(key, [])
+    entries = _given(content, key, [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InvalidRequestError(f"the request's {key} are not a list of objects")
     return entries
 
 
 def _object(content: dict[str, Any], key: str, where: str) -> dict[str, Any]:
-    value = content.get(key, {})
+    value = _given(content, key, {})
     if not isinstance(value, dict):
         raise InvalidRequestError(f"{key} of {where} is not an object")
     return value
@@ -168,10 +190,10 @@ def _input(entry: dict[str, Any], binary: memoryview) -> tuple[Tensor, int]:
     refuse_shared_memory(name, parameters)
     size = parameters.get("binary_data_size")
     if size is None:
-        if "data" not in entry:
+        if entry.get("data") is None:
             raise InvalidRequestError(f"input {name!r} has neither data nor binary_data_size")
         return Tensor(name, datatype, _array_from_list(name, datatype, shape, entry["data"])), 0
-    if "data" in entry:
+    if entry.get("data") is not None:
         raise InvalidRequestError(f"input {name!r} has both data and binary_data_size")
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(binary):
         raise InvalidRequestError(
@@ -246,6 +268,8 @@ def _texts(name: str, shape: tuple[int, ...], data: list[Any]) -> Array:
                 raise InvalidRequestError(f"data of input {name!r} is BYTES and takes text only")
         else:
             waiting.pop()
+    if len(texts) > MOST_TEXTS:
+        raise InvalidRequestError(f"data of input {name!r} has {len(texts)} texts; at most {MOST_TEXTS} are read")
     if len(texts) != element_count(shape):
         raise InvalidRequestError(f"data of input {name!r} has {len(texts)} texts; its shape is {list(shape)}")
     return bytes_array(texts, shape)

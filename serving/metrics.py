@@ -69,8 +69,7 @@ class ModelMetrics:
     def __init__(self, metrics: Metrics, name: str, version: str, session: Session) -> None:
         self._metrics = metrics
         self._labels = (name, version)
-        attention = "native" if session.library else "function body"
-        self._about = (*self._labels, session.backend, session.device, attention)
+        self._about = (*self._labels, session.backend, session.device, session.attention)
         metrics.models.labels(*self._about).set(1)
         self._batch, self._queued = metrics.batch.labels(*self._labels), metrics.queued.labels(*self._labels)
         self._compute, self._length = metrics.compute.labels(*self._labels), metrics.queue_length.labels(*self._labels)

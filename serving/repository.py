@@ -206,7 +206,7 @@ class Repository:
             opened.seconds,
             session.backend,
             session.device,
-            "our operators" if session.library else "function bodies",
+            session.attention,
             f"batches up to {opened.max_batch}" if opened.max_batch else "one request at a time",
         )
         return True

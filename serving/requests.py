@@ -83,6 +83,11 @@ class InferResponse:
     compute_ns: int = 0
     batch: int = 1
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the outputs."""
+        return sum(tensor.array.nbytes for tensor in self.outputs)
+
 
 def timeout_of(parameters: Parameters) -> int:
     """Return the request's ``timeout``, after refusing parameters whose meaning this server does not carry out.
@@ -93,7 +98,7 @@ def timeout_of(parameters: Parameters) -> int:
     """
     if any(parameters.get(name) not in (None, 0, "", False) for name in SEQUENCE_PARAMETERS):
         raise UnsupportedError("the request belongs to a sequence; models here keep nothing between requests")
-    timeout = parameters.get("timeout", 0)
+    timeout = 0 if parameters.get("timeout") is None else parameters["timeout"]
     if isinstance(timeout, bool) or not isinstance(timeout, int) or not 0 <= timeout < 1 << 63:
         raise InvalidRequestError("the parameter timeout is not a whole number of microseconds, 0 or more")
     return timeout
@@ -105,7 +110,7 @@ def refuse_shared_memory(name: str, parameters: Parameters) -> None:
     Raises:
         UnsupportedError: it does.
     """
-    if "shared_memory_region" in parameters:
+    if parameters.get("shared_memory_region") is not None:
         raise UnsupportedError(f"tensor {name!r} lies in shared memory, which is not supported; send it in the request")
 
 
@@ -122,7 +127,7 @@ def requested_output(name: object, parameters: Parameters) -> RequestedOutput:
     binary = parameters.get("binary_data")
     if binary is not None and not isinstance(binary, bool):
         raise InvalidRequestError(f"the parameter binary_data of output {name!r} is neither true nor false")
-    classes = parameters.get("classification", 0)
+    classes = 0 if parameters.get("classification") is None else parameters["classification"]
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
         raise InvalidRequestError(f"the parameter classification of output {name!r} is not a number of classes")
     return RequestedOutput(name, binary, classes)

@@ -21,7 +21,7 @@ from na_deploy.serving.http_guard import is_loopback
 from na_deploy.serving.http_protocol import limited_protocol
 from na_deploy.serving.options import ServeOptions
 from na_deploy.serving.service import Service
-from na_deploy.serving.startup_message import greeting
+from na_deploy.serving.startup_message import startup_message
 
 log = logging.getLogger("na_deploy.serving")
 
@@ -33,7 +33,7 @@ _IDLE = 75
 async def serve(
     paths: list[Path],
     options: ServeOptions,
-    say: Callable[[str], None] = print,
+    announce: Callable[[str], None] = print,
     started: Callable[[Service, int, int | None], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
@@ -44,7 +44,7 @@ async def serve(
     Args:
         paths: files, bundles and folders of models.
         options: how they are served.
-        say: told what people should read when the server is ready.
+        announce: called with what people should read when the server is ready.
         started: told the ports when the server is ready.
         stop: ends the server when set, instead of signals.
 
@@ -68,7 +68,11 @@ async def serve(
                 rpc, grpc_port = await _start_grpc(service, options)
             if not await _load(service, stopping):
                 return
-            say(greeting([service.repository.get(n) for n in service.repository.names], options.host, port, grpc_port))
+            announce(
+                startup_message(
+                    [service.repository.get(n) for n in service.repository.names], options.host, port, grpc_port
+                )
+            )
             if started is not None:
                 started(service, port, grpc_port)
             tasks = [asyncio.create_task(_watch(service, look, options.poll))]

@@ -185,7 +185,7 @@ class Service:
                 "version": served.version,
                 "answers": _answers(served),
                 "device": served.opened.session.device,
-                "attention": "our operators" if served.opened.session.library else "function bodies",
+                "attention": served.opened.session.attention,
                 "metadata": descriptions.model_metadata(served, self.repository.versions(served.name)),
             }
             for served in (self.repository.get(name) for name in self.repository.names)

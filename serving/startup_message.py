@@ -13,7 +13,7 @@ _SHORT = 16
 """Numbers that a curl line may hold."""
 
 
-def greeting(served: list[ServedModel], host: str, port: int, grpc_port: int | None) -> str:
+def startup_message(served: list[ServedModel], host: str, port: int, grpc_port: int | None) -> str:
     """Return the lines.
 
     Args:

@@ -33,8 +33,9 @@ class TritonPythonModel:
         path = bundle if bundle.is_dir() else folder / "model.onnx"
         self.batched = int(config["max_batch_size"]) > 0
         self.session = na_deploy.load(path, threads=None if threads is None else int(threads))
-        attention = "its function bodies" if self.session.library is None else "our kernels"
-        pb_utils.Logger.log_info(f"{args['model_name']} runs on {self.session.device}, attention on {attention}")
+        pb_utils.Logger.log_info(
+            f"{args['model_name']} runs on {self.session.device}, attention on {self.session.attention}"
+        )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run what Triton batched: requests of equal sizes in one run, a request that does not fit alone fails."""

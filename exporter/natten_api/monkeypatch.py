@@ -16,7 +16,7 @@ Replacements = dict[int, Callable[..., Any]]
 
 
 @contextmanager
-def swapped(
+def patched(
     replacements: Replacements, model: nn.Module | None = None, leave: Callable[[str], bool] = lambda _: False
 ) -> Iterator[None]:
     """Replace functions inside the block: in modules' names, in their dicts and lists, and in partials.

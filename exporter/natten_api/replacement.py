@@ -14,7 +14,7 @@ from torch import nn
 
 from na_deploy.errors import UsageError
 from na_deploy.exporter.natten_api import current, fused_017, modules, unfused
-from na_deploy.exporter.natten_api.monkeypatch import swapped
+from na_deploy.exporter.natten_api.monkeypatch import patched
 from na_deploy.exporter.natten_api.old_modules import old_modules
 
 _MARK = "na_deploy"
@@ -112,7 +112,7 @@ def replaced_natten(model: nn.Module | None = None) -> Iterator[None]:
     if natten is None or _MARK in getattr(natten, "__version__", ""):
         yield
         return
-    with swapped(_originals(natten), model):
+    with patched(_originals(natten), model):
         yield
 
 

@@ -1,4 +1,4 @@
-"""Sessions on ONNX Runtime: any installed execution provider, our operator library where it is installed."""
+"""Sessions on ONNX Runtime: any installed execution provider, and the operator library if it is there."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
     if options.device is not None and CUDA_PROVIDER not in providers:
         raise UsageError(
             f"device {options.device} is a GPU, and onnxruntime is to run on {', '.join(providers)} here; "
-            "leave device out, or install onnxruntime-gpu"
+            "remove device, or install onnxruntime-gpu"
         )
     library = (options.library or onnxruntime_library()) if options.custom_operators else None
     settings = _settings(onnxruntime, options)
@@ -75,7 +75,7 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
 
 
 def _has_kernels(library: Path, provider: str) -> bool:
-    """Return whether the library computes for a provider; elsewhere it would move every attention layer to the CPU."""
+    """Return whether the library computes for a provider; on another it would move every attention layer to the CPU."""
     return provider == CPU_PROVIDER or (provider == CUDA_PROVIDER and gpu_capabilities(library) != "")
 
 
@@ -129,7 +129,7 @@ class OnnxRuntimeSession(Session):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a runtime's exception says, without its status prefix and the lines after the first."""
+    """Return the first line of a runtime's exception, without its status prefix."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]

@@ -12,6 +12,7 @@ from typing import Any
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec
+from na_deploy.models.metadata import SEGMENTER_OUTPUTS
 from na_deploy.runtime.session import Session, SessionOptions
 
 
@@ -19,7 +20,7 @@ def open_session(path: Path, options: SessionOptions) -> TorchSession:
     """Load a checkpoint: official .pth, .safetensors, or a folder of Hugging Face.
 
     Raises:
-        MissingDependencyError: PyTorch, or what reads the checkpoint, is not installed.
+        MissingDependencyError: PyTorch, or the library that reads the checkpoint, is not installed.
         UsageError: an exported file was given, or the device does not exist.
         CheckpointError: the checkpoint cannot be read, or is no NAT or DiNAT model.
     """
@@ -57,10 +58,15 @@ class TorchSession(Session):
         self.device = "CPU" if device is None else str(device)
         channels = loaded.config.in_channels
         self.inputs = (TensorSpec("image", "float32", ("batch", channels, "height", "width")),)
-        self.outputs = _outputs(loaded.config)
+        self.outputs = _outputs(loaded.config, loaded.metadata.head)
         self._device = device
         self._lock = threading.Lock()
         self._module: Any | None = loaded.module if device is None else loaded.module.to(device)
+
+    @property
+    def attention(self) -> str:
+        """The part that computes neighborhood attention, in words."""
+        return "tiles in PyTorch"
 
     def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
         import torch
@@ -79,13 +85,20 @@ class TorchSession(Session):
         return {name: named[name].cpu().numpy() for name in outputs}
 
     def close(self) -> None:
-        """Let go of the network once calls in progress have finished."""
+        """Release the network once calls in progress have finished."""
         with self._lock:
             self._module = None
 
 
-def _outputs(config: Any) -> tuple[TensorSpec, ...]:
+def _outputs(config: Any, head: str) -> tuple[TensorSpec, ...]:
     """Describe the outputs by the names that exported files give them."""
+    if head:
+        shapes: dict[str, tuple[int | str, ...]] = {
+            "logits": ("batch", "classes", "height", "width"),
+            "class_logits": ("batch", "queries", "classes"),
+            "mask_logits": ("batch", "queries", "height", "width"),
+        }
+        return tuple(TensorSpec(name, "float32", shapes[name]) for name in SEGMENTER_OUTPUTS[head])
     if config.is_backbone:
         shape: tuple[int | str, ...] = ("batch", "channels", "height", "width")
     else:

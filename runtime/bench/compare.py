@@ -14,7 +14,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, sleep
@@ -22,6 +22,7 @@ from typing import Any
 
 from na_deploy.closeable import Closeable
 from na_deploy.errors import NaDeployError
+from na_deploy.progress import Progress, silent
 
 _GOODBYE_S = 5
 WORKER = "na_deploy.runtime.bench.worker"
@@ -33,13 +34,13 @@ SETTLE_S = 0.02
 
 @dataclass(frozen=True)
 class Target:
-    """Something to measure.
+    """A model, bundle or checkpoint to measure.
 
     Attributes:
         label: its name in tables.
         kind: "session" for a model or bundle, "torch" for a checkpoint in PyTorch.
         path: the file.
-        options: what the worker passes on when loading.
+        options: arguments of the worker for loading it.
     """
 
     label: str
@@ -61,7 +62,7 @@ class Measurement:
         p90_ms: nine of ten were faster.
         p99_ms: 99 of 100 were faster; the slowest where there were fewer calls.
         items_per_s: throughput of one caller: items over the time of its calls.
-        runs_on: device and what computes attention, in words.
+        runs_on: device, and the part that computes attention, in words.
     """
 
     label: str
@@ -77,7 +78,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Startup:
-    """What a target costs before its first answer, in a fresh process.
+    """The costs of a target before its first answer, in a fresh process.
 
     Attributes:
         label: the target.
@@ -148,7 +149,7 @@ class _Worker(Closeable):
 
     def close(self) -> None:
         try:
-            self._process.communicate(timeout=_GOODBYE_S)  # at the end of its input it leaves, and tidies up
+            self._process.communicate(timeout=_GOODBYE_S)  # the end of its input ends the worker
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
@@ -161,27 +162,27 @@ def measure(
     shapes: Sequence[str] = (),
     threads: int | None = None,
     duration_s: float = 5.0,
-    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Measure targets side by side.
 
     Args:
-        targets: what to compare; labels differ.
+        targets: models to compare; their labels differ.
         batches: batch sizes; ``None`` takes the model's own.
         shapes: input sizes as users write them, ``1x3x512x512`` or ``name=1x3x512x512``; those of the files by default.
         threads: threads of each target; ``None`` leaves its default.
         duration_s: seconds each target is timed for each batch size.
-        say: told what is being done.
+        progress: called with a few words as each step begins.
 
     Raises:
         NaDeployError: a target does not load or run, or its process dies; it is named.
     """
-    say = say or (lambda _: None)
+    progress = progress or silent
     order = random.Random(0)
     workers: list[_Worker] = []
     try:
         for target in targets:
-            say(f"loading {target.label}")
+            progress(f"loading {target.label}")
             workers.append(_Worker(target, threads, shapes))
         measurements = []
         for batch in batches:
@@ -189,12 +190,12 @@ def measure(
             times: dict[str, list[float]] = {worker.target.label: [] for worker in workers}
             actual: dict[str, dict[str, Any]] = {}
             for worker in workers:
-                say(f"{shown}warming {worker.target.label} up")
+                progress(f"{shown}warming {worker.target.label} up")
                 actual[worker.target.label] = worker.ask(do="prepare", batch=batch, shapes=list(shapes))
             started = perf_counter()
             total = duration_s * len(workers)
             while (spent := perf_counter() - started) < total or not all(times.values()):
-                say(f"{shown}timing, {max(total - spent, 0):.0f} s left")
+                progress(f"{shown}timing, {max(total - spent, 0):.0f} s left")
                 for worker in order.sample(workers, len(workers)):
                     sleep(SETTLE_S)
                     times[worker.target.label] += worker.ask(do="time", seconds=SLICE_S)["ms"]
@@ -209,12 +210,12 @@ def measure(
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Return the smallest of the ascending numbers that at least ``share`` of them do not exceed."""
+    """Return the smallest of the ascending numbers that is at least as large as a ``share`` of them."""
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
 
 def machine() -> str:
-    """Return this machine's processor and how many of its threads this process may use, in words."""
+    """Return this machine's processor and the number of its threads that this process may use, in words."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

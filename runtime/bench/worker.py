@@ -1,6 +1,6 @@
 """The process of one target of :mod:`na_deploy.runtime.bench.compare`: answers requests, a line of JSON each.
 
-Started as ``python -m na_deploy.runtime.bench.worker``; not for importing.
+Started as ``python -m na_deploy.runtime.bench.worker``; never imported.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Worker:
         }
 
     def _session(self, path: str, threads: int | None, options: dict[str, Any]) -> Callable[[], str]:
-        import onnxruntime  # noqa: F401  # its import counts as import, not as loading
+        import onnxruntime  # noqa: F401  # imported now so that loading is timed alone
 
         from na_deploy.runtime.session import load
 
@@ -77,8 +77,7 @@ class Worker:
             session = load(path, threads=threads, **options)
             self.inputs, self.metadata, self.usual = session.inputs, session.metadata, session.usual_shapes
             self.run = session.run
-            attention = "our operators" if session.library else "function bodies"
-            return f"{session.backend} {session.device}, {attention}"
+            return f"{session.backend} {session.device}, {session.attention}"
 
         return prepare
 
@@ -137,7 +136,7 @@ class Worker:
 
 def serve() -> None:
     """Answer requests until the parent goes away."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not get between the answers
+    answers, sys.stdout = sys.stdout, sys.stderr  # keep output of libraries apart from answers
     warnings.simplefilter("ignore")
     worker = Worker()
     for line in sys.stdin:

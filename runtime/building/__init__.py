@@ -1,1 +1,1 @@
-"""Building bundles: options, the check of a model's nodes, and what each backend contributes."""
+"""Building bundles: options, the check of a model's nodes, and each backend's part."""

@@ -1,4 +1,4 @@
-"""Building a bundle: an exported model, what a backend makes of it, and a manifest that says what it needs.
+"""Building a bundle: an exported model, a backend's files for it, and a manifest of its needs.
 
 Backends build; :mod:`na_deploy.runtime.bundle.archive` writes. A bundle is written only after it has been tried as far
 as the machine allows.
@@ -22,8 +22,9 @@ from na_deploy.files import check_output
 from na_deploy.model_file.graph import read_model, tensor_specs, weight_files
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import PREFIX
+from na_deploy.progress import Progress, silent
 from na_deploy.runtime.building.lint import lint
-from na_deploy.runtime.building.options import BuildOptions, BuildTask, Built, Say
+from na_deploy.runtime.building.options import BuildOptions, BuildTask, Built
 from na_deploy.runtime.bundle.archive import check_target, read_manifest, write_bundle
 from na_deploy.runtime.bundle.manifest import Manifest, Member, Profile
 from na_deploy.runtime.native_libraries import onnxruntime_library, tensorrt_library
@@ -31,20 +32,20 @@ from na_deploy.runtime.native_libraries import onnxruntime_library, tensorrt_lib
 if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.progress import Phases
 
-_FINDINGS_SHOWN = 8
+_NODES_SHOWN = 8
 
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What was built.
+    """The bundle that was built, and figures of the build.
 
     Attributes:
         path: the bundle.
         bytes: size of all members.
         seconds: time the build took, by step.
-        manifest: what the bundle says of itself.
-        attention_nodes: how many neighborhood attention nodes the model has.
-        attention_runs: what computes them, in words.
+        manifest: the bundle's manifest.
+        attention_nodes: number of neighborhood attention nodes in the model.
+        attention_runs: the part that computes them, in words.
         log: warnings of the backend.
     """
 
@@ -61,17 +62,17 @@ def build(
     model: str | Path,
     output: str | Path,
     options: BuildOptions | None = None,
-    say: Say | None = None,
+    progress: Progress | None = None,
     watch: Callable[[Phases], None] | None = None,
 ) -> BuildSummary:
     """Build a bundle.
 
     Args:
         model: an exported ONNX file.
-        output: where the bundle goes: a ``.zip`` archive if it ends so, else a folder. An older bundle is replaced.
-        options: what to build for; ONNX Runtime by default.
-        say: told each step as it begins.
-        watch: told how far an engine is, where the backend says that.
+        output: the bundle to write: a ``.zip`` archive if it ends so, else a folder. An older bundle is replaced.
+        options: backend and sizes to build for; ONNX Runtime by default.
+        progress: called with a few words as each step begins.
+        watch: called with the phases of an engine's build, where the backend reports them.
 
     Raises:
         UsageError: the files or options do not fit.
@@ -79,14 +80,14 @@ def build(
         MissingDependencyError: the backend is not installed.
     """
     model, output, options = Path(model), Path(output), options or BuildOptions()
-    say = say or (lambda _: None)
+    progress = progress or silent
     check_output(output, (model,), ("", ".bundle", ".zip"))
     if options.timing_cache is not None:
         check_output(options.timing_cache, (model, output))
     check_target(output)
-    say("checking the model")
+    progress("checking the model")
     content = read_model(model)
-    _refuse_findings(model, options)
+    _check_nodes(model, options)
     inputs, outputs = _interface(content)
     profiles = choose_profiles(inputs, options)
     seconds: dict[str, float] = {}
@@ -95,10 +96,10 @@ def build(
         files |= {name: ("weights", model.parent / name) for name in _external_files(model, content)}
         started = perf_counter()
         builder = import_module(_BUILDERS[options.backend])
-        built: Built = builder.build_files(BuildTask(model, Path(scratch), inputs, profiles, options, say, watch))
+        built: Built = builder.build_files(BuildTask(model, Path(scratch), inputs, profiles, options, progress, watch))
         seconds[built.step] = perf_counter() - started
         files |= built.files
-        say("hashing and writing the bundle")
+        progress("hashing and writing the bundle")
         started = perf_counter()
 
         def describe(members: tuple[Member, ...]) -> Manifest:
@@ -181,14 +182,14 @@ _BUILDERS: dict[str, str] = {
 """Module of each backend's ``build_files(task) -> Built``."""
 
 
-def _refuse_findings(model: Path, options: BuildOptions) -> None:
+def _check_nodes(model: Path, options: BuildOptions) -> None:
     library = {"onnxruntime": onnxruntime_library, "tensorrt": tensorrt_library}.get(options.backend)
     plugins = library is not None and library() is not None
-    findings = lint(model, options.backend, plugins)
-    if findings:
-        shown = [str(finding) for finding in findings[:_FINDINGS_SHOWN]]
-        if len(findings) > _FINDINGS_SHOWN:
-            shown.append(f"and {len(findings) - _FINDINGS_SHOWN} more")
+    refused = lint(model, options.backend, plugins)
+    if refused:
+        shown = [str(node) for node in refused[:_NODES_SHOWN]]
+        if len(refused) > _NODES_SHOWN:
+            shown.append(f"and {len(refused) - _NODES_SHOWN} more")
         raise NaDeployError(f"{options.backend} cannot take {model}: " + "; ".join(shown))
 
 
@@ -198,7 +199,7 @@ def _interface(content: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[
 
 
 def _external_files(model: Path, content: onnx.ModelProto) -> list[str]:
-    """Names of the files beside the model that hold its weights."""
+    """Return the names of the files beside the model that hold its weights."""
     names = weight_files(content)
     for name in names:
         if Path(name).name != name or name in ("model.onnx", "manifest.json"):

@@ -1,4 +1,4 @@
-"""Which nodes of a model a backend would not take, and why, before its parser is asked.
+"""The nodes of a model that a backend would refuse, with reasons, before its parser is asked.
 
 Looks at names, versions and types in the file. It loads no weights and runs nothing; the backend's own parser has the
 last word.
@@ -62,13 +62,13 @@ _NOT_IN_TENSORRT = frozenset(
 
 
 @dataclass(frozen=True)
-class Finding:
+class RefusedNode:
     """A node that will be refused.
 
     Attributes:
-        node: its name, or where it stands.
+        node: its name, or its place in the graph.
         operator: domain and operator.
-        reason: why, and what to do.
+        reason: the reason, and advice.
     """
 
     node: str
@@ -79,23 +79,23 @@ class Finding:
         return f"node {self.node!r} ({self.operator}): {self.reason}"
 
 
-def lint(path: Path, backend: str, plugins: bool = False) -> list[Finding]:
-    """Return what ``backend`` would refuse of an ONNX file.
+def lint(path: Path, backend: str, plugins: bool = False) -> list[RefusedNode]:
+    """Return the nodes of an ONNX file that ``backend`` would refuse.
 
     Args:
         path: the file.
         backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``.
-        plugins: whether our plugin or operator library will be registered, so that our nodes need no function body.
+        plugins: true if the plugin or operator library will be registered, so that its nodes need no function body.
 
     Raises:
         UsageError: the file does not exist.
         NaDeployError: it is not an ONNX model.
     """
     model = read_model(path)
-    return list(_findings(model, backend, plugins))
+    return list(_refused_nodes(model, backend, plugins))
 
 
-def _findings(model: onnx.ModelProto, backend: str, plugins: bool) -> Iterator[Finding]:
+def _refused_nodes(model: onnx.ModelProto, backend: str, plugins: bool) -> Iterator[RefusedNode]:
     functions = {(function.domain, function.name): function for function in model.functions}
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     yield from _nodes(model.graph.node, opsets, functions, backend, plugins, "")
@@ -107,7 +107,7 @@ def _findings(model: onnx.ModelProto, backend: str, plugins: bool) -> Iterator[F
     if backend != "onnxruntime":
         for value in model.graph.input:
             if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
-                yield Finding(value.name, "input", "is float64, which TensorRT does not take; export in float32")
+                yield RefusedNode(value.name, "input", "is float64, which TensorRT does not take; export in float32")
 
 
 def _nodes(
@@ -117,7 +117,7 @@ def _nodes(
     backend: str,
     plugins: bool,
     place: str,
-) -> Iterator[Finding]:
+) -> Iterator[RefusedNode]:
     for index, node in enumerate(nodes):  # type: ignore[arg-type, var-annotated]
         name = place + (node.name or f"#{index}")
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
@@ -126,7 +126,7 @@ def _nodes(
                 yield from _nodes(graph.node, opsets, functions, backend, plugins, f"{name} > ")
         reason = _reason(node, opsets, functions, backend, plugins)
         if reason:
-            yield Finding(name[:_SHOWN], operator, reason)
+            yield RefusedNode(name[:_SHOWN], operator, reason)
 
 
 def _reason(

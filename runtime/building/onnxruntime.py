@@ -12,18 +12,18 @@ from na_deploy.runtime.session import load
 
 def build_files(task: BuildTask) -> Built:
     """Run the model once, at the usual sizes where some are free."""
-    task.say("running the model once")
+    task.progress("running the model once")
     library = onnxruntime_library()
     embed = task.options.plugins == "embed"
     if embed and library is None:
         raise NaDeployError(f"there is no operator library to embed: it is {why_missing()}")
     with load(task.model, threads=task.options.threads) as session:
         session.warm_up({name: profile.optimum for name, profile in task.profiles.items()}, runs=1)
-        used = session.library
+        attention = session.attention
     return Built(
         step="run once",
         files={"lib/" + library.name: ("library", library)} if embed and library else {},
         requires={"onnxruntime": ">=1.21"},
         figures={"onnxruntime": importlib.metadata.version("onnxruntime")},
-        attention_runs="our operators" if used is not None else "function bodies",
+        attention_runs=attention,
     )

@@ -1,28 +1,28 @@
-"""What a bundle is built for, what a backend is told, and what it returns."""
+"""The options of a build, the task that a backend gets, and the result that it returns."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from na_deploy.errors import UsageError
 from na_deploy.model_file.tensors import TensorSpec
+from na_deploy.progress import Progress
 from na_deploy.runtime.bundle.manifest import Profile
 
 if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.progress import Phases
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
-"""What bundles can be built for."""
+BUNDLE_BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+"""Backends that bundles can be built for."""
 
 PLUGINS = ("beside", "embed")
-"""Whether our compiled library stays with the installation or travels in the bundle."""
+"""Tell whether our compiled library stays with the installation or travels in the bundle."""
 
-Say = Callable[[str], None]
-
-_ENGINES_ONLY = "builds no engine; leave it out, or build for tensorrt"
+_ENGINES_ONLY = "builds no engine; remove it, or build for tensorrt"
 _REFUSALS = {
     ("timing_cache", "onnxruntime"): f"onnxruntime {_ENGINES_ONLY}",
     ("workspace", "onnxruntime"): f"onnxruntime {_ENGINES_ONLY}",
@@ -33,15 +33,15 @@ _REFUSALS = {
     ("hardware_compatible", "tensorrt-rtx"): "TensorRT-RTX's engines run on every GPU from compute capability 8.0 on",
     ("version_compatible", "tensorrt-rtx"): "TensorRT-RTX's engines run with the version that built them only",
 }
-"""Options that make no sense for a backend, and why."""
+"""Reasons why an option does not apply to a backend."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a bundle is built for.
+    """The options of a build.
 
     Attributes:
-        backend: one of :data:`BACKENDS`.
+        backend: one of :data:`BUNDLE_BACKENDS`.
         batch: smallest, most usual and largest batch, for a model whose batch is free.
         size: smallest, most usual and largest height and width, for a model whose size is free.
         plugins: one of :data:`PLUGINS`.
@@ -53,7 +53,7 @@ class BuildOptions:
         hardware_compatible: an engine of TensorRT for every GPU from compute capability 8.0 on.
         version_compatible: an engine of TensorRT for later versions too. It carries code, which sessions then run.
         device: number of the GPU to build on.
-        library: our library for the backend, if another than the installed one is to be used.
+        library: the backend's operator or plugin library, if another than the installed one is to be used.
         profiles: sizes of the free inputs by name, in place of ``batch`` and ``size``.
     """
 
@@ -72,13 +72,32 @@ class BuildOptions:
     library: Path | None = None
     profiles: Mapping[str, Profile] | None = None
 
+    def to_json(self) -> str:
+        """Return a JSON object, for the process that builds an engine."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> BuildOptions:
+        """Read what :meth:`to_json` wrote."""
+        values: dict[str, Any] = json.loads(text)
+        for name in ("timing_cache", "library"):
+            values[name] = None if values[name] is None else Path(values[name])
+        for name in ("batch", "size"):
+            values[name] = _as_tuple(values[name])
+        if values["profiles"] is not None:
+            values["profiles"] = {
+                name: Profile(**{key: tuple(sizes) for key, sizes in profile.items()})
+                for name, profile in values["profiles"].items()
+            }
+        return cls(**values)
+
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise UsageError(f"cannot build for {self.backend!r}; choose one of {', '.join(BACKENDS)}")
+        if self.backend not in BUNDLE_BACKENDS:
+            raise UsageError(f"cannot build for {self.backend!r}; choose one of {', '.join(BUNDLE_BACKENDS)}")
         if self.plugins not in PLUGINS:
             raise UsageError(f"plugins are {' or '.join(PLUGINS)}, got {self.plugins!r}")
         if self.plugins == "embed" and self.backend == "tensorrt-rtx":
-            raise UsageError(f"{self.backend} takes no library of ours, so none can be embedded")
+            raise UsageError(f"{self.backend} takes no operator library, so none can be embedded")
         if self.workspace is not None and self.workspace < 1:
             raise UsageError(f"workspace must be at least one byte, got {self.workspace}")
         for (name, backend), why in _REFUSALS.items():
@@ -86,18 +105,22 @@ class BuildOptions:
                 raise UsageError(f"--{name.replace('_', '-')} does not apply: {why}")
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(each) for each in value) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class BuildTask:
-    """What a backend is told.
+    """A build, as a backend receives it.
 
     Attributes:
         model: the ONNX file.
         scratch: a folder of this build's own, removed after it.
         inputs: the model's inputs.
         profiles: each free input's sizes.
-        options: what the bundle is built for.
-        say: told each step as it begins.
-        watch: told how far an engine is.
+        options: the options of the build.
+        progress: called with a few words as each step begins.
+        watch: called with the phases of an engine's build.
     """
 
     model: Path
@@ -105,20 +128,20 @@ class BuildTask:
     inputs: Sequence[TensorSpec]
     profiles: Mapping[str, Profile]
     options: BuildOptions
-    say: Say
+    progress: Progress
     watch: Callable[[Phases], None] | None = None
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a backend returns.
+    """A backend's part of a bundle.
 
     Attributes:
-        step: what it did, for the table of times.
+        step: name of its work in the table of times.
         files: members of the bundle: name to role and file.
-        requires: what the bundle needs to run.
-        figures: of the build, for people.
-        attention_runs: what computes neighborhood attention, in words.
+        requires: needs of the bundle at run time, by name.
+        figures: figures of the build, for people.
+        attention_runs: the part that computes neighborhood attention, in words.
         log: warnings.
     """
 

@@ -1,4 +1,4 @@
-"""Bundles: a folder or archive with a model, what a backend made of it, and a manifest that loading holds it to."""
+"""Bundles: a folder or archive with a model, a backend's files for it, and a manifest that is verified at loading."""
 
 from na_deploy.runtime.bundle.archive import Bundle, is_bundle, open_bundle, read_manifest, write_bundle
 from na_deploy.runtime.bundle.manifest import Manifest, Member, Profile

@@ -1,7 +1,7 @@
 """Reading and writing bundles: a folder, or the same in one .zip file. Knows no runtime.
 
-Nothing of a bundle is handed out before every member has the size and SHA-256 that the manifest states. What the
-manifest does not name is never touched.
+No file of a bundle is used before every member has the size and SHA-256 that the manifest states. Files that the
+manifest does not name are never touched.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ from na_deploy.runtime.bundle.manifest import MAX_BYTES, NAME, Manifest, Member,
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 20
-Progress = Callable[[int], None]
-"""Told how many more bytes have been read."""
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether ``path`` is meant as a bundle: a folder with a manifest, or a zip archive."""
+    """Tell whether ``path`` is meant as a bundle: a folder with a manifest, or a zip archive."""
     if path.is_dir():
         return (path / NAME).is_file()
     if not path.is_file():
@@ -43,8 +41,8 @@ class Bundle(Closeable):
 
     Attributes:
         path: the folder or archive it was opened from.
-        manifest: what it says of itself.
-        folder: where its members lie: the bundle's own folder, or a private temporary one.
+        manifest: its manifest.
+        folder: folder of its members: the bundle's own folder, or a private temporary one.
     """
 
     def __init__(self, path: Path, manifest: Manifest, folder: Path, temporary: bool) -> None:
@@ -66,7 +64,7 @@ class Bundle(Closeable):
         return self.folder / member.name
 
     def close(self) -> None:
-        """Remove temporary files. Closeable twice does nothing."""
+        """Remove temporary files. Closing twice does nothing."""
         if self._remove is not None:
             self._remove()
 
@@ -82,7 +80,7 @@ def read_manifest(path: Path) -> Manifest:
         return source.manifest()
 
 
-def open_bundle(path: Path, progress: Progress | None = None) -> Bundle:
+def open_bundle(path: Path) -> Bundle:
     """Open a bundle and verify every member against the manifest.
 
     Members of an archive are unpacked into a private temporary folder; a folder is used in place.
@@ -96,7 +94,7 @@ def open_bundle(path: Path, progress: Progress | None = None) -> Bundle:
         if isinstance(source, _Folder):
             for member in manifest.members:
                 with source.open(member) as file:
-                    _copy_verified(path, member, file, None, progress)
+                    _copy_verified(path, member, file, None)
             return Bundle(path, manifest, path, temporary=False)
         folder = Path(tempfile.mkdtemp(prefix="na-deploy-bundle-"))
         try:
@@ -104,7 +102,7 @@ def open_bundle(path: Path, progress: Progress | None = None) -> Bundle:
                 target = folder / member.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with source.open(member) as file, target.open("xb") as copy:
-                    _copy_verified(path, member, file, copy, progress)
+                    _copy_verified(path, member, file, copy)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -117,7 +115,7 @@ def write_bundle(
     """Write a bundle: a .zip archive if ``target`` ends so, else a folder. It appears whole or not at all.
 
     Args:
-        target: where it goes. An existing bundle there is replaced, anything else is not.
+        target: the bundle to write. An existing bundle there is replaced, anything else is not.
         files: member name to its role and the file to copy.
         describe: makes the manifest, given the members.
 
@@ -171,7 +169,7 @@ class _Folder:
     @contextlib.contextmanager
     def open(self, member: Member) -> Iterator[IO[bytes]]:
         place = self._path / member.name
-        # A link could lead anywhere, also after it has been verified.
+        # The target of a link can change after it was verified.
         for step in (place, *place.parents):
             if step == self._path:
                 break
@@ -249,9 +247,7 @@ def _missing(path: Path, member: Member) -> NaDeployError:
     return NaDeployError(f"{path}: {member.name}, which {NAME} names, is missing; copy or build the bundle again")
 
 
-def _copy_verified(
-    path: Path, member: Member, file: IO[bytes], copy: IO[bytes] | None, progress: Progress | None
-) -> None:
+def _copy_verified(path: Path, member: Member, file: IO[bytes], copy: IO[bytes] | None) -> None:
     digest, size = hashlib.sha256(), 0
     while chunk := file.read(min(_CHUNK, member.bytes - size + 1)):
         size += len(chunk)
@@ -260,8 +256,6 @@ def _copy_verified(
         digest.update(chunk)
         if copy is not None:
             copy.write(chunk)
-        if progress is not None:
-            progress(len(chunk))
     if size != member.bytes:
         given = f"more than {member.bytes}" if size > member.bytes else str(size)
         raise NaDeployError(
@@ -295,7 +289,7 @@ def _pack(content: Path, names: list[str], target: Path) -> None:
 
 
 def _replace_folder(content: Path, target: Path, staging: Path) -> None:
-    """Put ``content`` in the place of ``target``; an old folder is out of the way for the time of two renames."""
+    """Put ``content`` in the place of ``target``; an old folder is away for the time of two renames."""
     content.chmod(0o755)
     for attempt in range(_ATTEMPTS):
         old = staging / f"old{attempt}"
@@ -304,7 +298,7 @@ def _replace_folder(content: Path, target: Path, staging: Path) -> None:
         try:
             content.rename(target)
         except OSError:
-            if not target.exists():  # not another build that was faster
+            if not target.exists():  # leave the result of another build that was faster
                 if old.exists():
                     old.rename(target)
                 raise

@@ -1,4 +1,4 @@
-"""What a bundle's manifest says: its members and their hashes, what the model takes and gives, what it needs to run.
+"""A bundle's manifest: members and their hashes, the model's inputs and outputs, needs at run time.
 
 Reading is strict: a manifest that is not exactly of the known form is refused, since everything else in a bundle is
 trusted only through it. Not for touching the members themselves; that is :mod:`na_deploy.runtime.bundle.archive`.
@@ -20,10 +20,10 @@ from na_deploy.model_file.tensors import Dimension, TensorSpec
 FORMAT = 1
 NAME = "manifest.json"
 MAX_BYTES = 4 << 20
-"""A manifest of any model is a few kilobytes; a larger one is not read."""
+"""Size from which on a manifest is not read; that of any model has a few kilobytes."""
 
 ROLES = ("model", "weights", "engine", "library", "report")
-"""The exported ONNX file, its external data, an engine, a compiled library of ours, and texts for people."""
+"""The exported ONNX file, its external data, an engine, a compiled library, and texts for people."""
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -54,7 +54,7 @@ class Profile:
     maximum: tuple[int, ...]
 
     def holds(self, shape: tuple[int, ...]) -> bool:
-        """Whether ``shape`` lies between smallest and largest on every axis."""
+        """Tell whether ``shape`` lies between smallest and largest on every axis."""
         return len(shape) == len(self.minimum) and all(
             low <= size <= high for low, size, high in zip(self.minimum, shape, self.maximum, strict=True)
         )
@@ -69,7 +69,7 @@ class Manifest:
         members: every file beside the manifest.
         inputs: the model's inputs.
         outputs: the model's outputs.
-        requires: what must be there to run it, by name: versions, ``platform``, ``compute_capability``.
+        requires: needs at run time, by name: versions, ``platform``, ``compute_capability``.
         profiles: for an engine with free sizes, each input's sizes.
         metadata: the exporter's properties of the model (preprocessing, labels, source).
         build: figures of the build, for people.
@@ -102,7 +102,7 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
 
     Args:
         text: the content of ``manifest.json``.
-        source: what to call the bundle in errors.
+        source: the bundle's name in errors.
 
     Raises:
         NaDeployError: it is not a manifest, is of another format, or names something impossible.

@@ -1,4 +1,4 @@
-"""Sessions over bundles: verify, check what the bundle needs, hand its files to the backend."""
+"""Sessions over bundles: verify, check the bundle's needs, give its files to the backend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array
 from na_deploy.runtime.bundle.archive import Bundle, open_bundle
 from na_deploy.runtime.bundle.manifest import Manifest
-from na_deploy.runtime.session import BACKENDS, ENGINE_BACKENDS, Session, SessionOptions, open_session
+from na_deploy.runtime.session import ENGINE_BACKENDS, SESSION_BACKENDS, Session, SessionOptions, open_session
 
 
 def open_bundle_session(path: Path, backend: str | None, options: SessionOptions) -> Session:
@@ -22,8 +22,8 @@ def open_bundle_session(path: Path, backend: str | None, options: SessionOptions
     bundle = open_bundle(path)
     try:
         wanted = backend or bundle.manifest.backend
-        if wanted not in BACKENDS:
-            runnable = ", ".join(BACKENDS)
+        if wanted not in SESSION_BACKENDS:
+            runnable = ", ".join(SESSION_BACKENDS)
             raise UsageError(f"{path} was built for {wanted}; this version has sessions for {runnable}")
         if wanted == "torch":
             raise UsageError(f"{path} holds an exported model; PyTorch runs checkpoints, so give the one it is from")
@@ -33,7 +33,7 @@ def open_bundle_session(path: Path, backend: str | None, options: SessionOptions
                 f"build one with: na-deploy build --backend {wanted}"
             )
         check_requirements(path, bundle.manifest, wanted)
-        own = wanted == bundle.manifest.backend  # a library for TensorRT is of no use to ONNX Runtime
+        own = wanted == bundle.manifest.backend  # ONNX Runtime cannot use a library for TensorRT
         if own and bundle.manifest.member("library") is not None and options.custom_operators:
             options = replace(options, library=bundle.file("library"))
         options = replace(options, manifest=bundle.manifest)
@@ -49,7 +49,7 @@ class BundleSession(Session):
     """A session over a bundle's model, with the bundle's name and profiles.
 
     Attributes:
-        manifest: what the bundle says of itself.
+        manifest: the bundle's manifest.
     """
 
     def __init__(self, bundle: Bundle, session: Session) -> None:
@@ -84,7 +84,7 @@ class BundleSession(Session):
 
 
 def check_requirements(path: Path, manifest: Manifest, backend: str) -> None:
-    """Refuse a bundle that this machine cannot run, saying what differs.
+    """Refuse a bundle that this machine cannot run, naming every difference.
 
     Raises:
         NaDeployError: another platform.
@@ -100,7 +100,7 @@ def check_requirements(path: Path, manifest: Manifest, backend: str) -> None:
         try:
             found = metadata.version("onnxruntime")
         except metadata.PackageNotFoundError:
-            return  # onnxruntime-gpu and others; the backend says what is missing
+            return  # onnxruntime-gpu has another name; the backend reports a missing one
         if _numbers(found) < _numbers(minimum[1]):
             raise MissingDependencyError(
                 f"{path} needs onnxruntime {minimum[1]} or later, {found} is installed; pip install -U onnxruntime"

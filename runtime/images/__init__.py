@@ -1,1 +1,1 @@
-"""Inputs of models: image files to arrays, and many items through a model in batches."""
+"""Inputs of models: image files to arrays, and runs of many items in batches."""

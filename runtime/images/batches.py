@@ -1,4 +1,4 @@
-"""Files to a model's input, and any number of items through a model of any batch size."""
+"""Reading files for a model's input, and running any number of items in batches of any size."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run_in_batches(session: Session, items: Array) -> dict[str, Array]:
     spec = session.inputs[0]
     batch = spec.shape[0] if spec.shape else 1
     if items.ndim != len(spec.shape) or items.ndim == 0 or len(items) == 0:
-        return session.run(items)  # states what is expected
+        return session.run(items)  # raises with the expected shape
     least, most = session.batches or (1, LARGEST_BATCH)
     if isinstance(batch, int):
         least = most = batch

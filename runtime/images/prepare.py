@@ -1,7 +1,6 @@
 """From photographs to the array a model takes: decoding, resizing, cropping, normalising.
 
-What to do is data (``models/preprocessing.py``, recorded in every exported file); this file does it with
-Pillow.
+The steps are data (``models/preprocessing.py``, recorded in every exported file), carried out here with Pillow.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.models.preprocessing import Placement, Preprocessing
+from na_deploy.runtime.images.png import SIGNATURE, only_pixels
 
 FloatArray = NDArray[np.float32]
 
@@ -60,10 +60,37 @@ class ImageTooLargeError(NaDeployError):
 def _decode(
     source: Path | BytesIO, name: str, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
 ) -> Image.Image:
+    try:
+        return _decode_as_it_is(source, name, formats, max_pixels)
+    except ImageTooLargeError:
+        raise
+    except NaDeployError:
+        data = source.getvalue() if isinstance(source, BytesIO) else _png_in(source)
+        if not data.startswith(SIGNATURE):
+            raise
+        stripped = only_pixels(data)
+        if stripped == data:
+            raise
+        return _decode_as_it_is(BytesIO(stripped), name, formats, max_pixels)
+
+
+def _png_in(path: Path) -> bytes:
+    """Return a file's content if it is a PNG file that can be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(SIGNATURE))
+            return start + file.read() if start == SIGNATURE else b""
+    except OSError:
+        return b""
+
+
+def _decode_as_it_is(
+    source: Path | BytesIO, name: str, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> Image.Image:
     most = max_pixels or Image.MAX_IMAGE_PIXELS or 2**31
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, and of metadata that nobody needs here
+            warnings.simplefilter("ignore")  # ignore large images and metadata that is not used here
             with Image.open(source, formats=formats) as image:
                 if image.width * image.height > most:
                     raise ImageTooLargeError(
@@ -78,12 +105,12 @@ def _decode(
         raise ImageTooLargeError(f"{name} has more than {most} pixels; scale it down first") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UsageError(f"cannot read the image {name}: {error.strerror}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # what Pillow's decoders raise
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # the errors of Pillow's decoders
         raise NaDeployError(f"{name} is a damaged or truncated image ({str(error)[:100]})") from None
 
 
 _SCALED_WHOLE = 16
-"""Up to this many times the crop's pixels, the whole picture is scaled before it is cropped."""
+"""Multiple of the crop's pixels up to which the whole picture is scaled before it is cropped."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -94,14 +121,14 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Turn that undoes each value of EXIF's orientation."""
+"""The transposition that undoes each value of EXIF's orientation."""
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Return the image as its EXIF orientation says; metadata that cannot be read leaves a sound image as it is."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # whatever Pillow's EXIF reader makes of damaged blocks
+    except Exception:  # Pillow's EXIF reader raises many kinds for damaged blocks
         return image
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
@@ -202,9 +229,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16 or 32 bits; Pillow's own conversion clips to 255
-        values = np.asarray(image, np.float64)
-        return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8)).convert("RGB")
+        return _eight_bits(image).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale greyscale of 16 bits to 8, some rows at a time: in float64 a whole picture takes eight times its size."""
+    values = np.asarray(image)
+    scaled = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), _ROWS):
+        rows = values[top : top + _ROWS].astype(np.float64)
+        scaled[top : top + _ROWS] = np.clip(rows / 257, 0, 255).round()
+    return Image.fromarray(scaled)
+
+
+_ROWS = 64

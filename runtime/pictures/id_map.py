@@ -1,4 +1,4 @@
-"""Segments as a PNG of numbers: a pixel's value is its segment's id, and the file says what each id is."""
+"""Segments as a PNG of numbers: a pixel's value is its segment's id, and the file describes each id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws what neighborhood attention layers attend to: windows, tiles and shares of work, as one picture.
+"""The picture of a model: windows, tiles and shares of work of its neighborhood attention layers.
 
 Every mark is computed from ``attention/windows.py`` and ``attention/tiling.py``; nothing is schematic.
 Needs matplotlib (the ``plot`` extra).
@@ -28,7 +28,7 @@ def plot_model(summary: ModelSummary, target: Path, title: str) -> int:
 
     Args:
         summary: the model, from :func:`na_deploy.model_file.inspection.inspect_model`.
-        target: where to write; the suffix chooses the format (``.png``, ``.svg``, ``.pdf``).
+        target: the file to write; the suffix chooses the format (``.png``, ``.svg``, ``.pdf``).
         title: the headline.
 
     Returns:

@@ -1,4 +1,4 @@
-"""One panel of the picture of a model: a map, two queries, what they attend to, a tile and its keys.
+"""One panel of the picture of a model: a map, two queries with their keys, a tile and its keys.
 
 Every mark is computed from ``attention/windows.py`` and ``attention/tiling.py``; nothing is schematic.
 """

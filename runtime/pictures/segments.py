@@ -1,4 +1,4 @@
-"""Draws segments over the picture they were found in: coloured masks, outlines and names. Needs Pillow alone.
+"""A drawing of segments over their picture: coloured masks, outlines and names. Needs Pillow alone.
 
 Reading :func:`draw_segments` from top to bottom gives the picture from back to front.
 """
@@ -31,7 +31,7 @@ def draw_segments(image: Image.Image, result: Segmentation) -> Image.Image:
     """Return the picture with its segments drawn over it, enlarged if it is small.
 
     Args:
-        image: the picture that ``result`` is of.
+        image: the picture.
         result: its segments.
     """
     times = min(max(-(-SMALLEST // max(*image.size, 1)), 1), 8)
@@ -49,7 +49,7 @@ def draw_segments(image: Image.Image, result: Segmentation) -> Image.Image:
         band[own > 0] = _tinted(band, table[own])[own > 0]
     edges = _edges(ids, line)
     pixels[edges] = 0.25 * table[ids[edges]] + 0.75 * 255
-    for segment in reversed(result.segments if result.crops else ()):  # what others hide of an instance shows faintly
+    for segment in reversed(result.segments if result.crops else ()):  # hidden parts of an instance show faintly
         x, y, width, height = segment.box
         around = (slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1))
         hidden = _edges(_enlarged(result.mask(segment)[around].astype(np.int32), times), line)
@@ -172,7 +172,7 @@ def _caption(segment: Segment, result: Segmentation) -> str:
 
 
 def _widest_place(result: Segmentation, segment: Segment) -> tuple[float, float]:
-    """Return row and column inside a segment that are farthest from its edge, about."""
+    """Return row and column inside a segment that are about farthest from its edge."""
     step = max(-(-max(result.size) // _COARSE), 1)
     mask = (result.ids[step // 2 :: step, step // 2 :: step] == segment.id) if max(result.size) else None
     if mask is None or not mask.any():

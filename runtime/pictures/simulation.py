@@ -1,4 +1,4 @@
-"""The picture of ``na-deploy simulate``: what each combination of strides can win."""
+"""The picture of ``na-deploy simulate``: the bound of each combination of strides."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def plot_sweep(sweep: Sweep, asked: Simulation | None, target: Path) -> None:
 
     Args:
         sweep: all combinations.
-        asked: one to mark, if any.
-        target: where to write; the suffix chooses the format.
+        asked: a combination to mark.
+        target: the file to write; the suffix chooses the format.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.

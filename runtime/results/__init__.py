@@ -1,1 +1,1 @@
-"""Results of models: from output arrays to what people read."""
+"""Results of models: output arrays become classes, segments and features."""

@@ -50,11 +50,11 @@ def probabilities(logits: Array, scores: str) -> NDArray[np.float64]:
 def top_classes(
     logits: Array, count: int = 5, labels: Labels | None = None, scores: str = "softmax"
 ) -> list[list[Prediction]]:
-    """Return the most probable classes of every image, most probable first; of equals the lower number.
+    """Return the most probable classes of every image, most probable first, and the lower number first among equals.
 
     Args:
         logits: (N, classes).
-        count: how many classes; all of them if there are fewer.
+        count: number of classes; all of them if there are fewer.
         labels: names by class number; a class without one is called ``class 123``.
         scores: one of :data:`SCORES`, as :func:`score_function_of` says.
 
@@ -81,7 +81,7 @@ def read_labels(path: Path, class_count: int | None = None) -> dict[int, str]:
 
     Args:
         path: the file.
-        class_count: how many classes the model has, if known; the file must then name exactly that many.
+        class_count: number of the model's classes, if known; the file must then name exactly that many.
 
     Raises:
         UsageError: the file cannot be read, has another form, or names another number of classes.

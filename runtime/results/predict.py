@@ -1,7 +1,7 @@
-"""From pictures to typed results with any model that takes pictures: the one way for Python, commands and servers.
+"""Typed results of any model that takes pictures: one way for Python, commands and servers.
 
-:func:`prepare_picture` makes a model's input of a picture, :func:`read_result` a result of the model's outputs; between
-them a session or a server's batcher runs the model.
+:func:`prepare_picture` turns a picture into a model's input, and :func:`read_result` turns outputs into a result; a
+session or a server's batcher runs the model between them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Classification:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a model without an answer of its own gives for a picture: pooled features, or maps of several levels.
+    """The answer of a model without a head: pooled features, or maps of several levels.
 
     Attributes:
         outputs: arrays of batch 1 by output name.
@@ -55,12 +55,12 @@ Result = Classification | Segmentation | Features
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """How results are made of outputs.
+    """Options for turning outputs into results.
 
     Attributes:
-        top: how many classes a classification has.
+        top: number of classes in a classification.
         thresholds: in place of the model's own, by the names in ``models.metadata.THRESHOLDS``.
-        task: of a model with queries, another one than its file says: "semantic", "instance" or "panoptic".
+        task: "semantic", "instance" or "panoptic" in place of the file's own, for a model with queries.
         labels: class names in place of the model's own.
     """
 
@@ -76,7 +76,7 @@ def predict(session: Session, picture: Picture, options: ResultOptions | None = 
     Args:
         session: over a model with one input, for images.
         picture: a file, a Pillow image, or an array (H, W, 3) of uint8.
-        options: how the result is made.
+        options: options of the result.
 
     Raises:
         UsageError: the model does not take pictures, or the picture cannot be read.
@@ -94,7 +94,7 @@ def prepare_picture(session: Session, image: Image.Image, preprocessing: Preproc
 
 
 def run_picture(session: Session, pixels: Array) -> dict[str, Array]:
-    """Return the outputs of batch 1 of an input of batch 1, also of a model with a larger fixed batch."""
+    """Run an input of batch 1 and return outputs of batch 1, also with a model of a larger fixed batch."""
     batch = session.inputs[0].shape[0]
     if isinstance(batch, int) and batch > 1:  # the picture fills all of it
         pixels = pixels.repeat(batch, axis=0)
@@ -119,7 +119,7 @@ def as_image(picture: Picture) -> Image.Image:
 
 
 def image_preprocessing(session: Session) -> Preprocessing:
-    """Return how pictures become a model's input; a size that the model fixes overrules the recorded one.
+    """Return the steps by which pictures become a model's input, at the size that the model fixes.
 
     Raises:
         UsageError: the model does not take one image, or does not say how it is prepared.
@@ -143,11 +143,11 @@ def read_result(
     """Return the result of one picture.
 
     Args:
-        metadata: of the model.
+        metadata: the model's metadata.
         outputs: its outputs of batch 1.
-        preprocessing: how the picture became the input.
-        picture: its (H, W).
-        options: how the result is made.
+        preprocessing: the steps by which the picture became the input.
+        picture: the picture's (H, W).
+        options: options of the result.
 
     Raises:
         UsageError: the outputs are not those of the model's task, or the picture's edges were cut off.

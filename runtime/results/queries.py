@@ -1,4 +1,4 @@
-"""From the outputs of segmenters to segments: semantic maps, and the queries of MaskFormer, Mask2Former and OneFormer.
+"""Segments from the outputs of segmenters: semantic maps, and the queries of MaskFormer, Mask2Former and OneFormer.
 
 Two rules turn queries into segments. "transformers" is that of its ``post_process_*`` functions (4.53.3); "detectron2"
 is that of the networks' authors (``instance_inference`` and ``panoptic_inference`` of Mask2Former and OneFormer), which
@@ -22,12 +22,12 @@ IdMap = NDArray[np.int32]
 
 
 def semantic_map(scores: Array, view: View, *, logits: bool) -> tuple[IdMap, dict[int, Found]]:
-    """Return the best class of every pixel and how sure it is.
+    """Return the best class of every pixel, and its confidence.
 
     Args:
         scores: (classes, h, w).
         view: where they lie.
-        logits: whether the scores are logits; else they are what :func:`semantic_scores` gives.
+        logits: true for logits, false for the scores of :func:`semantic_scores`.
 
     Returns:
         (H, W), the class number plus one; by that number, the class with its mean share in the map's own pixels

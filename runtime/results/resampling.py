@@ -34,7 +34,7 @@ class Taps:
 
     Attributes:
         index: (targets, taps) source positions.
-        weight: (targets, taps) what each counts.
+        weight: (targets, taps) weight of each.
     """
 
     index: IntArray
@@ -73,12 +73,12 @@ def nearest(source: int, target: int) -> IntArray:
 
 
 class View(NamedTuple):
-    """Where a network's maps, which cover its whole input, lie on a picture.
+    """The place of a network's maps, which cover its whole input, on a picture.
 
     Attributes:
-        placement: where the picture lay in the input.
+        placement: the picture's place in the input.
         picture: (H, W) of the picture.
-        rule: how maps are scaled. "detectron2" (and mmsegmentation): to the input first, what is padding is cut off,
+        rule: the rule for scaling maps. "detectron2" (and mmsegmentation): to the input first, padding is cut off,
             then to the picture. "transformers": straight to the picture, where there is no padding.
     """
 
@@ -88,7 +88,7 @@ class View(NamedTuple):
 
     @property
     def straight(self) -> bool:
-        """Whether maps are scaled straight to the picture."""
+        """Tell whether maps are scaled straight to the picture."""
         return self.rule == "transformers" and self.placement.scaled == self.placement.size
 
 
@@ -97,7 +97,7 @@ def to_picture(maps: tuple[int, int], view: View) -> tuple[Taps, Taps]:
 
     Args:
         maps: (h, w) of the maps.
-        view: where they lie.
+        view: their place on the picture.
     """
     axes = []
     for size, whole, kept, target in zip(maps, view.placement.size, view.placement.scaled, view.picture, strict=True):

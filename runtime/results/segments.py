@@ -112,7 +112,7 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Found:
-    """What post-processing knows of a segment before it is measured."""
+    """A segment before it is measured."""
 
     class_index: int
     score: float

@@ -26,9 +26,9 @@ class Flavor:
         backend: the name that users choose it by.
         title: its name in sentences.
         modules: Python modules that have its interface; the first that is installed is used.
-        majors: versions that this code was written against.
-        install: what installs it.
-        takes_plugins: whether engines can use our plugin.
+        majors: major versions that this code works with.
+        install: the command that installs it.
+        takes_plugins: true if engines can use plugins.
     """
 
     backend: str
@@ -104,7 +104,7 @@ def version_of(module: Any) -> tuple[int, ...]:
 
 
 class Messages:
-    """What the library said: the latest warnings and errors. Written from any of its threads."""
+    """The library's latest warnings and errors. Any of its threads may add some."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

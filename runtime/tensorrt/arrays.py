@@ -1,4 +1,4 @@
-"""Arrays in GPU memory: recognising those of other libraries, and handing ours out, without copies.
+"""Arrays in GPU memory: recognising those of other libraries and giving out a session's own, without copies.
 
 Through ``__cuda_array_interface__`` (torch, CuPy, PyCUDA, Numba) and DLPack (those and JAX).
 """
@@ -22,12 +22,12 @@ class DeviceArray:
     """A dense array in GPU memory.
 
     Attributes:
-        address: where it begins.
+        address: address of its first element.
         shape: its sizes.
         dtype: NumPy's type of an element; ml_dtypes' for bfloat16.
         device: number of the GPU.
-        owner: what keeps the memory alive.
-        stream: the stream in which its content may still be being written; ``None`` where it is finished.
+        owner: the object that keeps the memory alive.
+        stream: the stream that may still write its content; ``None`` where it is finished.
     """
 
     address: int
@@ -39,7 +39,7 @@ class DeviceArray:
 
     @property
     def ndim(self) -> int:
-        """How many axes it has."""
+        """Number of axes."""
         return len(self.shape)
 
     @property
@@ -49,7 +49,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3 of Numba's interface. bfloat16, which it has no name for, is handed out as ``uint16``."""
+        """Version 3 of Numba's interface. bfloat16, which it has no name for, is given as ``uint16``."""
         kind = "<u2" if self.dtype.name == "bfloat16" else self.dtype.str
         return {
             "shape": self.shape,
@@ -70,7 +70,7 @@ class DeviceArray:
 
 
 def is_device_array(value: Any) -> bool:
-    """Whether ``value`` says that it lies in GPU memory. Reads attributes only."""
+    """Tell whether ``value`` says that it lies in GPU memory. Reads attributes only."""
     if isinstance(value, np.ndarray):
         return False
     if isinstance(value, DeviceArray):
@@ -80,16 +80,16 @@ def is_device_array(value: Any) -> bool:
             return True
         place = getattr(value, "__dlpack_device__", None)
         return place is not None and int(place()[0]) in (dlpack.CUDA, dlpack.CUDA_MANAGED)
-    except Exception:  # torch raises for what it cannot describe so
+    except Exception:  # torch raises for arrays that it cannot describe
         return False
 
 
 def as_device_array(value: Any, name: str, cuda: Cuda) -> DeviceArray:
-    """Describe an array of another library. Who uses it lets a stream of its own wait for the array's ``stream``.
+    """Describe an array of another library. The user's stream must wait for the array's ``stream``.
 
     Args:
         value: the array.
-        name: what to call it in errors.
+        name: its name in errors.
         cuda: the runtime.
 
     Raises:
@@ -98,7 +98,7 @@ def as_device_array(value: Any, name: str, cuda: Cuda) -> DeviceArray:
     if isinstance(value, DeviceArray):
         return value
     described = _interface(value)
-    # Before its third version the interface did not tell the stream, which DLPack always settles.
+    # Before its third version the interface did not name the stream; DLPack always synchronises.
     if described is not None and ("stream" in described or not hasattr(value, "__dlpack__")):
         return _from_interface(value, described, name, cuda)
     # The maker lets the default stream wait for its own; see `stream` of the result.
@@ -137,7 +137,7 @@ def _from_interface(value: Any, described: dict[str, Any], name: str, cuda: Cuda
 
 
 def _dense(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> bool:
-    """Whether strides, counted in elements, are those of C order; axes of one element do not count."""
+    """Tell whether strides, counted in elements, are those of C order; axes of one element do not count."""
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides or ()), strict=False):
         if size != 1 and stride != expected:

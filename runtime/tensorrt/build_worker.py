@@ -1,7 +1,7 @@
 """The process that builds an engine, for :mod:`na_deploy.runtime.tensorrt.building` and not for direct use.
 
-Native code that meets something unforeseen ends its process, so this is one of its own; it also ends when the process
-that started it does. ``python -m na_deploy.runtime.tensorrt.build_worker request.json number``: events go to the file
+Native code that meets something unforeseen ends its process, so the build has one of its own; it also ends when its
+parent does. ``python -m na_deploy.runtime.tensorrt.build_worker request.json number``: events go to the file
 descriptor of that number, one JSON object per line:
 
     log (severity, text), parser_error (node, operator, functions, text), parsed (layers, seconds, plugins),
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from na_deploy.errors import MissingDependencyError, NaDeployError
+from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.tensorrt.api import FLAVORS, RTX, Flavor, Messages, load_module, make_logger
 from na_deploy.runtime.tensorrt.cuda import load_cuda
 from na_deploy.runtime.tensorrt.engine import load_engine
@@ -40,7 +41,7 @@ class Events:
         self._lock = threading.Lock()
 
     def write(self, event: str, **fields: Any) -> None:
-        """Write one event; without a reader there is nobody left to build for."""
+        """Write one event; without a reader, end the process."""
         with self._lock:
             try:
                 self._stream.write(json.dumps({"event": event, **fields}) + "\n")
@@ -63,20 +64,21 @@ class ReportingMessages(Messages):
 
 
 def run(request: dict[str, Any], events: Events) -> bool:
-    """Build what is asked for. Whether there is an engine."""
-    flavor = FLAVORS[request["flavor"]]
+    """Build the engine of a request; return whether there is one."""
+    options = BuildOptions.from_json(request["options"])
+    flavor = FLAVORS[options.backend]
     module = load_module(flavor)
     trt = _polygraphy(flavor, module)
-    capability, driver = _use_device(request["device"], required=flavor is not RTX)
+    capability, driver = _use_device(options.device, required=flavor is not RTX)
     events.write("machine", version=module.__version__, capability=capability, driver=driver)
     messages = ReportingMessages(events)
     logger = make_logger(module, messages, lambda text: _report_memory(text, events))
-    if request["library"]:
-        register_plugins(module, Path(request["library"]), messages)
+    if options.library:
+        register_plugins(module, options.library, messages)
 
     builder = module.Builder(logger)
-    if request["threads"]:
-        builder.max_threads = request["threads"]
+    if options.threads:
+        builder.max_threads = options.threads
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     started = time.perf_counter()
     parser = module.OnnxParser(network, logger)
@@ -86,21 +88,21 @@ def run(request: dict[str, Any], events: Events) -> bool:
     if not accepted:
         events.write("failed", reason=f"{flavor.title}'s ONNX parser refused the model")
         return False
-    plugins = registered(module) if request["library"] else []
+    plugins = registered(module) if options.library else []
     events.write("parsed", layers=network.num_layers, seconds=time.perf_counter() - started, plugins=plugins)
 
-    config = _configure(trt, module, builder, network, request, events)
-    build = trt.EngineBytesFromNetwork((builder, network), lambda *_: config, request["timing_cache"])
+    config = _configure(trt, module, builder, network, options, events)
+    build = trt.EngineBytesFromNetwork((builder, network), lambda *_: config, _text(options.timing_cache))
     started = time.perf_counter()
     try:
         plan = build()
-    except Exception as error:  # Polygraphy's own class; what TensorRT logged says more
+    except Exception as error:  # Polygraphy's own class; TensorRT's log holds the reason
         events.write("failed", reason=messages.take_reason(str(error).strip() or "the builder produced no engine"))
         return False
     Path(request["engine"]).write_bytes(plan)
     events.write("built", bytes=Path(request["engine"]).stat().st_size, seconds=time.perf_counter() - started)
     if capability:
-        _inspect(request, module, flavor, messages, events)
+        _inspect(request, options, module, flavor, events)
     return True
 
 
@@ -110,20 +112,20 @@ def _report_memory(text: str, events: Events) -> None:
         events.write("memory", activation_bytes=int(said[1]))
 
 
-def _configure(trt: Any, module: Any, builder: Any, network: Any, request: dict[str, Any], events: Events) -> Any:
+def _configure(trt: Any, module: Any, builder: Any, network: Any, options: BuildOptions, events: Events) -> Any:
     profile = trt.Profile()
-    for name, (low, usual, high) in request["profiles"].items():
-        profile.add(name, min=low, opt=usual, max=high)
-    limits = {module.MemoryPoolType.WORKSPACE: request["workspace"]} if request["workspace"] else None
+    for name, sizes in (options.profiles or {}).items():
+        profile.add(name, min=sizes.minimum, opt=sizes.optimum, max=sizes.maximum)
+    limits = {module.MemoryPoolType.WORKSPACE: options.workspace} if options.workspace else None
     levels = module.HardwareCompatibilityLevel
     create = trt.CreateConfig(
-        profiles=[profile] if request["profiles"] else None,
+        profiles=[profile] if options.profiles else None,
         tf32=True,  # as in trtexec and PyTorch's convolutions; only products of float32 models are concerned
-        refittable=request["refit"],
-        version_compatible=request["version_compatible"],
-        hardware_compatibility_level=levels.AMPERE_PLUS if request["hardware_compatible"] else None,
+        refittable=options.refit,
+        version_compatible=options.version_compatible,
+        hardware_compatibility_level=levels.AMPERE_PLUS if options.hardware_compatible else None,
         memory_pool_limits=limits,
-        load_timing_cache=request["timing_cache"] if _exists(request["timing_cache"]) else None,
+        load_timing_cache=_text(options.timing_cache) if _exists(options.timing_cache) else None,
         profiling_verbosity=module.ProfilingVerbosity.DETAILED,
         progress_monitor=_make_monitor(module, events),
     )
@@ -167,15 +169,14 @@ def _make_monitor(module: Any, events: Events) -> Any:
     return Monitor()
 
 
-def _inspect(request: dict[str, Any], module: Any, flavor: Flavor, messages: Messages, events: Events) -> None:
-    """Load what was built, which also shows that it loads, and keep the inspector's description of its layers."""
-    library = None if request["library"] is None else Path(request["library"])
+def _inspect(request: dict[str, Any], options: BuildOptions, module: Any, flavor: Flavor, events: Events) -> None:
+    """Load the engine, which proves that it loads, and keep the inspector's description of its layers."""
     engine = load_engine(
         Path(request["engine"]),
         module,
         flavor,
-        library=library,
-        host_code_allowed=request["version_compatible"],
+        library=options.library,
+        host_code_allowed=options.version_compatible,
     )
     Path(request["layers"]).write_text(engine.layer_information(), encoding="utf-8")
     events.write("inspected", file=request["layers"], activation_bytes=engine.activation_bytes)
@@ -227,12 +228,16 @@ def _parser_error(error: Any) -> dict[str, Any]:
     }
 
 
-def _exists(file: str | None) -> bool:
-    return file is not None and Path(file).is_file()
+def _exists(file: Path | None) -> bool:
+    return file is not None and file.is_file()
+
+
+def _text(file: Path | None) -> str | None:
+    return None if file is None else str(file)
 
 
 def _follow_parent() -> None:
-    """End this process when the one that started it has gone."""
+    """End this process when its parent has ended."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -260,4 +265,4 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code)  # the library's exit handlers have nothing to add and could crash
+    os._exit(code)  # the library's exit handlers could crash

@@ -1,6 +1,6 @@
 """Building engines of TensorRT and TensorRT-RTX in a process of its own, and following it.
 
-See :mod:`na_deploy.runtime.tensorrt.build_worker` for what that process does.
+See :mod:`na_deploy.runtime.tensorrt.build_worker` for that process.
 """
 
 from __future__ import annotations
@@ -19,57 +19,26 @@ from pathlib import Path
 from typing import Any
 
 from na_deploy.errors import MissingDependencyError, NaDeployError
-from na_deploy.runtime.bundle.manifest import Profile
-from na_deploy.runtime.tensorrt.api import Flavor
+from na_deploy.runtime.building.options import BuildOptions
+from na_deploy.runtime.tensorrt.api import FLAVORS
 from na_deploy.runtime.tensorrt.progress import Phases
 
 _WORKER = "na_deploy.runtime.tensorrt.build_worker"
 _ERRORS_SHOWN = 5
 _POLL_S = 0.2
 Watch = Callable[[Phases], None]
-"""Told after every change how far a build is."""
-
-
-@dataclass(frozen=True)
-class EngineRequest:
-    """What an engine is built with.
-
-    Attributes:
-        flavor: the library.
-        profiles: sizes of the inputs with free ones.
-        library: our plugin library, ``None`` to build from the function bodies.
-        timing_cache: a file of measured tactics, read if it exists, and written.
-        workspace: device memory in bytes that a layer may use as scratch; ``None`` for all.
-        refit: allow weights to be replaced later.
-        hardware_compatible: for every GPU from compute capability 8.0 on.
-        version_compatible: for later versions of the library too.
-        device: number of the GPU to build on.
-        threads: threads the builder may use.
-        timeout_s: seconds after which the build is given up.
-    """
-
-    flavor: Flavor
-    profiles: Mapping[str, Profile]
-    library: Path | None = None
-    timing_cache: Path | None = None
-    workspace: int | None = None
-    refit: bool = False
-    hardware_compatible: bool = False
-    version_compatible: bool = False
-    device: int = 0
-    threads: int | None = None
-    timeout_s: float = 3600.0
+"""Called with a build's phases after every change."""
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What a build produced.
+    """Figures of a finished build.
 
     Attributes:
         version: the library's.
         capability: the GPU's compute capability, ``None`` where it was built without a GPU.
         layers: layers of the parsed network.
-        plugins: our operators that were plugins.
+        plugins: na-deploy's operators that became plugins.
         parse_seconds: time of the parser.
         build_seconds: time of the builder.
         driver: newest CUDA that the driver supports, as 13000 for 13.0; 0 without a GPU.
@@ -90,24 +59,25 @@ class EngineReport:
     log: tuple[str, ...]
 
 
-def build_engine(model: Path, engine: Path, request: EngineRequest, watch: Watch | None = None) -> EngineReport:
+def build_engine(model: Path, engine: Path, options: BuildOptions, watch: Watch | None = None) -> EngineReport:
     """Build an engine from an ONNX file.
 
     Args:
         model: the file.
-        engine: where the engine goes. Its folder is this build's own: other files are written there too.
-        request: what to build with.
-        watch: told how far the build is.
+        engine: the file to write, in a folder of this build's own: other files are written there too.
+        options: the build's options; ``profiles`` holds the sizes of the inputs with free ones, ``library`` the plugin
+            library where one is used.
+        watch: called with the build's phases.
 
     Raises:
         MissingDependencyError: the library or something it needs is not installed.
         NaDeployError: the model is refused (naming the nodes), or the build fails, crashes or takes too long.
     """
-    title = request.flavor.title
+    title = FLAVORS[options.backend].title
     phases = Phases()
     events: list[dict[str, Any]] = []
-    with _worker(model, engine, request) as (process, lines):
-        for event in _events(process, lines, request, title, model):
+    with _worker(model, engine, options) as (process, lines):
+        for event in _events(process, lines, options, title, model):
             if phases.update(event):
                 if watch is not None:
                     watch(phases)
@@ -136,31 +106,22 @@ def build_engine(model: Path, engine: Path, request: EngineRequest, watch: Watch
 
 
 @contextlib.contextmanager
-def _worker(model: Path, engine: Path, request: EngineRequest) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def _worker(model: Path, engine: Path, options: BuildOptions) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Start the process; however the block is left, the process has ended after it."""
-    content = {
-        "flavor": request.flavor.backend,
+    request = {
         "model": str(model.resolve()),
         "engine": str(engine.resolve()),
         "layers": str(engine.resolve().with_suffix(".layers.json")),
-        "profiles": {name: [p.minimum, p.optimum, p.maximum] for name, p in request.profiles.items()},
-        "library": None if request.library is None else str(request.library.resolve()),
-        "timing_cache": None if request.timing_cache is None else str(request.timing_cache.resolve()),
-        "workspace": request.workspace,
-        "refit": request.refit,
-        "hardware_compatible": request.hardware_compatible,
-        "version_compatible": request.version_compatible,
-        "device": request.device,
-        "threads": request.threads,
+        "options": options.to_json(),
     }
     file = engine.with_suffix(".request.json")
-    file.write_text(json.dumps(content), encoding="utf-8")
+    file.write_text(json.dumps(request), encoding="utf-8")
     output = engine.with_suffix(".output.txt")
     reading, writing = os.pipe()
     process: subprocess.Popen[bytes] | None = None
     try:
         with output.open("wb") as stream:
-            # A session of its own: Ctrl-C in a terminal is for us, who then end it.
+            # A session of its own: Ctrl-C in a terminal reaches this process alone, which then ends the worker.
             process = subprocess.Popen(
                 [sys.executable, "-m", _WORKER, str(file), str(writing)],
                 stdin=subprocess.DEVNULL,
@@ -183,14 +144,14 @@ def _worker(model: Path, engine: Path, request: EngineRequest) -> Iterator[tuple
 
 
 def _events(
-    process: subprocess.Popen[bytes], lines: int, request: EngineRequest, title: str, model: Path
+    process: subprocess.Popen[bytes], lines: int, options: BuildOptions, title: str, model: Path
 ) -> Iterator[dict[str, Any]]:
-    """Yield events until the process closes its end; the last line of one that crashed may be cut off."""
-    until = time.monotonic() + request.timeout_s
+    """Yield events until the process closes its end; a crash may cut off the last line."""
+    until = time.monotonic() + options.timeout_s
     rest = b""
     while True:
         if time.monotonic() > until:
-            raise NaDeployError(f"{title} did not finish {model} within {request.timeout_s:g} s; raise --timeout")
+            raise NaDeployError(f"{title} did not finish {model} within {options.timeout_s:g} s; raise --timeout")
         ready, _, _ = select.select([lines], [], [], _POLL_S)
         if not ready:
             continue
@@ -203,7 +164,7 @@ def _events(
 
 
 def _printed(engine: Path) -> list[str]:
-    """Return the last line that the process printed, where a crash or a defect leaves its trace."""
+    """Return the last line that the process printed, the trace of a crash or defect."""
     text = engine.with_suffix(".output.txt").read_text(encoding="utf-8", errors="replace")
     return [line.strip() for line in text.splitlines() if line.strip()][-1:]
 
@@ -236,7 +197,7 @@ def _failure(
 
 
 def _describe(error: Mapping[str, Any]) -> str:
-    """One parser error as a phrase that names the node, its operator and the functions around it."""
+    """Return a parser error as a phrase that names the node, its operator and the functions around it."""
     place = f"node {error['node']!r} ({error['operator']})" if error["operator"] else "the model"
     inside = f" in {' > '.join(error['functions'])}" if error["functions"] else ""
     return f"{place}{inside}: {error['text']}"

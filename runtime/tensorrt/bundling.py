@@ -1,8 +1,9 @@
-"""The TensorRT and TensorRT-RTX part of a build: an engine, what it needs, and what the inspector says of it."""
+"""The TensorRT and TensorRT-RTX part of a build: an engine, its needs, and the inspector's description of it."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from na_deploy.files import staged_output
 from na_deploy.runtime.building.options import BuildOptions, BuildTask, Built
 from na_deploy.runtime.native_libraries import TENSORRT_LIBRARY_VARIABLE, tensorrt_library
 from na_deploy.runtime.tensorrt.api import FLAVORS, RTX, Flavor
-from na_deploy.runtime.tensorrt.building import EngineReport, EngineRequest, build_engine
+from na_deploy.runtime.tensorrt.building import EngineReport, build_engine
 from na_deploy.runtime.tensorrt.layers import read_layers, summarize_layers
 
 LAYERS = "layers.json"
@@ -29,8 +30,9 @@ def build_files(task: BuildTask) -> Built:
     library = _library(flavor, task.options)
     engine = task.scratch / "model.engine"
     cache = _scratch_cache(task)
-    task.say(f"building with {flavor.title}")
-    report = build_engine(task.model, engine, _request(flavor, task, library, cache), task.watch)
+    task.progress(f"building with {flavor.title}")
+    chosen = replace(task.options, profiles=task.profiles, library=library, timing_cache=cache)
+    report = build_engine(task.model, engine, chosen, task.watch)
     if cache is not None and task.options.timing_cache is not None and cache.is_file():
         with staged_output(task.options.timing_cache) as staged:
             shutil.copyfile(cache, staged)
@@ -41,27 +43,10 @@ def build_files(task: BuildTask) -> Built:
     if report.layer_file is not None:
         files[LAYERS] = ("report", report.layer_file)
         figures |= summarize_layers(read_layers(report.layer_file))
-    runs = f"our plugin ({library.name})" if library is not None and report.plugins else "function bodies"
+    runs = f"the plugin library ({library.name})" if library is not None and report.plugins else "function bodies"
     if not flavor.takes_plugins:
         runs = f"function bodies ({flavor.title} takes no plugins)"
     return Built("engine", files, _requirements(flavor, task.options, report), figures, runs, report.log)
-
-
-def _request(flavor: Flavor, task: BuildTask, library: Path | None, cache: Path | None) -> EngineRequest:
-    options = task.options
-    return EngineRequest(
-        flavor=flavor,
-        profiles=task.profiles,
-        library=library,
-        timing_cache=cache,
-        workspace=options.workspace,
-        refit=options.refit,
-        hardware_compatible=options.hardware_compatible,
-        version_compatible=options.version_compatible,
-        device=options.device,
-        threads=options.threads,
-        timeout_s=options.timeout_s,
-    )
 
 
 def _library(flavor: Flavor, options: BuildOptions) -> Path | None:

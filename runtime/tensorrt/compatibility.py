@@ -1,4 +1,4 @@
-"""Whether an engine of a bundle can run here, by what its manifest says, before the engine is touched."""
+"""The check of an engine's needs, stated in its bundle's manifest, before the engine is loaded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from na_deploy.runtime.tensorrt.api import Flavor
 
 
 def check_manifest(path: Path, manifest: Manifest, flavor: Flavor, installed: str, capability: tuple[int, int]) -> None:
-    """Refuse an engine that does not fit, listing everything that differs.
+    """Refuse an engine that does not fit, listing every difference.
 
     Engines run with the very version that built them, on GPUs of the compute capability they were built on. Exceptions:
     version-compatible engines (the same or a later version of the library), hardware-compatible ones (``>=``), and
     TensorRT-RTX, whose engines are compiled for the GPU when they are loaded.
 
     Args:
-        path: what to call the engine.
-        manifest: what its bundle says.
+        path: the engine's name in errors.
+        manifest: its bundle's manifest.
         flavor: the library.
         installed: its installed version.
         capability: the GPU's compute capability.

@@ -1,8 +1,8 @@
-"""Execution contexts, each kept for one combination of shapes, and the CUDA graph of each.
+"""Execution contexts with their CUDA graphs, each kept for one combination of shapes.
 
 TensorRT's rule for graphs is that nothing of a context may change between recording and launching: not its shapes, its
 profile or its addresses. So every combination of shapes has a context of its own, the least recently used is given up
-for a new one, and all of them share one block of activation memory, since a lane runs one at a time.
+for a new one, and all of them share one block of activation memory, since a stream runs one at a time.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from na_deploy.runtime.tensorrt.memory import DeviceBuffer
 from na_deploy.runtime.tensorrt.profiles import EngineProfile, Shapes
 
 _RUNS_BEFORE_RECORDING = 2
-"""The first run after a change of shapes or addresses prepares; addresses that come only once are not worth a graph."""
+"""Calls with the same addresses before a graph is recorded: addresses that come only once need none."""
 
 
 @dataclass
 class GraphFigures:
-    """What happened to CUDA graphs so far.
+    """Counts of CUDA graphs so far.
 
     Attributes:
-        captured: how many were recorded.
-        launched: how often one was launched.
-        dropped: how many were given up, for other shapes or addresses.
-        refusal: why no more are recorded, if so.
+        captured: graphs that were recorded.
+        launched: launches of a graph.
+        dropped: graphs that were given up, for other shapes or addresses.
+        refusal: the reason why no more are recorded; ``None`` while some may be.
     """
 
     captured: int = 0
@@ -106,7 +106,7 @@ class ShapeContext(Closeable):
         self._context.profiler = profiler
 
     def close(self) -> None:
-        """Let go of the graph and the context."""
+        """Release the graph and the context."""
         self._drop_graph()
         self._context = None
 
@@ -121,7 +121,7 @@ class ShapeContext(Closeable):
             self._cuda.destroy_graph(graph)
 
     def _record(self, stream: int) -> None:
-        """Record the work that was just queued, for the next time; say why in the figures where that fails."""
+        """Record the work that was just queued, for the next call; a failure goes to the figures."""
         failure: NaDeployError | None = None
         try:
             self._cuda.begin_capture(stream)
@@ -143,7 +143,7 @@ class ShapeContext(Closeable):
 
 
 class ShapeContexts(Closeable):
-    """The contexts of one lane, no more of them than a bound. Not for several threads at once."""
+    """The contexts of one stream, up to a bound. One thread uses them at a time."""
 
     def __init__(self, engine: Engine, cuda: Cuda, stream: int, limit: int, figures: GraphFigures) -> None:
         self._engine, self._cuda, self._stream, self._figures = engine, cuda, stream, figures
@@ -178,13 +178,13 @@ class ShapeContexts(Closeable):
         return made
 
     def forget(self, shapes: Shapes) -> None:
-        """Let go of the context of these shapes."""
+        """Release the context of these shapes."""
         found = self._contexts.pop(tuple(shapes.items()), None)
         if found is not None:
             found.close()
 
     def close(self) -> None:
-        """Let go of all contexts and their memory."""
+        """Release all contexts and their memory."""
         self._forget()
         self._activations.close()
 

@@ -25,7 +25,7 @@ class CudaError(NaDeployError):
 
 
 class OutOfDeviceMemoryError(CudaError):
-    """The GPU has not enough free memory."""
+    """The GPU does not have enough free memory."""
 
 
 @cache
@@ -45,7 +45,7 @@ def load_cuda() -> Cuda:
 
 
 class Cuda:
-    """Checked calls. ``module`` is ``cuda.bindings.runtime`` or something with its functions."""
+    """Checked calls. ``module`` is ``cuda.bindings.runtime`` or a module with its functions."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -62,7 +62,7 @@ class Cuda:
             return results[0] if len(results) == 1 else tuple(results) or None
         label = status.name
         if label == "cudaErrorMemoryAllocation":
-            raise OutOfDeviceMemoryError(f"the GPU has not enough free memory to {doing}", label)
+            raise OutOfDeviceMemoryError(f"the GPU does not have enough free memory to {doing}", label)
         raise CudaError(f"CUDA cannot {doing}: {self._describe(status)} ({label})", label)
 
     def _describe(self, status: Any) -> str:
@@ -70,7 +70,7 @@ class Cuda:
         return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
 
     def device_count(self) -> int:
-        """Return how many GPUs there are, at least one.
+        """Return the number of GPUs, at least one.
 
         Raises:
             NaDeployError: none, or no driver.
@@ -100,7 +100,7 @@ class Cuda:
                 self.use_device(former)
 
     def device_name(self, device: int) -> str:
-        """Return what the driver calls a device."""
+        """Return the driver's name of a device."""
         name = self._call("cudaGetDeviceProperties", device, doing="read the device's name").name
         return name.decode(errors="replace").rstrip("\0") if isinstance(name, bytes) else str(name)
 
@@ -170,7 +170,7 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream, doing="finish the work")
 
     def wait_for(self, stream: int, other: int) -> None:
-        """Have ``stream`` wait for what is queued in ``other`` now."""
+        """Have ``stream`` wait for the work queued in ``other`` so far."""
         flag = self._module.cudaEventDisableTiming
         event = self._call("cudaEventCreateWithFlags", flag, doing="create an event")
         try:
@@ -180,7 +180,7 @@ class Cuda:
             self._call("cudaEventDestroy", event, doing="destroy an event")
 
     def begin_capture(self, stream: int) -> None:
-        """Record what is queued from now on instead of running it; other threads are not concerned."""
+        """Record work queued from now on instead of running it; other threads are not affected."""
         mode = self._module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode, doing="begin a graph")
 

@@ -1,6 +1,6 @@
 """DLPack capsules: reading one of a GPU array, and making one. Structures of dlpack.h, version 0.x (unversioned).
 
-NumPy and PyTorch read and write such capsules themselves; this is for sessions, which have neither in GPU memory.
+NumPy and PyTorch have their own; sessions use this one, since they need neither for GPU memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 CUDA, CUDA_MANAGED = 2, 13
 DEFAULT_STREAM = 1
-"""How CUDA, DLPack and ``__cuda_array_interface__`` all name the legacy default stream."""
+"""Number of the legacy default stream in CUDA, DLPack and ``__cuda_array_interface__``."""
 _NAME, _USED = b"dltensor", b"used_dltensor"
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
 _KINDS = {"int": 0, "uint": 1, "float": 2, "bfloat": 4, "bool": 6}
@@ -51,11 +51,11 @@ _api.PyCapsule_New.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
 _api.PyCapsule_SetName.argtypes = (ctypes.py_object, ctypes.c_char_p)
 
 _handed_out: dict[int, tuple[_Managed, Any, Any]] = {}
-"""Structures that a consumer still has, by address, with what keeps their memory alive."""
+"""Structures that a consumer still holds, by address, with the owners of their memory."""
 
 
 class _Borrowed:
-    """Returns a foreign structure to its maker when it is forgotten."""
+    """A foreign structure, returned to its maker when it is garbage-collected."""
 
     def __init__(self, managed: Any) -> None:
         self._managed = managed
@@ -66,16 +66,16 @@ class _Borrowed:
 
 
 def read(value: Any, stream: int) -> tuple[int, tuple[int, ...], str | None, tuple[int, ...] | None, int, object]:
-    """Take an array's capsule, whose maker lets ``stream`` wait for what writes it.
+    """Take an array's capsule, whose maker lets ``stream`` wait for pending writes.
 
     Returns:
         Address, shape, NumPy's name of the element type (``None`` for one without), strides in elements (``None`` for
-        C order), number of the device, and what keeps the memory alive.
+        C order), number of the device, and the object that keeps the memory alive.
     """
     capsule = value.__dlpack__(stream=stream)
     pointer = _api.PyCapsule_GetPointer(capsule, _NAME)
     managed = ctypes.cast(pointer, ctypes.POINTER(_Managed))
-    _api.PyCapsule_SetName(capsule, _USED)  # from now on the structure is ours to give back
+    _api.PyCapsule_SetName(capsule, _USED)  # this process must now release the structure
     owner = _Borrowed(managed)
     tensor = managed.contents.tensor
     shape = tuple(tensor.shape[axis] for axis in range(tensor.rank))
@@ -113,7 +113,7 @@ def _give_back(managed: Any) -> None:
 _release = _Deleter(_give_back)
 
 
-# Of a capsule that is being destroyed only the address may be used, hence prototypes with plain pointers.
+# A capsule that is being destroyed may be used by address only, hence prototypes with plain pointers.
 _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
 _pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
 

@@ -1,4 +1,4 @@
-"""A deserialised engine: what it takes and gives, and sentences for why one cannot be loaded.
+"""A deserialised engine with its inputs and outputs, and sentences for engines that cannot be loaded.
 
 Runs nothing; :mod:`na_deploy.runtime.tensorrt.contexts` does.
 """
@@ -35,7 +35,10 @@ _CAUSES = (
         re.compile(r"version|older|newer|not compatible with this", re.I),
         "it was built with another version; build it again with the installed one",
     ),
-    (re.compile(r"out of memory|OutOfMemory|memory allocation", re.I), "the GPU has not enough free memory for it"),
+    (
+        re.compile(r"out of memory|OutOfMemory|memory allocation", re.I),
+        "the GPU does not have enough memory free",
+    ),
 )
 
 
@@ -45,14 +48,14 @@ class Engine:
 
     Attributes:
         path: the file it was read from.
-        flavor: the library it is of.
+        flavor: its library.
         module: the library's Python module.
         handle: its ``ICudaEngine``.
-        messages: what the library says.
-        inputs: what it takes; a free size is named after its input and axis.
-        outputs: what it gives.
+        messages: the library's messages.
+        inputs: its inputs; a free size is named after its input and axis.
+        outputs: its outputs.
         profiles: its optimization profiles.
-        keep: the library's objects that must outlive the engine.
+        keep: objects of the library that must outlive the engine.
     """
 
     path: Path
@@ -83,7 +86,7 @@ class Engine:
         return context
 
     def failure(self, what: str) -> NaDeployError:
-        """Return an error that says what the engine did and what the library logged about it."""
+        """Return an error of the engine's failure and the library's last message."""
         reason = self.messages.take_reason("it does not say why")
         return NaDeployError(f"{self.flavor.title}: {self.path.name} {what}: {reason}")
 
@@ -93,7 +96,7 @@ class Engine:
         return str(inspector.get_engine_information(self.module.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Let go of the engine; contexts must be gone before."""
+        """Release the engine, after its contexts."""
         self.handle = None
         self.keep.clear()
 
@@ -111,12 +114,12 @@ def load_engine(
     Args:
         path: the engine's file.
         module: the library's Python module.
-        flavor: which library.
-        library: our plugin library, registered before; ``None`` where the engine needs none.
+        flavor: the library.
+        library: the plugin library, registered before; ``None`` where the engine needs none.
         host_code_allowed: run code inside the engine, which version-compatible ones carry. For trusted files only.
 
     Raises:
-        NaDeployError: the library refuses; what is known of the reason is said.
+        NaDeployError: the library refuses the engine; the message gives the reason, where it is known.
     """
     messages = Messages()
     logger = make_logger(module, messages)
@@ -142,7 +145,7 @@ def load_engine(
 
 
 def explain(reason: str) -> str:
-    """Return the library's reason with what it means and what to do, where it is known."""
+    """Return the library's reason, with explanation and advice where it is a known one."""
     for pattern, meaning in _CAUSES:
         if pattern.search(reason):
             return f"{meaning} ({reason})"

@@ -16,9 +16,9 @@ def compile_example(source: Path, tensorrt: Path, cuda: Path, program: Path, com
         source: the file.
         tensorrt: TensorRT's folder: ``include/`` with NvInfer.h, and ``lib/`` where it is linked.
         cuda: CUDA's folder: ``include/`` with cuda_runtime_api.h, and ``lib64/`` where it is linked.
-        program: where the program, or without ``link`` the object file, goes.
+        program: the program to write; an object file without ``link``.
         compiler: the C++ compiler.
-        link: whether to link; without it only headers are needed.
+        link: link the program; without it only headers are needed.
 
     Raises:
         NaDeployError: the headers are not there, or the compiler refuses.
@@ -46,7 +46,7 @@ def compile_example(source: Path, tensorrt: Path, cuda: Path, program: Path, com
 
 
 def find_cuda() -> Path | None:
-    """Return CUDA's folder: ``CUDA_HOME``, or where it is usually installed."""
+    """Return CUDA's folder: ``CUDA_HOME``, or its usual place."""
     places = [Path(place) for place in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if place]
     places += sorted(Path("/usr/local").glob("cuda-*"), reverse=True)
     return next((place for place in places if (place / "include" / "cuda_runtime_api.h").is_file()), None)

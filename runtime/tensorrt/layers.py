@@ -1,6 +1,6 @@
 """The layers of an engine, from the engine inspector's JSON. Reads texts only; no TensorRT is needed.
 
-The form of that text is TensorRT's and not fixed: what is not understood is left out, never an error.
+The form of that text is TensorRT's and not fixed: unknown parts are left out, never an error.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class EngineLayer:
     Attributes:
         name: TensorRT's name of it, made of the names of the nodes in it.
         kind: its type, such as "Convolution", "Myelin" or "PluginV3".
-        precision: element type of its first output, empty where the inspector does not say.
-        tactic: name of the kernel or number of the tactic, empty where the inspector does not say.
-        operator: our operator that it is, empty for others.
+        precision: element type of its first output, empty where the inspector gives none.
+        tactic: name of the kernel or number of the tactic, empty where the inspector gives none.
+        operator: na-deploy's operator that it computes, empty for others.
         outputs: names of its outputs.
         ms: time it took, where it was measured.
     """
@@ -59,7 +59,7 @@ def read_layers(file: Path) -> list[EngineLayer]:
     """Read the layers from a file.
 
     Raises:
-        NaDeployError: it is not what an inspector writes.
+        NaDeployError: it is not an inspector's output.
     """
     if file.stat().st_size > _MAX_BYTES:
         raise NaDeployError(f"{file} is larger than any description of layers; build the bundle again")
@@ -79,7 +79,7 @@ def parse_layers(text: str, source: str) -> list[EngineLayer]:
 
 
 def summarize_layers(layers: Sequence[EngineLayer]) -> dict[str, Any]:
-    """Return what a bundle's manifest keeps: layers by precision, and our plugins with their tactics."""
+    """Return a summary for a bundle's manifest: layers by precision, and plugins with their tactics."""
     plugins = [layer for layer in layers if layer.operator]
     return {
         "engine_layers": len(layers),

@@ -1,4 +1,4 @@
-"""Buffers that grow: device memory, and page-locked host memory that copies to and from a GPU go through."""
+"""Growing buffers: device memory, and page-locked host memory for copies to and from a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from na_deploy.model_file.tensors import Array, numpy_type
 from na_deploy.runtime.tensorrt.cuda import Cuda
 
 _STEP = 256
-"""Sizes are rounded up to this, as CUDA does."""
+"""Multiple that sizes are rounded up to, as CUDA does."""
 
 
 def bytes_of(shape: Sequence[int], dtype: str) -> int:
@@ -34,7 +34,7 @@ class DeviceBuffer(Closeable):
         """Return the address of at least ``size`` bytes (never 0); content is lost when the buffer grows.
 
         Raises:
-            OutOfDeviceMemoryError: there is not so much; the buffer is then empty.
+            OutOfDeviceMemoryError: there is not enough free memory; the buffer is then empty.
         """
         if size > self.size or not self.address:
             self.close()

@@ -1,4 +1,4 @@
-"""Our plugin library for TensorRT: registering it, once per process, before what needs it is read."""
+"""Registration of the plugin library with TensorRT, once per process, before networks or engines that need it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _lock = threading.Lock()
 
 
 def registered(module: Any) -> list[str]:
-    """Return which of our operators have a plugin in this process."""
+    """Return the operators that have a plugin in this process."""
     registry = module.get_plugin_registry()
     return [name for name in OPERATORS if registry.get_creator(name, str(VERSION), DOMAIN) is not None]
 
 
 def register_plugins(module: Any, library: Path, messages: Messages) -> None:
-    """Load our library into the process's plugin registry. Does nothing where its plugins are registered already.
+    """Load the plugin library into the process's registry. Does nothing where its plugins are registered already.
 
     Args:
         module: the TensorRT module.
-        library: the library's file. It is code: only of a verified bundle or this installation.
-        messages: where the logger of the process writes.
+        library: the library's file. It is code: give that of a verified bundle or of this installation only.
+        messages: messages of the process's logger.
 
     Raises:
-        NaDeployError: the library does not load or brings none of our plugins.
+        NaDeployError: the library does not load or brings no plugin of na-deploy.
     """
     with _lock:
         if registered(module):

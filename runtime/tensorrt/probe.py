@@ -20,10 +20,10 @@ _TIMEOUT_S = 600.0
 
 
 def probe_engine(path: Path, flavor: Flavor, device: int, library: Path | None) -> None:
-    """Load an engine in a child process and refuse it if that fails, in whatever way.
+    """Load an engine in a child process, and refuse it if that fails in any way.
 
     Raises:
-        NaDeployError: the library refuses it, ends the process over it, or does not come to an end.
+        NaDeployError: the library refuses it, ends the process over it, or does not finish.
     """
     request = {
         "path": str(path.resolve()),
@@ -79,4 +79,4 @@ def _main(request: dict[str, Any]) -> None:
 if __name__ == "__main__":
     _main(json.loads(sys.argv[1]))
     sys.stdout.flush()
-    os._exit(0)  # the library's exit handlers have nothing to add and could crash
+    os._exit(0)  # the library's exit handlers could crash

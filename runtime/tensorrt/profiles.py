@@ -1,4 +1,4 @@
-"""Optimization profiles: which of an engine's profiles takes the shapes of a call."""
+"""Optimization profiles of engines, and the choice of one for the shapes of a call."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class EngineProfile:
     sizes: Mapping[str, Profile]
 
     def holds(self, shapes: Shapes) -> bool:
-        """Whether it takes all these shapes."""
+        """Tell whether it takes all these shapes."""
         return all(self.sizes[name].holds(shape) for name, shape in shapes.items())
 
     def distance(self, shapes: Shapes) -> float:
-        """How far the shapes are from those the profile was optimized for: the sum of the ratios' logarithms."""
+        """Return the distance of shapes to the optimum: the sum of the ratios' absolute logarithms."""
         return sum(
             abs(math.log(max(size, 1) / max(usual, 1)))
             for name, shape in shapes.items()

@@ -1,4 +1,4 @@
-"""Time of every layer of an engine, by TensorRT's own profiler. For looking, not for comparing: it slows the engine."""
+"""Time of every layer of an engine, by TensorRT's own profiler, which slows the engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.session import TensorRTSession
 
 RUNS = 20
-"""Calls that are averaged, after :data:`WARM_UP` that are not."""
+"""Number of averaged calls, which follow :data:`WARM_UP` others."""
 WARM_UP = 3
 
 
@@ -21,7 +21,7 @@ def profile_layers(session: TensorRTSession, inputs: Mapping[str, Array]) -> lis
     """Run a session's engine several times and return its layers with their mean time.
 
     Args:
-        session: the session; other calls wait meanwhile or run in its other lanes, and then disturb the times.
+        session: the session; other calls wait meanwhile or run in its other streams, and then disturb the times.
         inputs: arrays by name.
 
     Returns:
@@ -32,9 +32,9 @@ def profile_layers(session: TensorRTSession, inputs: Mapping[str, Array]) -> lis
         NaDeployError: the engine does not run.
     """
     times: dict[str, list[float]] = {}
-    with session.borrow_lane() as lane:
+    with session.borrow_stream() as pooled:
         checked = session._check_inputs(inputs)
-        lane.run_profiled(checked, _make_profiler(session.module, times), WARM_UP + RUNS)
+        pooled.run_profiled(checked, _make_profiler(session.module, times), WARM_UP + RUNS)
     means = {name: sum(found[WARM_UP:]) / max(1, len(found[WARM_UP:])) for name, found in times.items()}
     layers = parse_layers(session.layer_information(), session.path.name)
     return [replace(layer, ms=means.get(layer.name)) for layer in layers]

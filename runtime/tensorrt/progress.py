@@ -1,4 +1,4 @@
-"""How far a build is, from the phases that TensorRT's progress monitor reports. Shows nothing itself.
+"""Progress of a build, from the phases that TensorRT's progress monitor reports. Shows nothing itself.
 
 Phases nest: a phase counts its steps, and a phase inside it is part of its current step.
 """
@@ -18,8 +18,8 @@ class Phase:
     Attributes:
         name: TensorRT's name of it.
         parent: the phase it is part of.
-        steps: how many steps it has.
-        done: how many are complete.
+        steps: number of its steps.
+        done: number of complete ones.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Phases:
         self._highest = 0.0
 
     def update(self, event: dict[str, Any]) -> bool:
-        """Take one event of the build: "phase", "step" or "phase_end". Whether it was one of these."""
+        """Take one event of the build: "phase", "step" or "phase_end"; return whether it was one of these."""
         kind = event.get("event")
         if kind == "phase":
             self._open[event["name"]] = Phase(event["name"], event.get("parent"), max(1, int(event["steps"])))
@@ -60,11 +60,11 @@ class Phases:
 
     @property
     def fraction(self) -> float:
-        """How much of the build is done, from 0 to 1; never less than before."""
+        """Completed part of the build, from 0 to 1; it never shrinks."""
         return self._highest
 
     def seconds_left(self) -> float | None:
-        """Estimate what is left from the time that the part so far took; ``None`` while too little is known."""
+        """Estimate the seconds left from the time of the completed part; ``None`` while too little is known."""
         elapsed = self._clock() - self._started
         if self._highest < 0.02 or elapsed < 1.0:
             return None
@@ -75,7 +75,7 @@ class Phases:
         return self._part(roots[0]) if roots else self._highest
 
     def _part(self, phase: Phase) -> float:
-        """How much of a phase is done; the largest part of a phase inside it counts towards its current step."""
+        """Return the completed part of a phase; the most complete phase inside counts towards its current step."""
         inside = [self._part(child) for child in self._open.values() if child.parent == phase.name]
         within = min(max(inside, default=0.0), 1.0) if phase.done < phase.steps else 0.0
         return (phase.done + within) / phase.steps

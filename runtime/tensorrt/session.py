@@ -16,27 +16,36 @@ from na_deploy.model_file.tensors import Array, check_inputs
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.native_libraries import tensorrt_library
 from na_deploy.runtime.session import Session, SessionOptions
-from na_deploy.runtime.tensorrt.api import FLAVORS, Flavor, load_module
+from na_deploy.runtime.tensorrt.api import FLAVORS, RTX, TENSORRT, Flavor, load_module
 from na_deploy.runtime.tensorrt.arrays import DeviceArray, as_device_array, is_device_array
 from na_deploy.runtime.tensorrt.compatibility import check_manifest
 from na_deploy.runtime.tensorrt.contexts import GraphFigures
 from na_deploy.runtime.tensorrt.cuda import Cuda, load_cuda
 from na_deploy.runtime.tensorrt.engine import Engine, load_engine, named_like
 from na_deploy.runtime.tensorrt.probe import probe_engine
-from na_deploy.runtime.tensorrt.stream_pool import Lane, LanePool
+from na_deploy.runtime.tensorrt.stream_pool import PooledStream, StreamPool
 
 if TYPE_CHECKING:
     from na_deploy.runtime.bundle import Bundle
 
-LANES = 2
-"""Calls that run at the same time by default: while one computes, the other copies."""
+STREAMS = 2
+"""Default number of streams: while one computes, the other copies."""
 
 SHAPES_KEPT = 4
-"""Combinations of shapes, per lane, whose contexts and graphs are kept by default."""
+"""Default number of combinations of shapes whose contexts and graphs are kept, per stream."""
 
 
-def open_engine_session(path: Path, options: SessionOptions, flavor: Flavor) -> TensorRTSession:
-    """Load an engine. See :func:`na_deploy.runtime.session.load` for the errors."""
+def open_session(path: Path, options: SessionOptions) -> TensorRTSession:
+    """Load an engine of TensorRT. See :func:`na_deploy.runtime.session.load` for the errors."""
+    return _open_engine(path, options, TENSORRT)
+
+
+def open_rtx_session(path: Path, options: SessionOptions) -> TensorRTSession:
+    """Load an engine of TensorRT-RTX. See :func:`na_deploy.runtime.session.load` for the errors."""
+    return _open_engine(path, options, RTX)
+
+
+def _open_engine(path: Path, options: SessionOptions, flavor: Flavor) -> TensorRTSession:
     if path.suffix == ".onnx":
         raise UsageError(
             f"{path.name} is a model, and {flavor.backend} runs engines; "
@@ -55,7 +64,7 @@ def open_engine_session(path: Path, options: SessionOptions, flavor: Flavor) -> 
             check_manifest(path, manifest, flavor, module.__version__, cuda.compute_capability(device))
             host_code = manifest.requires.get("version_compatible") == "yes"
         else:
-            # Nothing vouches for this file, and the library may end the process over a damaged one.
+            # No hash is known for this file, and the library may end the process over a damaged one.
             probe_engine(path, flavor, device, library)
             host_code = False
         engine = load_engine(path, module, flavor, library=library, host_code_allowed=host_code)
@@ -63,11 +72,11 @@ def open_engine_session(path: Path, options: SessionOptions, flavor: Flavor) -> 
 
 
 def open_bundle_engine(bundle: Bundle, device: int | None = None) -> TensorRTSession:
-    """Open the engine of a verified bundle alone, for looking at it; :func:`na_deploy.load` is for running it."""
+    """Open the engine of a verified bundle, to inspect it; :func:`na_deploy.load` is for running it."""
     options = SessionOptions(device=device, manifest=bundle.manifest)
     if bundle.manifest.member("library") is not None:
         options = replace(options, library=bundle.file("library"))
-    return open_engine_session(bundle.file("engine"), options, FLAVORS[bundle.manifest.backend])
+    return _open_engine(bundle.file("engine"), options, FLAVORS[bundle.manifest.backend])
 
 
 class TensorRTSession(Session):
@@ -93,11 +102,11 @@ class TensorRTSession(Session):
         self.device = f"{cuda.device_name(self._number)} (device {self._number})"
         self._cuda = cuda
         self._engine = engine
-        self._pool = LanePool(
+        self._pool = StreamPool(
             engine,
             cuda,
             self._number,
-            LANES if options.contexts is None else options.contexts,
+            STREAMS if options.contexts is None else options.contexts,
             SHAPES_KEPT if options.cuda_graphs is None else max(1, options.cuda_graphs),
             options.cuda_graphs != 0,
         )
@@ -110,7 +119,7 @@ class TensorRTSession(Session):
 
     @property
     def graph_figures(self) -> list[GraphFigures]:
-        """What happened to CUDA graphs, per lane."""
+        """Counts of CUDA graphs, per stream."""
         return self._pool.figures
 
     @property
@@ -118,8 +127,8 @@ class TensorRTSession(Session):
         """The library's Python module."""
         return self._engine.module
 
-    def borrow_lane(self) -> AbstractContextManager[Lane]:
-        """Lend one of the session's lanes, for measuring."""
+    def borrow_stream(self) -> AbstractContextManager[PooledStream]:
+        """Lend one of the session's streams, for measuring."""
         return self._pool.borrow()
 
     def layer_information(self) -> str:
@@ -141,10 +150,10 @@ class TensorRTSession(Session):
         places = {name: self._convert(array) for name, array in (into or {}).items()}
         for name, array in places.items():
             if not isinstance(array, DeviceArray):
-                raise UsageError(f"the array to write {name} into does not lie on a GPU; leave it out, or use run")
-        with self._pool.borrow() as lane:
-            self._wait_for((*given.values(), *places.values()), lane.stream)
-            return dict(lane.run_on_device(given, names, places))
+                raise UsageError(f"the array to write {name} into does not lie on a GPU; remove it, or use run")
+        with self._pool.borrow() as pooled:
+            self._wait_for((*given.values(), *places.values()), pooled.stream)
+            return dict(pooled.run_on_device(given, names, places))
 
     def close(self) -> None:
         """Release the engine once calls in progress have finished. Arrays left on the GPU stay valid."""
@@ -169,15 +178,15 @@ class TensorRTSession(Session):
         return found
 
     def _wait_for(self, arrays: Iterable[Any], stream: int) -> None:
-        """Have ``stream`` wait for what still writes arrays on the GPU, or reads those to write into."""
+        """Have ``stream`` wait for pending writes to input arrays and pending reads of output arrays."""
         for other in {array.stream for array in arrays if isinstance(array, DeviceArray) and array.stream}:
             self._cuda.wait_for(stream, other)
 
     def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
         try:
-            with self._pool.borrow() as lane:
-                self._wait_for(inputs.values(), lane.stream)
-                return lane.run(inputs, outputs)
+            with self._pool.borrow() as pooled:
+                self._wait_for(inputs.values(), pooled.stream)
+                return pooled.run(inputs, outputs)
         except NaDeployError:
             raise
         except Exception as error:

@@ -1,7 +1,6 @@
-"""Lanes: what one call at a time runs in, and the pool that lends them to callers.
+"""The pool of CUDA streams that an engine's calls run in, each with buffers and contexts of its own.
 
-A lane has a stream, buffers for inputs and outputs on both sides, and its contexts. Two calls in two lanes overlap: one
-copies while the other computes.
+Two calls in two streams overlap: one copies while the other computes.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ Given = Mapping[str, Any]
 """Inputs by name: NumPy arrays and :class:`DeviceArray`."""
 
 
-class Lane(Closeable):
-    """What one call runs in. Not for several threads at once."""
+class PooledStream(Closeable):
+    """A CUDA stream with its contexts, and buffers for inputs and outputs on both sides, for one thread at a time."""
 
     def __init__(self, engine: Engine, cuda: Cuda, device: int, shapes_kept: int, graphs: bool) -> None:
         self._engine, self._cuda, self._device, self._graphs = engine, cuda, device, graphs
@@ -53,7 +52,7 @@ class Lane(Closeable):
                 )
             self._cuda.synchronize(self.stream)
         except BaseException:
-            self._settle()
+            self._wait_after_failure()
             raise
         return {name: view.copy() for name, view in views.items()}
 
@@ -84,7 +83,7 @@ class Lane(Closeable):
             self._start(inputs, {name: array.address for name, array in results.items()})
             self._cuda.synchronize(self.stream)
         except BaseException:
-            self._settle()
+            self._wait_after_failure()
             raise
         return results
 
@@ -99,7 +98,7 @@ class Lane(Closeable):
                 self._start(inputs, {})
                 self._cuda.synchronize(self.stream)
         finally:
-            self._settle()
+            self._wait_after_failure()
             self._graphs = graphs
             self._contexts.forget(shapes)  # a profiler cannot be taken off again
 
@@ -136,8 +135,8 @@ class Lane(Closeable):
         context.run(addresses, self.stream, self._graphs)
         return context, {spec.name: addresses[spec.name] for spec in self._engine.outputs}
 
-    def _settle(self) -> None:
-        """After a failure, wait until nothing uses the buffers any more; a broken device says so in the next call."""
+    def _wait_after_failure(self) -> None:
+        """After a failure, wait until nothing uses the buffers any more; a broken device fails in the next call."""
         try:
             self._cuda.synchronize(self.stream)
         except Exception:
@@ -157,50 +156,50 @@ class _Memory:
             try:
                 with self._cuda.on_device(self._device):
                     self._cuda.free(address)
-            except Exception:  # the device is gone, and its memory with it
+            except Exception:  # a lost device has lost its memory too
                 return
 
 
-class LanePool(Closeable):
-    """Lanes, made when they are needed, no more of them than a bound; callers beyond it wait.
+class StreamPool(Closeable):
+    """Streams, made when they are needed, up to a bound; callers beyond it wait.
 
-    A lane that finds no memory is not an error while there is another to wait for.
+    A stream that finds no memory is not an error while there is another to wait for.
     """
 
-    def __init__(self, engine: Engine, cuda: Cuda, device: int, lanes: int, shapes_kept: int, graphs: bool) -> None:
+    def __init__(self, engine: Engine, cuda: Cuda, device: int, streams: int, shapes_kept: int, graphs: bool) -> None:
         self._arguments = (engine, cuda, device, shapes_kept, graphs)
         self._name = engine.path.name
         self._cuda, self._device = cuda, device
-        self._limit = lanes
+        self._limit = streams
         self._changed = threading.Condition()
-        self._idle: list[Lane] = []
-        self._lanes: list[Lane] = []
+        self._idle: list[PooledStream] = []
+        self._streams: list[PooledStream] = []
         self._making = 0
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._lanes)
+        return len(self._streams)
 
     @property
     def figures(self) -> list[GraphFigures]:
-        """What happened to CUDA graphs in each lane."""
+        """Counts of CUDA graphs captured, replayed and refused in each stream."""
         with self._changed:
-            return [lane.figures for lane in self._lanes]
+            return [stream.figures for stream in self._streams]
 
     @contextmanager
-    def borrow(self) -> Iterator[Lane]:
-        """Lend a lane for one call, with the device being this thread's current one.
+    def borrow(self) -> Iterator[PooledStream]:
+        """Lend a stream for one call, with the device being this thread's current one.
 
         Raises:
             UsageError: the pool is closed.
         """
         with self._cuda.on_device(self._device):
-            lane = self._take()
+            stream = self._take()
             try:
-                yield lane
+                yield stream
             finally:
                 with self._changed:
-                    self._idle.append(lane)
+                    self._idle.append(stream)
                     self._changed.notify_all()
 
     def close(self) -> None:
@@ -208,36 +207,36 @@ class LanePool(Closeable):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: len(self._idle) == len(self._lanes) and not self._making)
-            lanes, self._lanes, self._idle = self._lanes, [], []
-        if lanes:
+            self._changed.wait_for(lambda: len(self._idle) == len(self._streams) and not self._making)
+            streams, self._streams, self._idle = self._streams, [], []
+        if streams:
             with self._cuda.on_device(self._device):
-                for lane in lanes:
-                    lane.close()
+                for stream in streams:
+                    stream.close()
 
-    def _take(self) -> Lane:
+    def _take(self) -> PooledStream:
         with self._changed:
             while True:
                 if self._closed:
                     raise UsageError(f"the session of {self._name} is closed; load the model again")
                 if self._idle:
-                    return self._idle.pop()  # the last used, whose memory is warm
-                if len(self._lanes) + self._making < self._limit:
+                    return self._idle.pop()  # the last used one has warm memory
+                if len(self._streams) + self._making < self._limit:
                     self._making += 1
                     break
                 self._changed.wait()
-        made: Lane | None = None
+        made: PooledStream | None = None
         try:
-            made = Lane(*self._arguments)
+            made = PooledStream(*self._arguments)
         except OutOfDeviceMemoryError:
             with self._changed:
-                if not self._lanes:
+                if not self._streams:
                     raise
-                self._limit = len(self._lanes)
+                self._limit = len(self._streams)
         finally:
             with self._changed:
                 self._making -= 1
                 if made is not None:
-                    self._lanes.append(made)
+                    self._streams.append(made)
                 self._changed.notify_all()
         return self._take() if made is None else made

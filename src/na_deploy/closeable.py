@@ -1,4 +1,4 @@
-"""Things that hold something until they are closed, and close themselves at the end of a ``with`` block."""
+"""The base class of objects with a ``close`` method that a ``with`` block calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Closeable(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what is held. Closeable twice does nothing."""
+        """Release resources. Closing twice does nothing."""
 
     def __enter__(self) -> Self:
         return self

@@ -44,14 +44,14 @@ def staged_output(target: Path) -> Iterator[Path]:
 
 
 def check_output(target: Path, inputs: Iterable[Path | None] = (), endings: Sequence[str] = ()) -> None:
-    """Refuse an output that would overwrite what the command reads, or whose name says something else than its content.
+    """Refuse an output that would overwrite an input, or whose name does not fit its content.
 
     Call it before any work is done.
 
     Args:
         target: the file or folder to write.
         inputs: files and folders that are read; ``None`` stands for one that was not given.
-        endings: what the name may end in, such as ``.onnx``; anything by default.
+        endings: allowed endings of the name, such as ``.onnx``; any by default.
 
     Raises:
         UsageError: names the input, or the endings.
@@ -66,5 +66,5 @@ def check_output(target: Path, inputs: Iterable[Path | None] = (), endings: Sequ
 def _same(first: Path, second: Path) -> bool:
     try:
         return first.samefile(second)
-    except OSError:  # one of them is not there
+    except OSError:  # one of them does not exist
         return first.absolute() == second.absolute()

@@ -1,4 +1,4 @@
-"""Optional dependencies: turns the import error of a missing one into a sentence that says what to install."""
+"""Optional dependencies: the import error of a missing one becomes a sentence with the command that installs it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from na_deploy.errors import MissingDependencyError
 
 EXPORT_LIBRARIES = frozenset({"torch", "onnxscript", "onnx_ir", "safetensors"})
-"""What ``pip install 'na-deploy[export]'`` adds."""
+"""Libraries that ``pip install 'na-deploy[export]'`` adds."""
 
 SERVE_LIBRARIES = frozenset(
     {"fastapi", "starlette", "uvicorn", "httptools", "grpc", "tritonclient", "prometheus_client"}
 )
-"""What ``pip install 'na-deploy[serve]'`` adds."""
+"""Libraries that ``pip install 'na-deploy[serve]'`` adds."""
 
 
 @contextmanager
 def export_libraries(purpose: str) -> Iterator[None]:
-    """Import what ``purpose`` needs inside the block.
+    """Turn failed imports of the extra's libraries inside the block into advice; ``purpose`` begins the sentence.
 
     Raises:
         MissingDependencyError: a library of the "export" extra is not installed.
@@ -29,7 +29,7 @@ def export_libraries(purpose: str) -> Iterator[None]:
 
 @contextmanager
 def serve_libraries(purpose: str) -> Iterator[None]:
-    """Import what ``purpose`` needs inside the block.
+    """Turn failed imports of the extra's libraries inside the block into advice; ``purpose`` begins the sentence.
 
     Raises:
         MissingDependencyError: a library of the "serve" extra is not installed.

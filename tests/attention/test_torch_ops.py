@@ -112,7 +112,7 @@ def test_random_problems(seed: int, implementation: torch_ops.Implementation):
     expected = reference_attention(query, key, value, spec, scale=scale, **more)
     assert relative(output, expected.output) < LIMIT[torch.float32]
     np.testing.assert_allclose(lse, expected.lse, atol=1e-5)
-    # What the fake operators promise to a trace.
+    # Promises of the fake operators to a trace.
     assert output.is_contiguous()
     assert lse.is_contiguous()
 

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from na_deploy import export
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.exporter.verify_checkpoint import recheck
+from na_deploy.exporter.verify_checkpoint import verify_checkpoint
 from na_deploy.models import load_model
 
 SIZE = "1x3x80x80"
@@ -23,7 +23,7 @@ def exported(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def test_a_faithful_file_passes_in_every_layer(exported: Path, checkpoints: dict[str, Path]):
-    report = recheck(checkpoints["nat"], exported)
+    report = verify_checkpoint(checkpoints["nat"], exported)
     assert report.passed
     assert report.input_shape == (1, 3, 80, 80)
     assert [layer.name for layer in report.layers] == [
@@ -39,7 +39,7 @@ def test_layers_that_attend_to_padding_pass_in_stock_onnx_runtime(checkpoints: d
     given = {"arch": "dinat", "dilations": "1/1,2"}
     path = export(checkpoints["dinat"], tmp_path / "model.onnx", input="1x3x64x64", dynamic="spatial", **given).path
     for size in ("1x3x64x64", "1x3x8x8", "1x3x33x70", "1x3x120x24"):
-        report = recheck(checkpoints["dinat"], path, input=size)
+        report = verify_checkpoint(checkpoints["dinat"], path, input=size)
         assert report.passed
         assert 0 < report.worst.relative < 1e-5
 
@@ -52,7 +52,7 @@ def test_a_changed_padding_shows_in_the_layer_that_attends_to_it(checkpoints: di
         if tensor.name.endswith("padding"):
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.5), tensor.name))
     onnx.save(model, path)
-    report = recheck(checkpoints["dinat"], path)
+    report = verify_checkpoint(checkpoints["dinat"], path)
     assert [layer.relative > 1e-3 for layer in report.layers] == [False, False, True]
 
 
@@ -62,38 +62,38 @@ def test_a_changed_weight_shows_in_the_layer_where_it_acts(exported: Path, check
         if tensor.name == "levels.1.blocks.1.attn.rpb":
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[:, ::-1] * 1.0, tensor.name))
     onnx.save(model, exported)
-    report = recheck(checkpoints["nat"], exported)
+    report = verify_checkpoint(checkpoints["nat"], exported)
     assert not report.passed
     assert [layer.relative > 1e-3 for layer in report.layers] == [False, False, True]
     assert report.outputs[0].relative > 1e-3
 
 
 def test_nat_weights_run_as_dinat_are_told_apart(exported: Path, checkpoints: dict[str, Path]):
-    report = recheck(checkpoints["nat"], exported, arch="dinat", dilations="1/1,2")
+    report = verify_checkpoint(checkpoints["nat"], exported, arch="dinat", dilations="1/1,2")
     assert not report.passed
 
 
 def test_another_checkpoint_is_pointed_out(exported: Path, checkpoints: dict[str, Path]):
-    report = recheck(checkpoints["dinat"], exported)
+    report = verify_checkpoint(checkpoints["dinat"], exported)
     assert any("another file" in warning for warning in report.warnings)
     assert not report.passed
 
 
 def test_half_precision_is_held_to_its_own_tolerance(checkpoints: dict[str, Path], tmp_path: Path):
     path = export(checkpoints["nat"], tmp_path / "model.onnx", arch="nat", input=SIZE, dtype="bf16").path
-    report = recheck(checkpoints["nat"], path)
+    report = verify_checkpoint(checkpoints["nat"], path)
     assert report.passed
     assert 1e-4 < report.worst.relative < report.tolerance
 
 
 def test_weights_beside_the_file_are_found(checkpoints: dict[str, Path], tmp_path: Path):
     path = export(checkpoints["nat"], tmp_path / "m.onnx", arch="nat", input=SIZE, external_data=True).path
-    assert recheck(checkpoints["nat"], path).passed
+    assert verify_checkpoint(checkpoints["nat"], path).passed
 
 
 def test_a_fixed_size_cannot_be_overruled(exported: Path, checkpoints: dict[str, Path]):
     with pytest.raises(UsageError, match="takes inputs of 1x3x80x80, got 1x3x96x96"):
-        recheck(checkpoints["nat"], exported, input="1x3x96x96")
+        verify_checkpoint(checkpoints["nat"], exported, input="1x3x96x96")
 
 
 def test_files_of_others_are_refused(checkpoints: dict[str, Path], exported: Path, tmp_path: Path):
@@ -103,7 +103,7 @@ def test_files_of_others_are_refused(checkpoints: dict[str, Path], exported: Pat
     (tmp_path / "text.onnx").write_text("not a model")
     for name, sentence in (("bare", "no na-deploy metadata"), ("text", "not an ONNX model"), ("none", "is not a file")):
         with pytest.raises(NaDeployError, match=sentence):
-            recheck(checkpoints["nat"], tmp_path / f"{name}.onnx")
+            verify_checkpoint(checkpoints["nat"], tmp_path / f"{name}.onnx")
 
 
 def test_a_difference_that_is_not_finite_never_passes(checkpoints: dict[str, Path]):

@@ -142,10 +142,12 @@ def test_a_detector_gives_its_backbone(tmp_path: Path) -> None:
     weights["rpn_head.conv.weight"] = torch.randn(4, 4)
     weights["neck.conv.weight"] = torch.randn(4, 4)
     torch.save({"meta": {}, "state_dict": weights}, tmp_path / "detector.pth")
-    loaded = load(tmp_path / "detector.pth")
+    with pytest.raises(CheckpointError, match=r"only the backbone of .* its other parts \(neck, rpn_head\) are not"):
+        load(tmp_path / "detector.pth")
+    loaded = load(tmp_path / "detector.pth", backbone=True)
     assert loaded.config == BACKBONE
     assert loaded.metadata.task == "backbone"
-    assert any("left aside: neck, rpn_head" in warning for warning in loaded.warnings)
+    assert "only the backbone of detector.pth is loaded; left aside: neck, rpn_head" in loaded.warnings
     assert (loaded.metadata.preprocessing.scale, loaded.metadata.preprocessing.mode) == (1.0, "fit")
     some = load(tmp_path / "detector.pth", out_indices=(1, 3))
     image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from na_deploy.models.config import ones
 from na_deploy.models.detect import read_structure
 from na_deploy.models.dilations import PRESETS, parse_dilations
 from na_deploy.models.registry import DINAT_S_LARGE_OLD_HEADS
-from na_deploy.models.resolve_architecture import Settled, settle
+from na_deploy.models.resolve_architecture import ResolvedArchitecture, resolve_architecture
 
 NAMES = [entry.name for entry in list_models()]
 BACKBONE = {"num_classes": 0, "out_indices": (0, 1, 2, 3)}
@@ -29,11 +29,11 @@ def shapes_of(config: ModelConfig) -> dict[str, torch.Tensor]:
 
 def decide(
     config: ModelConfig | str, file: str = "x.pth", evidence: tuple[Evidence, ...] = (), **wishes: Any
-) -> Settled:
+) -> ResolvedArchitecture:
     """Settle weights of the shapes of ``config`` in a file of that name."""
     config = get_model(config).config if isinstance(config, str) else config
     structure = read_structure(shapes_of(config), Path(file))
-    return settle(structure, Checkpoint(Path(file), file, {}, "", evidence), **wishes)
+    return resolve_architecture(structure, Checkpoint(Path(file), file, {}, "", evidence), **wishes)
 
 
 # --------------------------------------------------------------------------- structure
@@ -81,10 +81,10 @@ OFFICIAL_FILES = {
 
 @pytest.mark.parametrize("file", OFFICIAL_FILES)
 def test_the_file_name_settles_it(file: str) -> None:
-    settled = decide(OFFICIAL_FILES[file], file)
-    assert settled.architecture == OFFICIAL_FILES[file]
-    assert settled.config == get_model(OFFICIAL_FILES[file]).config
-    assert settled.warnings == ()
+    resolved = decide(OFFICIAL_FILES[file], file)
+    assert resolved.architecture == OFFICIAL_FILES[file]
+    assert resolved.config == get_model(OFFICIAL_FILES[file]).config
+    assert resolved.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_the_file_name_settles_it(file: str) -> None:
     ],
 )
 def test_shapes_that_only_one_model_has_settle_it(name: str) -> None:
-    settled = decide(name)
-    assert (settled.architecture, settled.config) == (name, get_model(name).config)
+    resolved = decide(name)
+    assert (resolved.architecture, resolved.config) == (name, get_model(name).config)
 
 
 @pytest.mark.parametrize(
@@ -147,17 +147,17 @@ EMBEDDED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", EMBEDDED)
 def test_what_training_stored_settles_it(case: str) -> None:
     content, name = EMBEDDED[case]
-    settled = decide("nat_mini", evidence=tuple(_embedded_evidence(content)))
-    assert (settled.architecture, settled.config.dilations) == (name, get_model(name).config.dilations)
+    resolved = decide("nat_mini", evidence=tuple(_embedded_evidence(content)))
+    assert (resolved.architecture, resolved.config.dilations) == (name, get_model(name).config.dilations)
 
 
 def test_a_detector_s_configuration_settles_it() -> None:
     dilations = "[[1, 28, 1], [1, 7, 1, 14], [1, 3, 1, 5, 1, 7], [1, 3, 1, 3, 1]]"
-    text = f"backbone=dict(\n  type='DiNAT',\n  dilations={dilations}),"
-    evidence = tuple(_embedded_evidence({"meta": {"config": f"model = dict({text}"}}))
+    text = f"model = dict(backbone=dict(\n  type='DiNAT',\n  dilations={dilations}), neck=dict(type='FPN'))"
     config = replace(get_model("nat_mini").config, **BACKBONE)
-    settled = decide(config, evidence=evidence)
-    assert (settled.architecture, settled.config.dilations[0]) == ("dinat_mini", (1, 28, 1))
+    for key in ("config", "cfg"):  # mmcv's, mmengine's
+        resolved = decide(config, evidence=tuple(_embedded_evidence({"meta": {key: text}})))
+        assert (resolved.architecture, resolved.config.dilations[0]) == ("dinat_mini", (1, 28, 1))
     plain = tuple(_embedded_evidence({"meta": {"config": "model = dict(backbone=dict(\n  type='NAT', embed_dim=64))"}}))
     assert decide(config, evidence=plain).architecture == "nat_mini"
 
@@ -183,9 +183,9 @@ def test_a_detector_s_configuration_settles_it() -> None:
 )
 def test_a_dense_task_s_file_name_settles_a_backbone(name: str, file: str, preset: str) -> None:
     config = replace(get_model(name).config, **BACKBONE)
-    settled = decide(config, file)
-    assert settled.config.dilations == PRESETS[preset].for_config(config)
-    assert settled.preset == PRESETS[preset]
+    resolved = decide(config, file)
+    assert resolved.config.dilations == PRESETS[preset].for_config(config)
+    assert resolved.preset == PRESETS[preset]
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,9 @@ def test_a_name_of_two_architectures_settles_nothing_and_both_are_named(
 
 
 def test_a_second_architecture_that_the_shapes_exclude_is_only_mentioned() -> None:
-    settled = decide("nat_mini", "student_nat_mini_teacher_dinat_base.pth")
-    assert settled.architecture == "nat_mini"
-    assert settled.warnings == ("the file's name also says dinat_base, whose weights have other shapes",)
+    resolved = decide("nat_mini", "student_nat_mini_teacher_dinat_base.pth")
+    assert resolved.architecture == "nat_mini"
+    assert resolved.warnings == ("the file's name also says dinat_base, whose weights have other shapes",)
 
 
 @pytest.mark.parametrize(
@@ -260,18 +260,18 @@ def test_a_backbone_s_own_name_does_not_settle_its_dilations() -> None:
         wider = decide(config, "upernet_dinat_mini.pth", arch=arch)
         assert wider.config.dilations == PRESETS["ade20k-512"].for_config(config)
         assert (wider.architecture, wider.warnings[1:]) == ("dinat_mini", ())
-    settled = decide(config, arch="dinat_mini")
-    assert settled.config.dilations == get_model("dinat_mini").config.dilations
-    assert any("detection and segmentation use others" in warning for warning in settled.warnings)
+    resolved = decide(config, arch="dinat_mini")
+    assert resolved.config.dilations == get_model("dinat_mini").config.dilations
+    assert any("detection and segmentation use others" in warning for warning in resolved.warnings)
 
 
 # --------------------------------------------------------------------------- explicit wishes
 
 
 def test_explicit_arch_wins_over_the_name_with_a_warning() -> None:
-    settled = decide("nat_tiny", "dinat_tiny_in1k_224.pth", arch="nat_tiny")
-    assert (settled.architecture, settled.config.is_dilated) == ("nat_tiny", False)
-    assert settled.warnings == (
+    resolved = decide("nat_tiny", "dinat_tiny_in1k_224.pth", arch="nat_tiny")
+    assert (resolved.architecture, resolved.config.is_dilated) == ("nat_tiny", False)
+    assert resolved.warnings == (
         "the file's name says dinat_tiny_in1k_224, which is not what was asked for; the request wins",
     )
 
@@ -301,8 +301,8 @@ def test_other_sizes_take_the_family_and_dilations() -> None:
     assert decide(CUSTOM, arch="nat").architecture == "nat"
     with pytest.raises(AmbiguousArchitectureError, match="--arch dinat does not settle the dilations"):
         decide(CUSTOM, arch="dinat")
-    settled = decide(CUSTOM, arch="dinat", dilations="1/1,2/1,2,1/1")
-    assert (settled.architecture, settled.config.dilations) == ("dinat", ((1,), (1, 2), (1, 2, 1), (1,)))
+    resolved = decide(CUSTOM, arch="dinat", dilations="1/1,2/1,2,1/1")
+    assert (resolved.architecture, resolved.config.dilations) == ("dinat", ((1,), (1, 2), (1, 2, 1), (1,)))
     assert decide(CUSTOM, dilations="none").architecture == "nat"
     assert decide(CUSTOM, dilations=[[1], [1, 2], [1, 2, 1], [1]]).architecture == "dinat"
     with pytest.raises(UsageError, match="--arch nat has no dilations"):
@@ -311,8 +311,8 @@ def test_other_sizes_take_the_family_and_dilations() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [("nat", "nat_mini"), ("dinat", "dinat_mini")])
 def test_the_family_is_enough_for_a_published_size(kind: str, name: str) -> None:
-    settled = decide("nat_mini", arch=kind)
-    assert (settled.architecture, settled.config.dilations) == (name, get_model(name).config.dilations)
+    resolved = decide("nat_mini", arch=kind)
+    assert (resolved.architecture, resolved.config.dilations) == (name, get_model(name).config.dilations)
 
 
 def test_evidence_that_contradicts_itself_or_the_shapes_is_reported() -> None:
@@ -331,9 +331,9 @@ def test_evidence_that_contradicts_itself_or_the_shapes_is_reported() -> None:
 
 def test_old_dinat_s_large_files_keep_their_heads() -> None:
     old = replace(get_model("dinat_s_large").config, heads=DINAT_S_LARGE_OLD_HEADS)
-    settled = decide(old, "dinat_s_large_in1k_224.pth")
-    assert (settled.architecture, settled.config.heads) == ("dinat_s_large", (4, 8, 16, 32))
-    assert any("before February 2024" in warning for warning in settled.warnings)
+    resolved = decide(old, "dinat_s_large_in1k_224.pth")
+    assert (resolved.architecture, resolved.config.heads) == ("dinat_s_large", (4, 8, 16, 32))
+    assert any("before February 2024" in warning for warning in resolved.warnings)
 
 
 # --------------------------------------------------------------------------- dilations by name and as text

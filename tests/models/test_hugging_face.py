@@ -1,7 +1,7 @@
 """Hugging Face checkpoints: our network, loaded from their files, computes what transformers 4.53.3 did.
 
-Their model code runs here unchanged; only the two NATTEN functions it calls, which no current NATTEN has, are
-written out below in plain PyTorch.
+Their model code runs here unchanged; only the two NATTEN functions it calls, which no current NATTEN has, are ours
+(tests/support/natten_014.py).
 """
 
 import json
@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 import transformers.utils.import_utils
-from safetensors.torch import save_file
+from natten_014 import natten2dav, natten2dqkrpb
 from torch import Tensor
 
 from na_deploy.errors import CheckpointError
@@ -32,41 +32,6 @@ SIZES: dict[str, Any] = {
     "num_labels": 7,
 }
 DILATIONS = [[1, 4], [3], [1, 2], [1]]
-
-
-def neighbours(length: int, kernel: int, dilation: int) -> Tensor:
-    """Attended positions of every position on an axis, (length, kernel), as NATTEN 0.14 picks them."""
-    rows = []
-    for at in range(length):
-        start = at - kernel // 2 * dilation
-        if start < 0:
-            start = at % dilation
-        elif at + kernel // 2 * dilation >= length:
-            last = length - 1 - (length - 1 - at % dilation) % dilation
-            start = last - (kernel - 1) * dilation
-        rows.append([start + step * dilation for step in range(kernel)])
-    return torch.tensor(rows)
-
-
-def natten2dqkrpb(query: Tensor, key: Tensor, rpb: Tensor, kernel_size: int, dilation: int) -> Tensor:
-    """(B, heads, H, W, D) twice, (heads, 2K-1, 2K-1) -> (B, heads, H, W, K²)."""
-    height, width = query.shape[2:4]
-    rows, columns = neighbours(height, kernel_size, dilation), neighbours(width, kernel_size, dilation)
-    keys = key[:, :, rows][:, :, :, :, columns]  # (B, h, H, K, W, K, D)
-    scores = torch.einsum("bhijd,bhiajcd->bhijac", query, keys)
-    row_bias = (rows - torch.arange(height)[:, None]) // dilation + kernel_size - 1
-    column_bias = (columns - torch.arange(width)[:, None]) // dilation + kernel_size - 1
-    bias = rpb[:, row_bias][:, :, :, column_bias]  # (h, H, K, W, K)
-    return (scores + bias.permute(0, 1, 3, 2, 4)).flatten(-2)
-
-
-def natten2dav(attention: Tensor, value: Tensor, kernel_size: int, dilation: int) -> Tensor:
-    """(B, heads, H, W, K²), (B, heads, H, W, D) -> (B, heads, H, W, D)."""
-    height, width = value.shape[2:4]
-    rows, columns = neighbours(height, kernel_size, dilation), neighbours(width, kernel_size, dilation)
-    values = value[:, :, rows][:, :, :, :, columns]
-    weights = attention.unflatten(-1, (kernel_size, kernel_size))
-    return torch.einsum("bhijac,bhiajcd->bhijd", weights, values)
 
 
 @dataclass
@@ -191,20 +156,6 @@ def test_labels_and_preprocessing_come_from_the_folder(kind: Kind, tmp_path: Pat
         (0.5,) * 3,
         (0.25,) * 3,
     )
-
-
-def test_the_backbone_of_a_larger_model_is_found(kind: Kind, tmp_path: Path) -> None:
-    theirs = kind.build("Backbone", out_features=["stage2", "stage4"])
-    weights = {f"model.pixel_level_module.encoder.{name}": tensor for name, tensor in theirs.state_dict().items()}
-    weights["model.transformer_module.queries.weight"] = torch.randn(4, 4)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "model.safetensors")
-    content = {"model_type": "oneformer", "backbone_config": theirs.config.to_dict()}
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    loaded = load_model(tmp_path)
-    assert any("left aside: model" in warning for warning in loaded.warnings)
-    with torch.inference_mode():
-        for mine, wanted in zip(loaded.module(image()), theirs(image()).feature_maps, strict=True):
-            torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_other_models_are_refused(tmp_path: Path, kind: Kind) -> None:

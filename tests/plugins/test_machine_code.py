@@ -180,6 +180,14 @@ def test_an_access_outside_the_tensors_is_found():
         Machine(launch, memory).run()
 
 
+@pytest.mark.parametrize("scale", [0.02, 2.0], ids=["slowly", "fast"])
+@pytest.mark.parametrize("unit", [Unit("Half", 32, 4), Unit("Half", 64, 20)], ids=told)
+def test_scores_may_rise_slowly_or_fast_from_box_to_box(unit: Unit, scale: float):
+    """Sums are faded where scores rise by more than 2^8; below, weights exceed 1."""
+    case = Case((300,), (201,), heads=1, scale=scale) if unit.tactic == 20 else Case((13, 17), (7, 7), scale=scale)
+    run(unit, case)
+
+
 def without(wait: str, own: Instruction) -> Instruction:
     """Return an instruction that waits for nothing."""
     if own.name != wait or "ARRIVE" in own.modifiers or "EXCH" in own.modifiers:

@@ -81,7 +81,7 @@ def test_the_swizzle_exchanges_pieces_by_the_row():
 def encoded(tensor: Tensor) -> bytes:
     axes = len(tensor.size)
     size, stride, box = ((*values, *[0] * (room - len(values))) for values, room in
-                         ((tensor.size, 5), (tensor.bytes[1:], 4), (tensor.box, 5)))  # fmt: skip
+                         ((tensor.size, 5), (tensor.strides[1:], 4), (tensor.box, 5)))  # fmt: skip
     return struct.pack("<Q5Q4Q5II", tensor.base, *size, *stride, *box, axes).ljust(128, b"\0")
 
 

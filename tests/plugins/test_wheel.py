@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from na_deploy.runtime.environment import NATIVE_KERNELS
+from na_deploy.runtime.environment import OPERATOR_LIBRARY
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ["click", "numpy", "onnx", "onnxruntime", "pillow", "rich"]
@@ -71,7 +71,7 @@ def test_a_wheel_runs_the_library_in_an_empty_environment(tmp_path: Path):
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "NA_DEPLOY_ORT_LIBRARY")}
     doctor = [environment / "bin" / "na-deploy", "doctor", "--json"]
     said = subprocess.run(doctor, capture_output=True, text=True, check=True, cwd=tmp_path, env=clean).stdout
-    (native,) = (finding for finding in json.loads(said)["findings"] if finding["name"] == NATIVE_KERNELS)
+    (native,) = (finding for finding in json.loads(said)["findings"] if finding["name"] == OPERATOR_LIBRARY)
     assert native["status"] == "works"
     assert native["detail"].startswith(str(environment))
     assert "difference to float64" in native["detail"]

@@ -13,7 +13,7 @@ import na_deploy
 from na_deploy.cli.main import run
 from na_deploy.errors import UsageError
 from na_deploy.runtime import native_libraries as native
-from na_deploy.runtime.environment import NATIVE_KERNELS
+from na_deploy.runtime.environment import OPERATOR_LIBRARY
 
 VARIABLE = native.ONNXRUNTIME_LIBRARY_VARIABLE
 
@@ -30,7 +30,7 @@ def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def native_finding(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     assert run(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)["findings"]
-    (found,) = (finding for finding in findings if finding["name"] == NATIVE_KERNELS)
+    (found,) = (finding for finding in findings if finding["name"] == OPERATOR_LIBRARY)
     return found
 
 

@@ -190,7 +190,7 @@ def test_a_gpu_that_onnxruntime_cannot_use_is_refused(write_model, monkeypatch: 
     wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     with pytest.raises(UsageError, match=r"no provider CUDAExecutionProvider here; .* or install onnxruntime-gpu$"):
         na_deploy.load(path, providers=wanted)
-    with pytest.raises(UsageError, match=r"device 0 is a GPU, .* on CPUExecutionProvider here; leave device out, or"):
+    with pytest.raises(UsageError, match=r"device 0 is a GPU, .* on CPUExecutionProvider here; remove device, or"):
         na_deploy.load(path, device=0)
 
 
@@ -247,7 +247,7 @@ def test_warming_up_needs_the_free_sizes_alone(write_model: WriteModel):
         session.warm_up()
     with na_deploy.load(write_model(batch="batch")) as session:
         session.warm_up({"image": (3, 3, 32, 32)}, runs=1)
-        with pytest.raises(UsageError, match="has free sizes; say which to use"):
+        with pytest.raises(UsageError, match="has free sizes; give a shape"):
             session.warm_up()
         with pytest.raises(UsageError, match="no input named picture"):
             session.warm_up({"image": (1, 3, 32, 32), "picture": (1,)})

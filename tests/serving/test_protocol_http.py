@@ -268,7 +268,7 @@ def test_text_tensors_are_read_and_refused_by_models_of_numbers(triton: client.I
 def test_metrics_name_the_backend_and_count(server: Running):
     _, text = server.call("/metrics")
     lines = text.decode()
-    attention = "function body" if onnxruntime_library() is None else "native"
+    attention = "function bodies" if onnxruntime_library() is None else "operator library"
     assert (
         f'na_deploy_model{{attention="{attention}",backend="onnxruntime",device="CPU",model="small",version="1"}} 1.0'
         in lines

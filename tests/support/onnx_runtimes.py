@@ -41,7 +41,7 @@ class Runtime:
 
 
 RUNTIMES = {
-    "openvino": Runtime("OpenVINO 2026.4.1", ("openvino==2026.4.1",)),
+    "openvino": Runtime("OpenVINO 2026.4.1"),
     "openvino-2025": Runtime("OpenVINO 2025.4.0", ("openvino==2025.4.0",)),
     "reference": Runtime("onnx.reference"),
     "onnxslim": Runtime("onnxslim 0.1.98", ("onnxslim==0.1.98",)),

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from na_deploy.errors import MissingDependencyError
+from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.bundle.manifest import Profile
 from na_deploy.runtime.tensorrt.api import RTX, load_module
-from na_deploy.runtime.tensorrt.building import EngineReport, EngineRequest, build_engine
+from na_deploy.runtime.tensorrt.building import EngineReport, build_engine
 
 Shape = Sequence[int]
 Profiles = Mapping[str, tuple[Shape, Shape, Shape]]
@@ -46,5 +47,5 @@ def build_rtx_engine(model: Path, profiles: Profiles | None = None, timeout_s: f
     ranges = {name: Profile(*(tuple(shape) for shape in shapes)) for name, shapes in (profiles or {}).items()}
     with tempfile.TemporaryDirectory(prefix="na-deploy-") as folder:
         engine = Path(folder) / "model.engine"
-        report = build_engine(model, engine, EngineRequest(flavor=RTX, profiles=ranges, timeout_s=timeout_s))
+        report = build_engine(model, engine, BuildOptions(RTX.backend, profiles=ranges, timeout_s=timeout_s))
         return Built(report, engine.stat().st_size)

@@ -22,6 +22,7 @@ from na_deploy.cli.main import run
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.runtime.building.build import build
 from na_deploy.runtime.building.options import BuildOptions
+from na_deploy.runtime.bundle.manifest import Profile
 from na_deploy.runtime.tensorrt.progress import Phases
 
 WriteModel = Callable[..., Path]
@@ -44,7 +45,7 @@ def test_the_summary_says_what_was_built(machine, write_model: WriteModel, tmp_p
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     text = " ".join(out.split())
-    assert "2 neighborhood attention nodes run on our plugin (libna_deploy_trt.so)" in text
+    assert "2 neighborhood attention nodes run on the plugin library (libna_deploy_trt.so)" in text
     assert "plugins: 2 NeighborhoodAttentionQKV; tactics: pluginv3_kernel (2)" in text
     assert "layers: " in text
     assert "compute_capability 9.0" in text
@@ -118,7 +119,7 @@ def test_options_reach_the_builder(machine, write_model: WriteModel, tmp_path: P
         ({"backend": "tensorrt-rtx", "timing_cache": Path("x")}, "--timing-cache does not apply: TensorRT-RTX times"),
         ({"backend": "tensorrt-rtx", "hardware_compatible": True}, "every GPU from compute capability 8.0 on"),
         ({"backend": "tensorrt-rtx", "version_compatible": True}, "the version that built them only"),
-        ({"backend": "tensorrt-rtx", "plugins": "embed"}, "takes no library of ours"),
+        ({"backend": "tensorrt-rtx", "plugins": "embed"}, "takes no operator library"),
         ({"backend": "tensorrt", "workspace": 0}, "at least one byte"),
     ],
 )
@@ -280,3 +281,20 @@ def test_builds_to_one_place_leave_one_whole_bundle(machine, write_model: WriteM
     with na_deploy.load(target) as session:
         session.run(np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32))
     assert os.environ["FAKE_TENSORRT"] in ("10", "11")
+
+
+def test_options_reach_the_building_process_as_they_are():
+    options = BuildOptions(
+        backend="tensorrt",
+        batch=(1, 4, 8),
+        size=((224, 224), (256, 256), (384, 512)),
+        threads=3,
+        timing_cache=Path("tactics.cache"),
+        workspace=1 << 30,
+        refit=True,
+        device=1,
+        library=Path("/opt/lib.so"),
+        profiles={"image": Profile((1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))},
+    )
+    assert BuildOptions.from_json(options.to_json()) == options
+    assert BuildOptions.from_json(BuildOptions().to_json()) == BuildOptions()

@@ -154,7 +154,10 @@ def test_a_machine_without_a_gpu_is_told_what_runs_instead(bundle: Path, machine
 
 def test_too_little_memory_for_the_first_call_is_an_error(bundle: Path, machine, make_images):
     machine.set(FAKE_CUDA_BYTES=100)
-    with na_deploy.load(bundle) as session, pytest.raises(NaDeployError, match="not enough free memory to allocate"):
+    with (
+        na_deploy.load(bundle) as session,
+        pytest.raises(NaDeployError, match="enough free memory to allocate"),
+    ):
         session.run(make_images(1))
 
 
@@ -187,7 +190,7 @@ def test_an_engine_that_changes_after_the_trial_is_still_an_error(engine: Path):
         ("expecting library version 11.4.0 got 10.16.1, please rebuild", "built with another version"),
         ("generated on an incompatible device, expecting compute 9.0 got compute 8.0", "built for another GPU"),
         ("getCreator could not find plugin creator: X version: 1", "a plugin that is not registered"),
-        ("OutOfMemory: Requested size was 1234 bytes", "not enough free memory"),
+        ("OutOfMemory: Requested size was 1234 bytes", "not have enough memory free"),
         ("something never seen", "something never seen"),
     ],
 )

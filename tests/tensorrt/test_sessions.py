@@ -71,7 +71,7 @@ def test_each_combination_of_shapes_has_its_graph_and_the_oldest_goes(bundle, ma
             session.run(make_images(batch))
         figures = inner.graph_figures[0]
         assert (figures.captured, figures.launched) == (2, 2)
-        assert len(inner._pool._lanes[0]._contexts) == 2
+        assert len(inner._pool._streams[0]._contexts) == 2
         for _ in range(2):
             session.run(make_images(3))  # the oldest, of batch 1, has to go
         assert (figures.captured, figures.dropped) == (3, 1)
@@ -156,7 +156,7 @@ def test_a_gpu_without_memory_is_an_error_and_the_session_lives_on(bundle, machi
     with na_deploy.load(bundle, contexts=1) as session:
         session.run(make_images(1))
         machine.set(FAKE_CUDA_BYTES=machine.state.used + 64)
-        with pytest.raises(NaDeployError, match="the GPU has not enough free memory to allocate"):
+        with pytest.raises(NaDeployError, match="the GPU does not have enough free memory to allocate"):
             session.run(make_images(8))
         machine.set(FAKE_CUDA_BYTES=1 << 30)
         array = make_images(8)
@@ -169,9 +169,9 @@ def test_a_second_context_that_finds_no_memory_leaves_one_that_works(bundle, mac
         pool = session._session._pool
         with pool.borrow():
             machine.set(FAKE_CUDA_BYTES=1)
-            lanes = len(pool)
+            streams = len(pool)
         machine.set(FAKE_CUDA_BYTES=1 << 30)
-        assert lanes == 1
+        assert streams == 1
         session.run(make_images(2))
 
 

@@ -15,7 +15,7 @@ from na_deploy.models import LoadedModel, get_model, load_model, random_checkpoi
 
 Load = Callable[..., LoadedModel]
 DEPTHS = (1, 2, 1, 1)
-"""Of the shallow networks; published widths, windows and heads otherwise."""
+"""Depths of the shallow networks; published widths, windows and heads otherwise."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ CODE = 16e6
 """Bytes of an engine that are not weights."""
 
 KINDS = {"dinat_s_tiny": "dinat_s", "dinat_isotropic_small": "dinat_isotropic"}
-"""How networks of other depths are asked for; dilations of 1 make a NAT of a DiNAT."""
+"""Options for networks of other depths; dilations of 1 make a NAT of a DiNAT."""
 
 
 def build(loaded: LoadedModel, folder: Path, profiles: Any = None, **options: Any) -> tuple[Built, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def _widen(own: Instruction, values: np.ndarray) -> np.ndarray:
     return whole.astype(np.int32).view(np.uint32) if kind.kind == "i" else whole.astype(np.uint32)
 
 
-def _spread(machine: Machine, own: Instruction, name: str, size: int) -> object:
+def _spread(machine: Machine, own: Instruction, name: str, size: int) -> Callable[[np.ndarray, Mask], None]:
     """Return a function that puts (accesses, words) into the registers from ``name`` on, for the lanes of a mask."""
     count = max(1, size // 4)
     writes = [machine.operands.write(name, more) for more in range(count)] if name != "RZ" else []
@@ -49,10 +50,10 @@ def _spread(machine: Machine, own: Instruction, name: str, size: int) -> object:
     return put
 
 
-def _gather(machine: Machine, name: str, size: int) -> object:
+def _gather(machine: Machine, name: str, size: int) -> Callable[[Mask], np.ndarray]:
     """Return a function that takes (accesses, size) bytes from the registers from ``name`` on."""
     count = max(1, size // 4)
-    reads = [machine.operands._plain(name, more) for more in range(count)]
+    reads = [machine.operands.register(name, more) for more in range(count)]
 
     def take(mask: Mask) -> np.ndarray:
         words = np.stack([np.broadcast_to(read(), mask.shape)[mask] for read in reads], axis=1)
@@ -77,7 +78,7 @@ def load_shared(machine: Machine, own: Instruction) -> Execute:
             return
         at = address()
         machine.note_shared(*wavefronts(at, mask, size))
-        put(machine.shared.read(lanes_of(warps.slot, mask), lanes_of(at, mask), size), mask)  # type: ignore[operator]
+        put(machine.shared.read(lanes_of(warps.slot, mask), lanes_of(at, mask), size), mask)
 
     return execute
 
@@ -93,7 +94,7 @@ def store_shared(machine: Machine, own: Instruction) -> Execute:
             return
         at = address()
         machine.note_shared(*wavefronts(at, mask, size))
-        machine.shared.write(lanes_of(warps.slot, mask), lanes_of(at, mask), take(mask))  # type: ignore[operator]
+        machine.shared.write(lanes_of(warps.slot, mask), lanes_of(at, mask), take(mask))
 
     return execute
 
@@ -109,7 +110,7 @@ def load_global(machine: Machine, own: Instruction) -> Execute:
             return
         at = address()
         machine.note_global(sectors(at, mask, size))
-        put(machine.memory.read(lanes_of(at, mask), size), mask)  # type: ignore[operator]
+        put(machine.memory.read(lanes_of(at, mask), size), mask)
 
     return execute
 
@@ -125,7 +126,7 @@ def store_global(machine: Machine, own: Instruction) -> Execute:
             return
         at = address()
         machine.note_global(sectors(at, mask, size))
-        machine.memory.write(lanes_of(at, mask), take(mask))  # type: ignore[operator]
+        machine.memory.write(lanes_of(at, mask), take(mask))
 
     return execute
 

@@ -9,7 +9,8 @@ instructions; the architectures' white papers):
   unit for float32, which has 64 lanes on A100 and 128 on H100;
 - special functions and conversions of single numbers: 16 lanes;
 - tensor cores: 1,024 products of 16 bits on A100 and 2,048 on H100, which ``mma.sync`` alone does not reach; TF32 half;
-- shared memory: one wavefront, 128 bytes; second cache: 64 bytes;
+- shared memory: one wavefront, 128 bytes (what wgmma reads by itself is not counted: at most 48 clocks of its 64);
+- second cache: 64 bytes;
 - DRAM: every tensor once, at the published rate.
 """
 

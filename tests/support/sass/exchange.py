@@ -28,7 +28,7 @@ def load_constant(machine: Machine, own: Instruction) -> Execute:
 
         def word(more: int, mask: Mask) -> np.ndarray:
             at = np.where(mask, register().astype(np.int64) + offset + more, 0)
-            return sum(table[at + n].astype(U32) << U32(8 * n) for n in range(4))  # type: ignore[return-value]
+            return sum(table[at + n].astype(U32) << U32(8 * n) for n in range(4))
 
         low, high = operands.write(own.operands[0]), operands.write(own.operands[0], 1) if modifiers else None
 

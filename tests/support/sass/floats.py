@@ -6,6 +6,7 @@ to within float64's last bit. The special functions are rounded to nearest, wher
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import ml_dtypes
@@ -43,11 +44,10 @@ def _direction(own: Instruction) -> str:
     return next((modifier for modifier in own.modifiers if modifier in ("RP", "RM", "RZ")), "RN")
 
 
-def _arithmetic(machine: Machine, own: Instruction, work: object) -> Execute:
+def _arithmetic(machine: Machine, own: Instruction, work: Callable[..., np.ndarray]) -> Execute:
     modifiers, operands = expect_modifiers(own, "FTZ", "SAT", "RP", "RM", "RZ", "RN"), machine.operands
     to, read = operands.write_float(own.operands[0]), [operands.floats(name) for name in own.operands[1:]]
     direction, flushes = _direction(own), "FTZ" in modifiers
-    assert callable(work)
 
     def execute(mask: Mask) -> None:
         values = [part() for part in read]
@@ -141,7 +141,7 @@ def compare_numbers(machine: Machine, own: Instruction) -> Execute:
     return execute
 
 
-_SPECIAL = {
+_SPECIAL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "EX2": np.exp2, "LG2": np.log2, "RCP": lambda x: 1.0 / x, "RSQ": lambda x: 1.0 / np.sqrt(x), "SQRT": np.sqrt,
     "SIN": np.sin, "COS": np.cos, "TANH": np.tanh,
 }  # fmt: skip

@@ -140,8 +140,8 @@ class Tensor:
 
     base: int
     size: tuple[int, ...]
-    bytes: tuple[int, ...]
-    """Between neighbours on an axis."""
+    strides: tuple[int, ...]
+    """Bytes between neighbours on an axis."""
     box: tuple[int, ...]
 
     @classmethod
@@ -186,7 +186,7 @@ def box_addresses(tensor: Tensor, corner: np.ndarray) -> np.ndarray:
     places = first + grid * np.array([8] + [1] * (axes - 1))[:, None]
     size = np.array(tensor.size)[:, None]
     inside = ((places >= 0) & (places < size)).all(0)
-    addresses = tensor.base + (places * np.array(tensor.bytes)[:, None]).sum(0)
+    addresses = tensor.base + (places * np.array(tensor.strides)[:, None]).sum(0)
     return np.where(inside, addresses, 0)
 
 

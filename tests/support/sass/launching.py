@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -60,7 +60,7 @@ def load_compiled(compiled: Compiled, architecture: str) -> Program:
     return _load(compiled, architecture)
 
 
-def record(program: Program, call: object) -> Recorded:
+def record(program: Program, call: Callable[[], int]) -> Recorded:
     """Return the launch that ``call()`` asks the runtime for.
 
     Raises:
@@ -68,11 +68,11 @@ def record(program: Program, call: object) -> Recorded:
     """
     found: list[Recorded] = []
 
-    def told(name: bytes, blocks: int, threads: int, shared: int, parameters: object) -> None:
+    def told(name: bytes, blocks: int, threads: int, shared: int, parameters: ctypes._Pointer[ctypes.c_void_p]) -> None:
         kernel = program.kernels[name.decode()]
         values = bytearray(max((offset + size for offset, size in kernel.parameters), default=0))
         for number, (offset, size) in enumerate(kernel.parameters):
-            values[offset : offset + size] = ctypes.string_at(parameters[number], size)  # type: ignore[index]
+            values[offset : offset + size] = ctypes.string_at(parameters[number], size)
         bank = constant_bank(threads, blocks, kernel.parameter_base, bytes(values))
         base = _SYSTEM_SHARED[program.architecture[0]]
         instructions = program.functions[kernel.name]
@@ -80,7 +80,6 @@ def record(program: Program, call: object) -> Recorded:
 
     callback = _TOLD(told)
     program.library.na_record_launches(callback)
-    assert callable(call)
     answer = call()
     if answer or len(found) != 1:
         raise RuntimeError(f"expected one launch, got {len(found)}; the host's code answered {answer}")

@@ -79,7 +79,7 @@ class Machine:
         self.wavefronts = np.zeros((len(launch.instructions), 2), np.int64)
         """Of each instruction: wavefronts, and what there would be without conflicts."""
         self.sectors = np.zeros(len(launch.instructions), np.int64)
-        self.here: Mask = np.zeros((warps.count, LANES), bool)  # type: ignore[assignment]
+        self.here: Mask = np.zeros((warps.count, LANES), bool)
         """Lanes at the instruction that is executed, whatever its guard."""
         self.converging = np.zeros((16, warps.count, LANES), bool)
         self.barrier_number = np.full((warps.count, LANES), NOBODY, np.int64)
@@ -151,9 +151,9 @@ class Machine:
                 mask = mask & guard()
             if own.name in CONTROL:
                 self.warps.place[here] = index + 1
-                step(mask)  # type: ignore[arg-type]
+                step(mask)
                 return
-            step(mask)  # type: ignore[arg-type]
+            step(mask)
             index += 1
             if index == stop:
                 self.warps.place[here] = index

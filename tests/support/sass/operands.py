@@ -84,6 +84,10 @@ class Operands:
             return lambda: zero
         return lambda: row
 
+    def register(self, text: str, more: int = 0) -> Read:
+        """Read a register as it is, or one so many after it."""
+        return self._plain(text, more)
+
     def bits(self, text: str) -> Read:
         """Read 32 bits as an integer, negated or inverted as the operand says."""
         if text.startswith("~"):

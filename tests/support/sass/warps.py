@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NewType
-
 import numpy as np
 
 LANES = 32
-Mask = NewType("Mask", np.ndarray)
+Mask = np.ndarray
 """(warps, 32) of bool: lanes that take part."""
 
 HELD = 1 << 30
