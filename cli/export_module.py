@@ -44,19 +44,25 @@ def export_factory(
     with progress_line("starting") as progress:
         # After the first word: importing PyTorch takes seconds.
         from na_deploy.exporter import export
+        from na_deploy.exporter.factory import build_module
         from na_deploy.exporter.module_request import (
-            build_module,
             dynamic_axes,
             example_inputs,
             load_weights,
             set_windows,
         )
+        from na_deploy.exporter.natten_api import installed_natten, replaces_installed
         from na_deploy.exporter.options import DEFAULT_OPSET
 
         examples, axes, changes = example_inputs(inputs), dynamic_axes(dynamic), set_windows(windows)
         progress("building the module")
-        module = build_module(name) if natten is None else build_module(name, natten)
+        shadowed = installed_natten() if replaces_installed(natten) else None
+        module = build_module(name, natten)
         warnings = [] if weights is None else load_weights(module, weights)
+        if shadowed is not None:
+            warnings.append(
+                f"natten {shadowed} is installed; the interface of {natten} took its place, as --natten asks"
+            )
         report = export(
             module,
             examples,
@@ -67,6 +73,7 @@ def export_factory(
             flat=flat,
             tolerance=tolerance,
             windows=changes,
+            natten=natten,
             origin=name,
             progress=progress,
         )

@@ -6,6 +6,7 @@ Nothing of what they do belongs here.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -124,8 +125,10 @@ def _explain(error: Exception) -> tuple[int, str]:
         return error.exit_code, sentence
     if isinstance(error, MemoryError):
         return 1, "there is not enough memory; close other programs or use a smaller input"
-    if isinstance(error, OSError) and error.filename is not None:
-        return 1, f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = "" if error.filename is None else f"{error.filename}: "
+        remedy = "; free space there and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return 1, f"{where}{error.strerror}{remedy}"
     text = " ".join(str(error).split())
     return (
         1,

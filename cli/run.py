@@ -70,9 +70,9 @@ def command(
             loaded = perf_counter()
             run_segmenter(session, inputs, labels, threshold, task, output, loaded - started, as_json=as_json)
             return
-        for option, given in (("--threshold", threshold), ("--task", task), ("a picture", drawing or None)):
+        for option, given in (("--threshold", threshold), ("--task", task), ("-o with a picture", drawing or None)):
             if given is not None:
-                raise UsageError(f"{model.name} gives no segments of these inputs; leave {option} away")
+                raise UsageError(f"{model.name} gives no segments of these inputs; remove {option}")
         if output is not None and output.suffix == ".npy" and len(session.outputs) > 1:
             raise UsageError(f"{model.name} has {len(session.outputs)} outputs; write them to a .npz file")
         answer = answer_of(session.outputs, session.metadata, labelled=labels is not None)

@@ -80,6 +80,13 @@ _MIB = 1 << 20
     type=click.FloatRange(0),
     help="Seconds that requests in progress have when the server stops.",
 )
+@click.option(
+    "--drain-delay",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds of --drain in which new requests are still taken, while readiness says no.",
+)
 @click.option("--no-custom-operators", is_flag=True, help="Run on the function bodies, without the operator library.")
 @click.option("--log-requests", is_flag=True, help="Write a line for every request.")
 def command(models: tuple[Path, ...], no_grpc: bool, no_custom_operators: bool, **given: Any) -> None:

@@ -31,6 +31,23 @@ class _Either(Protocol[P, R, Q, S]):
     def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S: ...
 
 
+class _Annotation(str):
+    """An annotation that is shown without quotes."""
+
+    __repr__ = str.__str__
+
+
+def _signature(name: str, function: Callable[..., Any]) -> str:
+    """Return a function's signature under another name, a parameter on each line."""
+    signature = inspect.signature(function)
+    lines = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in lines:
+            lines.append("*")
+        lines.append(str(parameter.replace(annotation=_Annotation(parameter.annotation))))
+    return f"{name}(\n    " + ",\n    ".join(lines) + f",\n) -> {signature.return_annotation}"
+
+
 def _export(of_checkpoint: Callable[P, R], of_module: Callable[Q, S]) -> _Either[P, R, Q, S]:
     """Return ``export``: the first argument decides which function runs. Its help shows both signatures."""
 
@@ -39,7 +56,7 @@ def _export(of_checkpoint: Callable[P, R], of_module: Callable[Q, S]) -> _Either
         return (of_module if isinstance(given, nn.Module) else of_checkpoint)(*arguments, **options)
 
     described = "\n\n".join(
-        f"export{inspect.signature(function)}\n\n{inspect.getdoc(function)}" for function in (of_checkpoint, of_module)
+        f"{_signature('export', function)}\n\n{inspect.getdoc(function)}" for function in (of_checkpoint, of_module)
     )
     export.__doc__ = f"Export a checkpoint, or a module that calls natten, to one verified ONNX file.\n\n{described}"
     export.__module__ = "na_deploy"

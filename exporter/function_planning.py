@@ -21,7 +21,7 @@ NEUTRAL = {"kernel_size": 1, "dilation": 1, "stride": 1, "is_causal": 0}
 
 @dataclass(frozen=True)
 class BodyFeatures:
-    """What the nodes of a model use; a function cannot test for the presence of an optional input.
+    """Features that the nodes of a model use; a function cannot test for the presence of an optional input.
 
     Attributes:
         rank: spatial axes of the body: the highest rank among the nodes.
@@ -205,6 +205,3 @@ def _plan_axis(body: FunctionBuilder, at: dict[str, str], biased: bool, behind: 
         tile=at["tile"],
         span=at["span"],
     )
-
-
-# --------------------------------------------------------------------------- row tables

@@ -20,7 +20,7 @@ MASKED = -1e30
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows of query, key or value are: row ``position * per_position + head[h]``."""
+    """Places of the rows of query, key or value: row ``position * per_position + head[h]``."""
 
     rows: str  # (B, N, width) float32
     per_position: str  # []
@@ -47,7 +47,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Attended:
-    """What came out, tile by tile."""
+    """The results, tile by tile."""
 
     output: str  # (B, tiles, H, queries, Dv)
     lse: str | None  # (B, tiles, H, queries, 1)
@@ -168,9 +168,6 @@ def _upper_pair(body: FunctionBuilder, bias: str, upper: list[Axis]) -> str:
     pair = body.op("Add", body.op("Mul", first, body.dimension(bias, 2)), second)
     merged = [body.product(getattr(z, name), getattr(y, name)) for name in ("combos", "tile", "span")]
     return body.op("Reshape", pair, body.vector(*merged))
-
-
-# --------------------------------------------------------------------------- attention itself
 
 
 def padded_bias(body: FunctionBuilder, features: BodyFeatures) -> str:

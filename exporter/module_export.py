@@ -16,15 +16,17 @@ from na_deploy.attention.registration import register_schemas
 from na_deploy.errors import NaDeployError, UsageError, VerificationError
 from na_deploy.exporter import passes
 from na_deploy.exporter.file_check import check_file
-from na_deploy.exporter.module_verify import Dynamic, verify_module
+from na_deploy.exporter.module_run import PlainOutputs, first_run, is_traceable, tensors_of
+from na_deploy.exporter.module_verify import Dynamic, ModuleCase, verify_module
 from na_deploy.exporter.natten_api import replaced_natten
-from na_deploy.exporter.options import DEFAULT_OPSET, OPSETS, TOLERANCE
+from na_deploy.exporter.options import DEFAULT_OPSET, TOLERANCE, ExportOptions
 from na_deploy.exporter.rewindow import SetWindow, WindowErrors, window_errors, windowed
 from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import quiet, root_cause
+from na_deploy.exporter.transformers_dinat import working_dinat
 from na_deploy.exporter.translation import translation_table
 from na_deploy.exporter.unfused_pairs import fuse_pairs, pair_translations, register_pair_schemas
-from na_deploy.exporter.verify import Difference
+from na_deploy.exporter.verify import Difference, refusal
 from na_deploy.exporter.wrappers import unwrapped, without_wrappers
 from na_deploy.files import check_output, staged_output
 from na_deploy.models.metadata import ModelMetadata
@@ -36,17 +38,17 @@ _PRECISION = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 @dataclass(frozen=True)
 class ModuleExportReport:
-    """What was written and how well it reproduces the module.
+    """The written file, and its agreement with the module.
 
     Attributes:
         path: the ONNX file.
         files: every file written, the ONNX file first.
         nodes: operators in the graph, function bodies not counted.
         attention_layers: neighborhood attention nodes among them.
-        differences: of every output, to PyTorch, for the example inputs and then with each free axis twice as long.
+        differences: every output against PyTorch, for the example inputs and then with each free axis twice as long.
         tolerance: the largest relative difference accepted.
-        notices: what the user should know: calls that are exact but slow in the file, and why.
-        window_errors: what windows set at export change, against the original; None where none were.
+        notices: remarks for the user, such as calls that are exact but slow in the file, with the reason.
+        window_errors: effect of windows set at export, against the original; None where none were.
     """
 
     path: Path
@@ -75,6 +77,7 @@ def export_module(
     external_data: bool = False,
     tolerance: float | None = None,
     windows: Sequence[SetWindow] = (),
+    natten: str | None = None,
     flat: bool = False,
     origin: str = "",
     progress: Progress | None = None,
@@ -92,8 +95,10 @@ def export_module(
         tolerance: largest accepted relative difference; by default that of the lowest precision in the graph.
         windows: layers of full attention to turn into neighborhood attention; the file then differs from the original
             as ``window_errors`` says, and is verified against the re-windowed module.
+        natten: version whose interface ``import natten`` offers where the module imports it when it runs, such as
+            "0.17"; by default the installed natten's, or the latest.
         flat: write standard operators only, without functions.
-        origin: where the module comes from, as ``package.module:factory``, for the file to say.
+        origin: the module's source, as ``package.module:factory``, recorded in the file.
         progress: called with a few words at each step.
 
     Raises:
@@ -101,8 +106,7 @@ def export_module(
         NaDeployError: the module cannot be traced.
         VerificationError: the file differs from PyTorch beyond the tolerance; it is not kept.
     """
-    if opset not in OPSETS:
-        raise UsageError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
+    ExportOptions(opset=opset, tolerance=tolerance)  # refuses values that no export takes
     module = unwrapped(module)
     inputs = _named(module, example_inputs)
     report = progress or silent
@@ -111,14 +115,26 @@ def export_module(
     training = module.training
     module.eval()
     try:
-        with staged_output(target) as staged, without_wrappers(module), replaced_natten(module), ExitStack() as changes:
+        with (
+            staged_output(target) as staged,
+            without_wrappers(module),
+            working_dinat(module) as (network, remarks),
+            replaced_natten(network, natten),
+            ExitStack() as changes,
+        ):
             errors = None
             if windows:
                 report("comparing windows with the original")
-                errors = window_errors(module, inputs, windows)
-                changes.enter_context(windowed(module, windows))
+                errors = window_errors(network, inputs, windows)
+                changes.enter_context(windowed(network, windows))
+            report("running the module")
+            outputs, complex_numbers = first_run(network, inputs)
+            expected = tensors_of(outputs)
+            if not expected:
+                raise UsageError(f"{type(module).__name__} returns no tensor, got {type(outputs).__name__}")
+            traced = network if is_traceable(outputs) else PlainOutputs(network)
             report("tracing")
-            model = _trace(module, inputs, dynamic or {}, output_names, opset)
+            model = _trace(traced, inputs, dynamic or {}, output_names, opset, complex_numbers)
             if output_names is None:
                 _name_outputs(model)
             notices = fuse_pairs(model)
@@ -132,13 +148,8 @@ def export_module(
             del model
             report("verifying in ONNX Runtime")
             no_kernels = check_file(staged)
-            differences, untried = verify_module(module, inputs, dynamic or {}, staged)
-            worst = max(difference.relative for difference in differences)
-            if not worst <= accepted:
-                raise VerificationError(
-                    f"{target.name} differs from PyTorch by {worst:.1e} (relative), above the tolerance of "
-                    f"{accepted:.0e}; the file was not kept"
-                )
+            cases, untried = verify_module(network, inputs, dynamic or {}, staged, expected)
+            _check_differences(target.name, cases, accepted)
     finally:
         module.train(training)
     drop_stale_weights(target, files)
@@ -148,11 +159,18 @@ def export_module(
         written,
         nodes,
         layers,
-        tuple(differences),
+        tuple(difference for case in cases for difference in case.differences),
         accepted,
-        (*notices, *untried, *([no_kernels] if no_kernels else [])),
+        (*remarks, *notices, *untried, *([no_kernels] if no_kernels else [])),
         errors,
     )
+
+
+def _check_differences(name: str, cases: Sequence[ModuleCase], accepted: float) -> None:
+    for case in cases:
+        for found in case.differences:
+            if not found.relative <= accepted:
+                raise VerificationError(refusal(name, found, case.sizes, accepted))
 
 
 def _metadata(
@@ -199,7 +217,12 @@ def _lowest_precision(model: ir.Model) -> str:
 
 
 def _trace(
-    module: nn.Module, inputs: dict[str, Tensor], dynamic: Dynamic, output_names: Sequence[str] | None, opset: int
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    dynamic: Dynamic,
+    output_names: Sequence[str] | None,
+    opset: int,
+    complex_numbers: str | None,
 ) -> ir.Model:
     shapes: dict[str, dict[int, str]] = {name: dict(dynamic.get(name, {})) for name in inputs}
     for name, axes in dynamic.items():
@@ -232,9 +255,19 @@ def _trace(
         cause = root_cause(error)
         if isinstance(cause, NaDeployError):
             raise cause from error
+        name = type(module.model if isinstance(module, PlainOutputs) else module).__name__
+        if complex_numbers is not None:
+            raise NaDeployError(
+                f"{name} computes with complex numbers at {complex_numbers}, which ONNX has no operators for; write "
+                "the rotation with cosines and sines of real numbers"
+            ) from error
         reason = (str(cause).strip() or "no reason given").splitlines()[0]
-        raise NaDeployError(f"{type(module).__name__} could not be traced: {type(cause).__name__}: {reason}") from error
+        raise NaDeployError(f"{name} could not be traced: {type(cause).__name__}: {reason}") from error
     assert program is not None
+    if isinstance(module, PlainOutputs):  # weights keep the module's own names
+        for value in list(program.model.graph.initializers.values()):
+            if value.name and value.name.startswith("model."):
+                value.name = value.name.removeprefix("model.")
     for value in program.model.graph.inputs:
         for axis, axis_name in shapes.get(str(value.name), {}).items():
             if value.shape is not None and isinstance(value.shape[axis], int):

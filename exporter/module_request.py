@@ -1,19 +1,15 @@
-"""What ``na-deploy export package.module:factory`` names: the user's module, its weights, example inputs, free axes."""
+"""Options of ``na-deploy export package.module:factory``: weights, example inputs, free axes, windows."""
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from na_deploy.errors import CheckpointError, UsageError
-from na_deploy.exporter.natten_api import STAND_INS, importable_natten
 from na_deploy.exporter.rewindow import SetWindow
 from na_deploy.exporter.wrappers import unwrapped
 from na_deploy.models.weights import checked, fitted, read_weights, unwrapped_names
@@ -27,41 +23,6 @@ DTYPES = {
     "bool": torch.bool,
 }
 SEED = 20221
-
-
-def build_module(name: str, natten: str = STAND_INS[-1]) -> nn.Module:
-    """Import ``package.module:factory`` and call it; this runs the user's Python.
-
-    The current folder is searched first, as ``python -m`` does. The factory takes no arguments and returns a module; a
-    module object is taken as it is. Where natten is not installed, a stand-in with the interface of version
-    ``natten`` takes its place.
-
-    Raises:
-        UsageError: it cannot be imported, is not there, or gives no module.
-    """
-    path, _, attribute = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        with importable_natten(natten):
-            found: Any = importlib.import_module(path)
-            for part in attribute.split("."):
-                found = getattr(found, part)
-            module = found if isinstance(found, nn.Module) else found()
-    except ImportError as error:
-        raise UsageError(
-            f"cannot import {path!r}: {error}; run from the folder that holds it, or install it"
-        ) from error
-    except AttributeError as error:
-        raise UsageError(f"cannot build {name}: {error}") from error
-    except TypeError as error:
-        raise UsageError(
-            f"{name} must be callable without arguments: {error}; write a function that fills them in"
-        ) from (error)
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"{name} gave {type(module).__name__}; it must give a torch.nn.Module")
-    return module
 
 
 def load_weights(module: nn.Module, path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a user can ask of an export, checked before any work is done."""
+"""Options of an export, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DYNAMIC = ("batch", "spatial")
 DEFAULT_OPSET = 22
 """Opset 22 is the first whose Conv takes bfloat16; ONNX Runtime 1.21 and later read it."""
 OPSETS = range(20, 24)
-"""From 20 on Gelu is one operator; up to 23 is checked."""
+"""Gelu is one operator from 20 on; 23 is the last that is checked."""
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Largest accepted ``max |onnx - pytorch| / max |pytorch|`` of any output, PyTorch running in float32."""
@@ -25,7 +25,7 @@ class ExportOptions:
 
     Attributes:
         shape: batch, channels, height, width of the example image; ``None`` takes 1 x 3 x the model's own size.
-        dynamic: which of "batch" and "spatial" (height and width) stay free in the file.
+        dynamic: dimensions left free in the file: "batch", "spatial" (height and width) or both.
         dtype: precision of weights and computation, typed in the file; inputs and outputs stay float32.
         opset: ONNX operator set.
         external_data: write weights beside the model even if they would fit into it.

@@ -1,4 +1,4 @@
-"""What is done to a traced graph before it is written; each pass is small and can be read alone."""
+"""Passes over a traced graph before it is written; each is small and can be read alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def finish(model: ir.Model, name: str, opset: int) -> None:
 
     Args:
         model: the graph; it is changed.
-        name: what the graph is called.
+        name: the graph's name.
         opset: version of the standard operators in function bodies.
     """
     make_types_agree(model, opset)

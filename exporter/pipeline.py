@@ -14,7 +14,7 @@ from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
 from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import trace
-from na_deploy.exporter.verify import VerificationCase
+from na_deploy.exporter.verify import VerificationCase, refusal
 from na_deploy.exporter.verify_masks import judged
 from na_deploy.files import check_output, staged_output
 from na_deploy.models import LoadedModel, load_model
@@ -26,13 +26,13 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written and how well it reproduces the PyTorch model.
+    """The written file, and its agreement with the PyTorch model.
 
     Attributes:
         path: the ONNX file.
         files: every file written, the ONNX file first.
         architecture: the model's name.
-        options: what was asked for, with the shape filled in.
+        options: the request, with the shape filled in.
         nodes: operators in the graph, function bodies not counted.
         attention_layers: neighborhood attention nodes among them.
         cases: verification results, one for each input shape tried.
@@ -167,9 +167,11 @@ def export(
         shapes = verification_shapes(loaded, shape, options)
         cases = [judged(loaded.module, staged, each, limit) for each in shapes]
         clock.lap("verify")
-        worst = max(cases, key=lambda case: case.worst)
-        if not worst.worst <= limit:
-            raise VerificationError(f"{target.name} {_above(worst, options)}; the file was not kept")
+        for case in cases:
+            for found in case.differences:
+                if not found.relative <= options.accepted_difference:
+                    size = "x".join(map(str, case.input_shape))
+                    raise VerificationError(refusal(target.name, found, size, options.accepted_difference))
     drop_stale_weights(target, files)
     return ExportReport(
         path=target,
@@ -181,22 +183,6 @@ def export(
         cases=tuple(cases),
         warnings=(*loaded.warnings, *([no_kernels] if no_kernels else [])),
         seconds=clock.laps,
-    )
-
-
-def _above(case: VerificationCase, options: ExportOptions) -> str:
-    """Say by how much, where and at which size a file differs, and what it may come from."""
-    worst, limit = case.worst_difference, options.accepted_difference
-    size = "x".join(map(str, case.input_shape))
-    near = worst.relative <= 3 * limit
-    cause = (
-        f"; rounding to {options.dtype} adds up to this in some models: raise --tolerance if it is enough for yours"
-        if near and options.tolerance is None
-        else ""
-    )
-    return (
-        f"differs from PyTorch by {worst.relative:.1e} (relative) at {worst.name} for an input of {size}, above the "
-        f"tolerance of {limit:.0e} for {options.dtype}{cause}"
     )
 
 

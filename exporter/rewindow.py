@@ -23,14 +23,14 @@ from na_deploy.exporter.natten_api.calls import call_site
 from na_deploy.exporter.natten_api.monkeypatch import patched
 
 _ROOT = "model"
-"""What the module itself is called among layers."""
+"""Name of the module itself among layers."""
 
 _full_attention = torch.nn.functional.scaled_dot_product_attention
 
 
 @dataclass(frozen=True)
 class SetWindow:
-    """Which attention layers get a window, and which window.
+    """A choice of attention layers, and the window they get.
 
     Attributes:
         layer: name of the module whose forward calls ``scaled_dot_product_attention``, or a pattern of names (``*``).
@@ -39,7 +39,7 @@ class SetWindow:
         stride: as NATTEN's, one number per axis.
         dilation: as NATTEN's, one number per axis.
         is_causal: one flag per axis.
-        text: where tokens outside the grid stand, "first" or "last"; they attend to all and are attended by all.
+        text: place of the tokens outside the grid, "first" or "last"; they attend to all and are attended by all.
     """
 
     layer: str
@@ -81,14 +81,14 @@ class SetWindow:
 
 @dataclass(frozen=True)
 class WindowedLayer:
-    """What a window did to one layer.
+    """Effect of a window on one layer.
 
     Attributes:
         layer: the module's name, with ``#2`` for its second attention.
         grid: sizes of the token grid.
         spec: the window.
         share: query-key pairs computed, of those of full attention.
-        error: of the layer's output on the original's inputs: norm of the difference over the norm.
+        error: the layer's output on the original's inputs: norm of the difference over the norm.
     """
 
     layer: str
@@ -104,7 +104,7 @@ class WindowErrors:
 
     Attributes:
         layers: in order of execution.
-        outputs: of each output of the model, norm of the difference over the norm.
+        outputs: for each output of the model, norm of the difference over the norm.
     """
 
     layers: tuple[WindowedLayer, ...]

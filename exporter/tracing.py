@@ -109,13 +109,22 @@ def root_cause(error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the tracer's remarks about libraries we do not use off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep remarks of PyTorch and the tracer off the terminal: log lines, warnings, what is printed."""
+    loggers = [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in _LOGGING
+    ]
+    levels = [(logger, logger.level) for logger in (*loggers, *map(logging.getLogger, _LOGGING))]
+    for logger, _ in levels:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in reversed(levels):
+            logger.setLevel(level)
+
+
+_LOGGING = ("torch", "onnxscript", "onnx_ir")

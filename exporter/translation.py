@@ -1,4 +1,4 @@
-"""How torch.onnx writes our two operators: one node each, carrying every attribute TensorRT and ONNX Runtime need."""
+"""Translation of our two operators by torch.onnx: one node each, with every attribute that runtimes need."""
 
 from __future__ import annotations
 

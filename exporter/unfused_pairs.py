@@ -120,7 +120,7 @@ def window_nodes(model: ir.Model, kind: str) -> list[ir.Node]:
 
 
 class _FusionError(Exception):
-    """Why a pair is no neighborhood attention."""
+    """Reason for which a pair is no neighborhood attention."""
 
 
 def _fuse(model: ir.Model, values: ir.Node) -> None:

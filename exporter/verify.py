@@ -1,4 +1,4 @@
-"""Does an ONNX file compute what the PyTorch model computes? Runs the file itself in stock ONNX Runtime."""
+"""Comparison of an ONNX file with the PyTorch model; the file itself runs in stock ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SEED = 20221
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one tensor of the file is from PyTorch's.
+    """Distance of one tensor of the file from PyTorch's.
 
     Attributes:
         name: output or layer.
-        shape: of the compared tensor.
+        shape: the compared tensor's.
         largest: largest absolute difference.
         relative: ``largest`` over the largest magnitude of PyTorch's tensor; infinite if anything is not finite.
     """
@@ -81,6 +81,15 @@ class VerificationCase:
         return max(self.differences, key=lambda difference: difference.relative)
 
 
+def refusal(file: str, found: Difference, sizes: str, accepted: float) -> str:
+    """Return the sentence about a file that is not kept."""
+    return (
+        f"{file} is not kept: its output {found.name} differs from PyTorch by {found.relative:.1e} (relative; "
+        f"{found.largest:.1e} at most) for an input of {sizes}, above the tolerance of {accepted:.0e}; --tolerance "
+        "accepts more"
+    )
+
+
 def random_image(shape: Sequence[int], seed: int = SEED) -> Tensor:
     """Return a seeded standard-normal image batch, what normalised photographs look like to a model."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -91,7 +100,7 @@ def verify_outputs(model: nn.Module, path: Path, shapes: Sequence[tuple[int, ...
 
     Args:
         model: the float32 module in eval mode.
-        path: the ONNX file. bfloat16 files run widened (:mod:`widening`): ONNX Runtime has no bfloat16 kernels on CPUs.
+        path: the ONNX file. bfloat16 files run widened (:mod:`bfloat16_emulation`), for lack of kernels on CPUs.
         shapes: input shapes the file accepts.
 
     Raises:

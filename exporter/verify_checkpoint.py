@@ -48,7 +48,7 @@ class VerificationReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every output and layer is within tolerance."""
+        """True if every output and layer is within tolerance."""
         return self.worst.relative <= self.tolerance
 
 
@@ -65,7 +65,7 @@ def verify_checkpoint(
     """Compare every output and attention layer of ``model`` with ``checkpoint`` run in PyTorch float32.
 
     Args:
-        checkpoint: what the file was exported from.
+        checkpoint: the source of the file.
         model: the ONNX file.
         arch: architecture of the checkpoint; by default what the file's metadata says.
         dilations: dilations of the checkpoint; by default what the file's metadata says.

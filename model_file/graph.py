@@ -6,7 +6,7 @@ Loads no weights that lie in external files and runs nothing. Knows nothing of n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -119,10 +119,20 @@ def weight_files(model: onnx.ModelProto) -> list[str]:
     """Return the names of the files beside the model that hold its initializers."""
     locations = (
         external_data_helper.ExternalDataInfo(tensor).location
-        for tensor in model.graph.initializer
+        for graph in _graphs(model.graph)
+        for tensor in graph.initializer
         if external_data_helper.uses_external_data(tensor)
     )
     return list(dict.fromkeys(locations))
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and those of its branches and loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)
 
 
 def matrix_multiply_adds(node: onnx.NodeProto, shapes: Shapes) -> int | None:

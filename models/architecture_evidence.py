@@ -1,4 +1,4 @@
-"""What a checkpoint's contents and name say about its architecture, in terms of the dilations they allow.
+"""Evidence about an architecture in a checkpoint's contents and name, in terms of the dilations they allow.
 
 Interprets; ``resolve_architecture.py`` weighs.
 """
@@ -43,15 +43,15 @@ _ONEFORMER = (
 
 @dataclass(frozen=True)
 class Clue:
-    """What one piece of evidence comes down to for these shapes.
+    """One piece of evidence, read for these shapes.
 
     Attributes:
-        source: where it stands, for messages.
-        claim: what it says, for messages.
+        source: its place, for messages.
+        claim: its words, for messages.
         dilations: the ones it allows; none, if it contradicts the shapes.
         preset: the task it names.
         entries: the published models it may mean.
-        warnings: how it was read, where that is a choice.
+        warnings: remarks on choices in reading it.
     """
 
     source: str
@@ -66,7 +66,7 @@ def find_clues(structure: ModelConfig, checkpoint: Checkpoint, models: list[Mode
     """Interpret everything a checkpoint says about itself, its name last.
 
     Args:
-        structure: what the shapes say.
+        structure: the description read from the shapes.
         checkpoint: the evidence.
         models: the published models that have these shapes.
     """

@@ -49,8 +49,8 @@ def random_checkpoint(config: ModelConfig | str, seed: int = 0, path: str | Path
 
     Args:
         config: a description, or a published model's name.
-        seed: of the random generator; equal seeds give equal weights.
-        path: where to save it as well, as ``torch.save`` does.
+        seed: start of the random generator; equal seeds give equal weights.
+        path: a file to save it to as well, as ``torch.save`` does.
     """
     config = get_model(config).config if isinstance(config, str) else config
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""From a file or folder to one flat state_dict in the official key layout, with what the file says about it.
+"""From a file or folder to one flat state_dict in the official key layout, with the file's other statements.
 
 Wrappers and prefixes are undone, Hugging Face keys converted, and weights checked to be finite. What the
 weights are is decided in ``detect.py``.
@@ -27,10 +27,10 @@ ANCHORS = ("patch_embed.proj.0.weight", "patch_embed.proj.weight", huggingface.A
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a file says about its model besides the weights.
+    """A statement of a file about its model, besides the weights.
 
     Attributes:
-        source: where it says so, for messages.
+        source: the place of the statement, for messages.
         architecture: a name it was trained under.
         dilations: the dilations themselves.
     """
@@ -45,14 +45,14 @@ class Checkpoint:
     """Weights in the official key layout and what came with them.
 
     Attributes:
-        path: what was read.
+        path: the file or folder read.
         name: file or folder name.
         state_dict: official keys, tensors in float32 (buffers of integers as they are).
         sha256: of the file read; of the digests of all shards, for a sharded folder.
         evidence: statements about the architecture, the most direct first.
         hugging_face: the Hugging Face configuration, if there is one.
         preprocessing: the file's own preprocessing, if it says.
-        problem: what the head was trained for, by Hugging Face's word, such as "multi_label_classification".
+        problem: the head's task in Hugging Face's words, such as "multi_label_classification".
         labels: class names by number.
         warnings: readings and choices.
         head: a segmentation head beside the network, with its weights.

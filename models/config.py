@@ -1,4 +1,4 @@
-"""What a model is: one frozen description that builds every NAT, DiNAT, DiNAT_s and isotropic network.
+"""Descriptions of models: one frozen description that builds every NAT, DiNAT, DiNAT_s and isotropic network.
 
 No PyTorch here: the registry, the metadata and the command line read descriptions without it.
 """
@@ -29,13 +29,13 @@ class ModelConfig:
         kernel_size: window side of every block.
         dilations: per level, one dilation per block.
         mlp_ratio: hidden width of the MLP over the width of its level.
-        layer_scale: whether blocks have ``gamma1`` and ``gamma2``.
+        layer_scale: True if blocks have ``gamma1`` and ``gamma2``.
         num_classes: classes of the head; 0 means no head, the pooled features are returned.
         out_indices: levels whose feature maps a backbone returns; empty for a classifier.
         patch_size: side of the patches of "dinat_s" and "isotropic"; "nat" always reduces 4 times by
             convolutions.
         in_channels: channels of the image.
-        qkv_bias: whether the qkv projection has a bias.
+        qkv_bias: True if the qkv projection has a bias.
         layer_norm_eps: epsilon of every LayerNorm inside the blocks and of the last one.
         fixed_map: ViT-rpb: attention over the whole map, which must be exactly ``kernel_size`` on both sides;
             such files carry a ``relative_position_index`` buffer in every block.
@@ -83,7 +83,7 @@ class ModelConfig:
 
     @property
     def is_backbone(self) -> bool:
-        """Whether the network returns feature maps instead of class scores."""
+        """True if the network returns feature maps instead of class scores."""
         return bool(self.out_indices)
 
     @property
@@ -95,12 +95,12 @@ class ModelConfig:
 
     @property
     def is_dilated(self) -> bool:
-        """Whether any block skips positions."""
+        """True if any block skips positions."""
         return any(dilation > 1 for level in self.dilations for dilation in level)
 
     @property
     def total_stride(self) -> int:
-        """How many times smaller than the image the last feature map is, per side."""
+        """Side of the image over the side of the last feature map."""
         return int(self.patch_size * 2 ** (len(self.depths) - 1))
 
     def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:

@@ -53,7 +53,19 @@ def read_structure(tensors: Mapping[str, Tensor], path: Path) -> ModelConfig:
     projection = "patch_embed.proj.1.weight" if family == "nat" else "patch_embed.proj.weight"
     embed_dim, _, patch, _ = shape(projection, 4)
     in_channels = shape("patch_embed.proj.0.weight" if family == "nat" else projection, 4)[1]
+    if not any(name.endswith("attn.rpb") for name in tensors):
+        raise CheckpointError(
+            f"{path} has attention without relative position bias (no attn.rpb), so windows and heads are not in its "
+            "weights; export the module itself with package.module:factory"
+        )
     tables = [shape(block(level, "attn.rpb"), 3) for level in range(len(depths))]
+    windows = {tuple(table[1:]) for table in tables}
+    if len(windows) > 1:
+        sizes = ", ".join("×".join(str((side + 1) // 2) for side in table[1:]) for table in tables)
+        raise CheckpointError(
+            f"{path} has windows of {sizes} in its levels; networks with one window for all are known, so export the "
+            "module itself with package.module:factory"
+        )
     if tables[0][1] % 2 == 0:
         raise CheckpointError(
             f"{path}: {block(0, 'attn.rpb')} has shape {list(tables[0])}, expected (heads, 2K-1, 2K-1)"

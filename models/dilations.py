@@ -20,8 +20,8 @@ class DilationPreset:
     """Dilations of one task, for the published depths.
 
     Attributes:
-        name: what ``--dilations`` takes.
-        note: what it was trained for.
+        name: the word that ``--dilations`` takes.
+        note: its task.
         nat: a pattern per level for depths (3, 4, n, 5); the third repeats to its level's depth.
         dinat_s: likewise for depths (2, 2, n, 2); ``None`` where no such model was published.
         image_size: (H, W) of the images it was trained on.
@@ -134,7 +134,7 @@ def parse_dilations(request: str | Sequence[Sequence[int]], config: ModelConfig)
     """Read ``--dilations``: "none", a preset's name, text such as "1,8,1/1,4,1,4/…", or nested numbers.
 
     Args:
-        request: what the user gave.
+        request: the user's word.
         config: the model; only its family, width and depths are read.
 
     Raises:

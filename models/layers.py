@@ -1,4 +1,4 @@
-"""What every family shares: the block and the padding rule. Maps are channels-last (B, H, W, C)."""
+"""Parts that all families share: the block and the padding rule. Maps are channels-last (B, H, W, C)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from na_deploy.errors import UsageError
 
 
 class AttentionFunction(Protocol):
-    """What an attention module calls: packed qkv (B, H, W, 3, heads, D) in, (B, H, W, heads, D) out."""
+    """The function that attention modules call: packed qkv (B, H, W, 3, heads, D) in, (B, H, W, heads, D) out."""
 
     def __call__(
         self,

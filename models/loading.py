@@ -40,7 +40,7 @@ class LoadedModel:
         module: in evaluation mode, float32, without gradients.
         config: its description.
         architecture: published name, or the kind ("nat", "dinat", …) for other sizes.
-        metadata: what an exported file will say about it.
+        metadata: the properties that an exported file will have.
         warnings: contradictions, clues and things left aside; one sentence each.
         input_size: (H, W) of the images it was trained on, as far as known.
         head: a segmenter's head; the module is then the whole network, and ``config`` its backbone's.
@@ -84,7 +84,7 @@ def load_model(
         arch: a published name (``na-deploy models``), or "nat", "dinat", … for other sizes; needed where
             neither the file's name nor its contents tell NAT from DiNAT.
         dilations: "none", a preset ("coco", "ade20k", …), text such as "1,8,1/1,4,1,4/…", or nested numbers.
-        num_classes: the class count expected of the file; 0 leaves the head away and returns pooled features.
+        num_classes: the class count expected of the file; 0 drops the head and returns pooled features.
         backbone: return feature maps of every level, also from the checkpoint of a classifier or a segmenter.
         out_indices: the levels to return, from 0; implies ``backbone``.
         task: "semantic", "instance" or "panoptic": how a segmenter's answers are read, and what OneFormer is asked.
@@ -188,7 +188,7 @@ def _outputs(
             raise UsageError(f"{checkpoint.path} has a head of {config.num_classes} classes, not {num_classes}")
         return config, weights
     if num_classes and checkpoint.head is None:
-        raise UsageError(f"{checkpoint.path} is loaded as a backbone, which has no classes; leave num_classes away")
+        raise UsageError(f"{checkpoint.path} is loaded as a backbone, which has no classes; remove num_classes")
     present = config.out_indices
     wanted = tuple(sorted(set(out_indices))) if out_indices else present or tuple(range(len(config.depths)))
     config = replace(config, num_classes=0, out_indices=wanted)

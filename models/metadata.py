@@ -1,4 +1,4 @@
-"""What an exported file says about its model, as ONNX metadata properties. Needs neither PyTorch nor ONNX."""
+"""Properties of an exported file that describe its model. Needs neither PyTorch nor ONNX."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def score_function(num_classes: int) -> str:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """Where a model comes from and how to use it.
+    """A model's source and its use.
 
     Attributes:
         architecture: name in the registry, or the family for other sizes; of a segmenter, its backbone's.
@@ -77,7 +77,7 @@ class ModelMetadata:
         source_name: file or folder the weights came from, without its path.
         source_sha256: SHA-256 of that file, in hexadecimal.
         dtype: "fp32", "fp16" or "bf16".
-        preprocessing: how images become inputs.
+        preprocessing: the way from images to inputs.
         tool_version: version of na-deploy that wrote this.
         labels: class names by class number, empty if unknown.
         palette: RGB of 0 to 255 by class number, empty if unknown.

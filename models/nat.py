@@ -77,7 +77,7 @@ def level_blocks(config: ModelConfig, level: int) -> list[Block]:
 
 
 class HierarchicalNetwork(nn.Module):
-    """What NAT and DiNAT_s have in common: levels, then a classifier or feature maps of several levels.
+    """The common part of NAT and DiNAT_s: levels, then a classifier or feature maps of several levels.
 
     Subclasses register ``patch_embed`` and the levels under their official names.
     """

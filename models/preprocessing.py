@@ -1,4 +1,4 @@
-"""What happens to an image before the network: sizes, crop, scale, normalisation. Carried out elsewhere.
+"""Preparation of an image for the network: sizes, crop, scale, normalisation. Carried out elsewhere.
 
 The official repository and Hugging Face's processors prepare images differently for the same weights, and a
 wrong choice costs accuracy without any error; so the choice is a value that travels with the model.
@@ -25,7 +25,7 @@ IMAGENET_STD_255 = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture lies in the network's input. All sizes are (height, width) in the input's pixels.
+    """Place of a picture in the network's input. All sizes are (height, width) in the input's pixels.
 
     Attributes:
         size: the input.
@@ -68,7 +68,7 @@ def _scaled(height: int, width: int, shortest: int, longest: int | None, *, down
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels become the network's input: ``(pixel * scale - mean) / std``, channels first.
+    """The way from pixels to the network's input: ``(pixel * scale - mean) / std``, channels first.
 
     Attributes:
         size: (H, W) the network gets.
@@ -104,7 +104,7 @@ class Preprocessing:
 
     @property
     def prepares_images(self) -> bool:
-        """Whether photographs can be made into the input."""
+        """True if photographs can be made into the input."""
         return self.mode != "none" and len(self.mean) in (1, 3)
 
     @property
@@ -225,7 +225,7 @@ def from_hugging_face(content: Mapping[str, Any], channels: int = 3) -> Preproce
 
     Args:
         content: the parsed file; keys of ViTImageProcessor and its relatives.
-        channels: of the network's input.
+        channels: number of the network's input channels.
 
     Raises:
         UsageError: a size or a filter in a form this does not know.

@@ -27,7 +27,7 @@ class ModelEntry:
     """One published model.
 
     Attributes:
-        name: what ``--arch`` takes.
+        name: the word that ``--arch`` takes.
         title: the paper's name for it.
         config: the network.
         image_size: side of the square images it was trained on.

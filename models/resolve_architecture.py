@@ -1,4 +1,4 @@
-"""Deciding which architecture a network is: what weights do not say, from explicit wishes and from evidence.
+"""The decision on a network's architecture, which weights do not tell, from explicit wishes and from evidence.
 
 A wrong dilation gives plausible wrong answers, so nothing is guessed: explicit ``--arch`` and ``--dilations``
 come first, then what the file states, then its name, then shapes that only one published model has; otherwise
@@ -55,10 +55,10 @@ def resolve_architecture(
     """Decide architecture and dilations.
 
     Args:
-        structure: what the shapes say.
+        structure: the description read from the shapes.
         checkpoint: for its evidence and its name.
-        arch: what the user says: a published name, or one of the kinds for other sizes.
-        dilations: what the user says.
+        arch: the user's word: a published name, or one of the kinds for other sizes.
+        dilations: the user's word.
 
     Raises:
         UsageError: ``arch`` is unknown or has other shapes; ``dilations`` do not suit the depths.

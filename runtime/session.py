@@ -6,6 +6,7 @@ the names of backends are known here.
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -239,6 +240,13 @@ class Session(Closeable):
     def __repr__(self) -> str:
         inputs = ", ".join(str(spec) for spec in self.inputs)
         return f"<{type(self).__name__} {self.path} on {self.device} ({inputs})>"
+
+
+def _forget_threads() -> None:
+    _executor.cache_clear()
+
+
+os.register_at_fork(after_in_child=_forget_threads)  # a forked process has none of its parent's threads
 
 
 @cache

@@ -16,6 +16,9 @@ install_packages ".[test]"
 # The tests run on this tree: nothing is installed again when a file changes, C++ is compiled where it changed.
 install_packages --no-deps --no-build-isolation -e .
 bash scripts/build_native.sh
+# Other people's packages, whose modules are exported unedited; a second time it does nothing.
+bash scripts/third_party.sh
+export NA_DEPLOY_THIRD_PARTY=ON
 # Triton's environment, of its own, gets a wheel.
 rm -rf build/wheel
 pip wheel --quiet --no-deps --wheel-dir build/wheel .

@@ -21,6 +21,7 @@ from na_deploy.serving.errors import (
     ModelFailedError,
     NotFoundError,
     RequestError,
+    UnavailableError,
     UnsupportedError,
     public_text,
 )
@@ -161,7 +162,7 @@ def _add_inference(app: FastAPI, service: Service) -> None:
             async with request_body(request, service) as body:
                 header = request.headers.get(HEADER_LENGTH)
                 decoded = await _decoded(body, header)
-                response = await while_connected(request, service.infer(name, version, decoded))
+                response = await while_connected(request, service, service.infer(name, version, decoded))
             accepted = request.headers.get("accept-encoding", "")
             if all(tensor.datatype != "BYTES" for tensor in response.outputs) and response.nbytes < _LONG:
                 return _encoded(response, accepted)
@@ -176,7 +177,7 @@ def _add_inference(app: FastAPI, service: Service) -> None:
                 raise InvalidRequestError(f"top is {top[:40]!r}; expected how many classes to return")
             async with request_body(request, service) as body:
                 found = service.classify_image(name, version, bytes(body), int(top))
-                return answer(await while_connected(request, found))
+                return answer(await while_connected(request, service, found))
 
 
 def _add_repository(app: FastAPI, service: Service) -> None:
@@ -212,21 +213,26 @@ def _add_unsupported(app: FastAPI) -> None:
         raise NotFoundError(f"there is nothing at /v2/{rest[:200]} for {request.method}")
 
 
-async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Wait for ``work``; if the client goes first, cancel it.
+async def while_connected(request: Request, service: Service, work: Awaitable[T]) -> T:
+    """Wait for ``work``; if the client goes first, or the server ends, cancel it.
 
     Raises:
         ClientGoneError: the client went.
+        UnavailableError: the server ended.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
+    ended = asyncio.ensure_future(service.ended.wait())
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, gone, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and ended.done():
+            raise UnavailableError("the server stopped before the request was answered")
         if not task.done():
             raise ClientGoneError("the client has gone")
         return _result(task)
     finally:
         gone.cancel()
+        ended.cancel()
         task.cancel()
 
 

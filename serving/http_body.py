@@ -8,12 +8,18 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from na_deploy.serving.errors import ClientGoneError, InvalidRequestError, SlowClientError, TooLargeError
+from na_deploy.serving.errors import (
+    ClientGoneError,
+    InvalidRequestError,
+    SlowClientError,
+    TooLargeError,
+    UnavailableError,
+)
 from na_deploy.serving.service import Service
 
 _WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 47}  # zlib's window bits: gzip only; zlib or gzip by their header
@@ -49,8 +55,10 @@ async def request_body(
     announced = int(stated) if stated.isascii() and stated.isdecimal() else 0
     reserved = 0
     try:
+        arriving = ExitStack()
         try:
-            async with asyncio.timeout(service.options.client_timeout):
+            async with asyncio.timeout(service.options.client_timeout) as deadline:
+                arriving.enter_context(service.arriving(deadline))
                 if announced > limit:
                     await _discard(request)
                     raise TooLargeError(f"the request has {announced} bytes; at most {limit} are taken")
@@ -65,9 +73,13 @@ async def request_body(
         except ClientDisconnect:
             raise ClientGoneError("the client has gone") from None
         except TimeoutError:
+            if not service.ready and service.started:
+                raise UnavailableError("the server stops, and the request has not arrived whole") from None
             raise SlowClientError(
                 f"the request did not arrive within {service.options.client_timeout:g} seconds"
             ) from None
+        finally:
+            arriving.close()
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         if encoding == "identity":
             yield body

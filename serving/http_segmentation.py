@@ -13,7 +13,7 @@ from na_deploy.serving.service import Service
 
 
 def add_segmentation(
-    app: FastAPI, service: Service, while_connected: Callable[[Request, Awaitable[Any]], Awaitable[Any]]
+    app: FastAPI, service: Service, while_connected: Callable[[Request, Service, Awaitable[Any]], Awaitable[Any]]
 ) -> None:
     """Add ``/v2/models/{name}/segment``."""
 
@@ -24,6 +24,6 @@ def add_segmentation(
             wanted = SegmentRequest.of(request.query_params)
             async with request_body(request, service) as body:
                 content: bytes = await while_connected(
-                    request, segment_image(service, name, version, bytes(body), wanted)
+                    request, service, segment_image(service, name, version, bytes(body), wanted)
                 )
                 return Response(content, media_type="application/json" if wanted.form == "json" else "image/png")

@@ -30,6 +30,7 @@ class ServeOptions:
         max_image_pixels: of one image.
         client_timeout: seconds a client may take to send a request, or to take a waiting answer.
         drain: seconds that requests in progress have to end when the server stops.
+        drain_delay: seconds of those in which everything is still taken, while readiness says no.
         log_requests: write a line for every request.
     """
 
@@ -50,4 +51,5 @@ class ServeOptions:
     max_image_pixels: int = 50_000_000
     client_timeout: float = 30.0
     drain: float = 30.0
+    drain_delay: float = 2.0
     log_requests: bool = False

@@ -103,7 +103,7 @@ class Repository:
         """
         async with self._lock:
             loop = asyncio.get_running_loop()
-            sources = await loop.run_in_executor(self._loader, find_sources, self._paths)
+            sources = await loop.run_in_executor(self._loader, find_sources, self._paths, self._options.labels)
             if only is not None:
                 if only not in sources:
                     raise NotFoundError(f"there is no model {only[:80]!r} in the repository")

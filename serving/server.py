@@ -9,9 +9,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 
@@ -24,8 +25,14 @@ from na_deploy.serving.service import Service
 from na_deploy.serving.startup_message import startup_message
 
 log = logging.getLogger("na_deploy.serving")
+T = TypeVar("T")
 
 _KILLED = 130
+_BACKLOG = 1024
+_HURRY = 2.0
+"""Seconds that requests have to arrive whole once the server stops."""
+_FLUSH = 0.2
+"""Seconds that gRPC's last answers have to be written."""
 _IDLE = 75
 """Seconds a connection stays open between requests."""
 
@@ -60,32 +67,76 @@ async def serve(
     web = _Web(uvicorn.Config(make_app(service), **_settings(options)))
     stopping, look = stop or asyncio.Event(), asyncio.Event()
     with sock, _signals(stopping, look) if stop is None else contextlib.nullcontext():
-        answering = asyncio.create_task(web.serve(sockets=[sock]))
-        tasks: list[asyncio.Task[Any]] = []
+        parts = {"HTTP": asyncio.create_task(web.serve(sockets=[sock]))}
         rpc, grpc_port = None, None
         try:
             if options.grpc_port is not None:
                 rpc, grpc_port = await _start_grpc(service, options)
-            if not await _load(service, stopping):
+                parts["gRPC"] = asyncio.create_task(rpc.wait_for_termination())
+            if not await _load(service, stopping, parts):
                 return
-            announce(
-                startup_message(
-                    [service.repository.get(n) for n in service.repository.names], options.host, port, grpc_port
-                )
-            )
+            served = [service.repository.get(name) for name in service.repository.names]
+            announce(startup_message(served, options.host, port, grpc_port))
             if started is not None:
                 started(service, port, grpc_port)
-            tasks = [asyncio.create_task(_watch(service, look, options.poll))]
-            await stopping.wait()
+            parts["looking for models"] = asyncio.create_task(_watch(service, look, options.poll))
+            await _first_of(parts, stopping.wait())
             log.info("stopping: requests in progress end first")
         finally:
             service.ready = False
-            for task in tasks:
-                task.cancel()
-            web.should_exit = True
-            await asyncio.gather(answering, *([rpc.stop(options.drain)] if rpc is not None else []))
-            await service.close()
+            await _stop(service, web, rpc, parts, told=stopping.is_set() and service.started)
     log.info("stopped")
+
+
+async def _first_of(parts: Mapping[str, asyncio.Task[Any]], work: Coroutine[Any, Any, T]) -> T:
+    """Return what ``work`` gives, unless a part of the server ends before it.
+
+    Raises:
+        NaDeployError: a part ended, with its reason.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((task, *parts.values()), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            name, ended = next((name, part) for name, part in parts.items() if part.done())
+            error = None if ended.cancelled() else ended.exception()
+            reason = "it ended by itself" if error is None else f"{type(error).__name__}: {error}"
+            raise NaDeployError(f"the server cannot go on: its part for {name} failed ({reason})") from error
+        return task.result()
+    finally:
+        task.cancel()
+
+
+async def _stop(service: Service, web: _Web, rpc: Any, parts: Mapping[str, asyncio.Task[Any]], *, told: bool) -> None:
+    """End every part: after a delay in which everything is still answered, when it was told to."""
+    options, begun = service.options, time.monotonic()
+    delay = min(options.drain_delay, options.drain)
+    if told and delay:
+        with contextlib.suppress(NaDeployError, TimeoutError):
+            async with asyncio.timeout(delay):
+                await _first_of(parts, asyncio.Event().wait())
+    service.hurry(_HURRY)
+    left = max(options.drain - (time.monotonic() - begun), 0.0)
+    ending: list[Coroutine[Any, Any, Any]] = []
+    if rpc is not None:
+        ending += [rpc.stop(left), _end_idle(service, rpc, left)]
+    if "looking for models" in parts:
+        parts["looking for models"].cancel()
+    asyncio.get_running_loop().call_later(left, service.ended.set)
+    web.config.timeout_graceful_shutdown = round(left) + 2  # for what the end above does not reach
+    web.should_exit = True
+    await asyncio.gather(*parts.values(), *ending, return_exceptions=True)
+    await service.close(left)
+
+
+async def _end_idle(service: Service, rpc: Any, patience: float) -> None:
+    """End gRPC when nothing is computed any more: calls whose request never arrives whole must not hold it."""
+    end = time.monotonic() + patience
+    await asyncio.sleep(min(_HURRY, patience))
+    while service.in_progress and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(min(_FLUSH, max(end - time.monotonic(), 0.0)))
+    await rpc.stop(None)
 
 
 class _Web(uvicorn.Server):
@@ -109,15 +160,15 @@ def _settings(options: ServeOptions) -> dict[str, Any]:
         "limit_concurrency": options.max_connections,
         "timeout_keep_alive": _IDLE,
         "timeout_graceful_shutdown": max(int(options.drain), 1),
-        "backlog": 1024,
+        "backlog": _BACKLOG,
     }
 
 
-async def _load(service: Service, stopping: asyncio.Event) -> bool:
-    """Load all models; whether the server is to go on. A model without a version that loads is an error here."""
+async def _load(service: Service, stopping: asyncio.Event, parts: Mapping[str, asyncio.Task[Any]]) -> bool:
+    """Load all models; return whether the server is to go on. A model of which no version loads is an error here."""
     loading = asyncio.create_task(service.repository.refresh())
     waiting = asyncio.create_task(stopping.wait())
-    await asyncio.wait((loading, waiting), return_when=asyncio.FIRST_COMPLETED)
+    await _first_of(parts, asyncio.wait((loading, waiting), return_when=asyncio.FIRST_COMPLETED))
     waiting.cancel()
     if not loading.done():
         log.info("stopping before the models were loaded")
@@ -175,6 +226,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        sock.listen(_BACKLOG)  # here: two sockets may be bound to one port, but only one listens
         sock.setblocking(False)
     except OSError as error:
         sock.close()

@@ -22,6 +22,7 @@ from na_deploy.serving.datatypes import PROTOCOL_NAMES
 from na_deploy.serving.errors import (
     ForbiddenError,
     InvalidRequestError,
+    ModelFailedError,
     RequestError,
     UnavailableError,
     UnsupportedError,
@@ -52,6 +53,8 @@ class Service:
         metrics: its figures.
         ready: whether it wants requests: all models are loaded, and it is not stopping.
         started: whether all models have been loaded.
+        in_progress: requests that have begun and not ended.
+        ended: set when requests in progress are not waited for any longer.
     """
 
     def __init__(self, paths: list[Path], options: ServeOptions) -> None:
@@ -59,9 +62,12 @@ class Service:
         self.metrics = Metrics()
         self.repository = Repository(paths, options, self.metrics)
         self.ready = self.started = False
+        self.in_progress = 0
+        self.ended = asyncio.Event()
         self._decoders = ThreadPoolExecutor(max(os.cpu_count() or 1, 1), thread_name_prefix="decode")
         self._decoding = 0
         self._pending_bytes = 0
+        self._arriving: set[asyncio.Timeout] = set()
         self._pictures: dict[ServedModel, asyncio.Task[bytes]] = {}
 
     async def infer(self, model: str, version: str, request: InferRequest) -> InferResponse:
@@ -128,7 +134,10 @@ class Service:
         ran = await self.run_pixels(served, pixels, [served.opened.logits])
         logits = ran.outputs[served.opened.logits]
         scores = score_function_of(served.opened.session.metadata, logits)
-        (best,) = top_classes(logits, top, served.opened.labels, scores)
+        try:
+            (best,) = top_classes(logits, top, served.opened.labels, scores)
+        except NaDeployError as error:
+            raise ModelFailedError(public_text(error)) from None
         return {
             "model_name": served.name,
             "model_version": served.version,
@@ -161,6 +170,7 @@ class Service:
     def measured(self, model: str, protocol: str) -> Iterator[None]:
         """Count what happens inside the block as one request."""
         started, outcome = perf_counter_ns(), "defect"
+        self.in_progress += 1
         try:
             yield
             outcome = "ok"
@@ -171,6 +181,7 @@ class Service:
             outcome = "cancelled"
             raise
         finally:
+            self.in_progress -= 1
             known = model if model in self.repository.names else ""
             seconds = (perf_counter_ns() - started) / 1e9
             self.metrics.finished(known, protocol, outcome, seconds)
@@ -211,10 +222,27 @@ class Service:
         self._pending_bytes += count
         self.metrics.pending.set(self._pending_bytes)
 
-    async def close(self) -> None:
+    @contextmanager
+    def arriving(self, deadline: asyncio.Timeout) -> Iterator[None]:
+        """Let :meth:`hurry` shorten the time that a request has to arrive inside the block."""
+        self._arriving.add(deadline)
+        try:
+            yield
+        finally:
+            self._arriving.discard(deadline)
+
+    def hurry(self, patience: float) -> None:
+        """Give requests that still arrive at most so many seconds."""
+        latest = asyncio.get_running_loop().time() + patience
+        for deadline in self._arriving:
+            due = deadline.when()
+            if due is None or due > latest:
+                deadline.reschedule(latest)
+
+    async def close(self, grace: float) -> None:
         """Finish requests in progress and release the models."""
         self.ready = False
-        await self.repository.close(self.options.drain)
+        await self.repository.close(grace)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     def _check_started(self) -> None:

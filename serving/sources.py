@@ -7,7 +7,7 @@ every folder with numbered folders in it is a model with those versions: ``nat_m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from na_deploy.errors import NaDeployError, UsageError
@@ -41,8 +41,12 @@ class Source:
 Sources = dict[str, dict[int, Source]]
 
 
-def find_sources(paths: Sequence[Path]) -> Sources:
+def find_sources(paths: Sequence[Path], labels: Path | None = None) -> Sources:
     """Return every version of every model, by name and number.
+
+    Args:
+        paths: files, bundles and folders.
+        labels: class names that models without their own are given; changing them changes the fingerprints.
 
     Raises:
         UsageError: a path does not exist or holds no model, or two models have one name.
@@ -53,6 +57,12 @@ def find_sources(paths: Sequence[Path]) -> Sources:
             if name in found:
                 raise UsageError(f"two of the models given are named {name}; rename one of them")
             found[name] = versions
+    if labels is not None:
+        shared = _stated([labels])
+        found = {
+            name: {number: replace(each, fingerprint=each.fingerprint + shared) for number, each in versions.items()}
+            for name, versions in found.items()
+        }
     return found
 
 
@@ -111,7 +121,7 @@ def _is_model(path: Path) -> bool:
 
 def _source(name: str, version: int, path: Path, labelled: Path | None) -> Source:
     labels = None if labelled is None else next((labelled / n for n in LABELS if (labelled / n).is_file()), None)
-    return Source(name, version, path, labels, fingerprint(path))
+    return Source(name, version, path, labels, fingerprint(path) + (() if labels is None else _stated([labels])))
 
 
 def fingerprint(path: Path) -> Fingerprint:
@@ -121,8 +131,12 @@ def fingerprint(path: Path) -> Fingerprint:
         NaDeployError: the files vanished meanwhile.
     """
     files = sorted(path.rglob("*")) if path.is_dir() else [path, *sorted(path.parent.glob(f"{path.name}*"))]
+    return _stated(list(dict.fromkeys(files)))
+
+
+def _stated(files: Sequence[Path]) -> Fingerprint:
     try:
-        stats = [(file, file.stat()) for file in dict.fromkeys(files)]
-    except OSError:
-        raise NaDeployError(f"{path} changed while it was looked at") from None
+        stats = [(file, file.stat()) for file in files]
+    except OSError as error:
+        raise NaDeployError(f"{error.filename} changed while it was looked at, or is not there") from None
     return tuple((file.name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for file, stat in stats)

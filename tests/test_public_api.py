@@ -32,9 +32,11 @@ def test_every_error_is_public_and_a_kind_of_the_one_to_catch():
 def test_help_shows_the_signatures_and_arguments_of_both_exports():
     shown = inspect.getdoc(na_deploy.export)
     for function in (export_checkpoint, export_module):
-        assert f"export{inspect.signature(function)}" in shown
-        for name in inspect.signature(function).parameters:
-            assert f"{name}: " in shown
+        for name, parameter in inspect.signature(function).parameters.items():
+            default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+            assert f"\n    {name}: {parameter.annotation}{default},\n" in shown  # in the signature
+            assert f"\n    {name}: " in shown.partition("Args:")[2]
+        assert f") -> {inspect.signature(function).return_annotation}\n" in shown
     for name in ("threads", "providers", "device"):
         assert name in inspect.signature(na_deploy.load).parameters
 
@@ -43,3 +45,17 @@ def test_importing_the_package_imports_no_large_library():
     code = "import sys, na_deploy; print(sorted({'torch', 'onnx', 'numpy', 'onnxruntime'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_both_exports_refuse_the_same_impossible_options(tmp_path):
+    import torch
+
+    module, example = torch.nn.Linear(2, 2), torch.zeros(1, 2)
+    for options, message in (
+        ({"opset": 9}, "opset 9 is not supported"),
+        ({"tolerance": 0.0}, "must be above 0, got 0"),
+    ):
+        with pytest.raises(na_deploy.UsageError, match=message):
+            na_deploy.export(module, example, tmp_path / "module.onnx", **options)
+        with pytest.raises(na_deploy.UsageError, match=message):
+            na_deploy.export(tmp_path / "absent.pth", tmp_path / "checkpoint.onnx", **options)

@@ -1,4 +1,4 @@
-"""Where in the user's code a natten function was called, and the error for a call that cannot be exported."""
+"""The line of user code that called a natten function, and the error for a call that cannot be exported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def unsupported(call: str, given: str, nearest: str) -> UsageError:
 
     Args:
         call: natten's function.
-        given: what about the call is unsupported.
+        given: the unsupported part of the call.
         nearest: the nearest supported form.
     """
     return UsageError(f"{call} at {call_site()}: {given}; {nearest}")

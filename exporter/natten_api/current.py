@@ -173,4 +173,4 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "attention": attention,
     "merge_attentions": merge_attentions,
 }
-"""What replaces natten's functions, by their names."""
+"""Replacements of natten's functions, by name."""

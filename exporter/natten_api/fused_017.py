@@ -36,4 +36,4 @@ def _fixed_rank(rank: int) -> Callable[..., Any]:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {f"na{rank}d": _fixed_rank(rank) for rank in (1, 2, 3)}
-"""What replaces natten's functions, by their names."""
+"""Replacements of natten's functions, by name."""

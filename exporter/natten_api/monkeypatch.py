@@ -22,7 +22,7 @@ def patched(
     """Replace functions inside the block: in modules' names, in their dicts and lists, and in partials.
 
     Args:
-        replacements: what to put in whose place.
+        replacements: new objects by the identity of old ones.
         model: its layers' attributes are searched too, for functions kept as ``self.attend = na2d``.
         leave: names of Python modules that keep theirs.
     """

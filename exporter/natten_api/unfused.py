@@ -187,6 +187,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "natten3dqk": _natten3dqk,
     "natten3dav": _natten3dav,
 }
-"""What replaces natten's functions, by their names."""
+"""Replacements of natten's functions, by name."""
 for _name, _function in FUNCTIONS.items():
     _function.__name__ = _function.__qualname__ = _name

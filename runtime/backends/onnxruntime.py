@@ -15,6 +15,7 @@ import numpy as np
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.backends.model_bytes import in_memory
 from na_deploy.runtime.native_libraries import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -63,7 +64,17 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
             warnings.warn(f"{error}; the model runs on its embedded function bodies", RuntimeWarning, stacklevel=3)
             library, settings = None, _settings(onnxruntime, options)
     try:
-        session = onnxruntime.InferenceSession(str(path), settings, providers=_on_device(providers, options.device))
+        with in_memory(path, options.manifest) as content:
+            if content.weights:
+                names, buffers = list(content.weights), list(content.weights.values())
+                settings.add_external_initializers_from_files_in_memory(names, buffers, [len(data) for data in buffers])
+            session = onnxruntime.InferenceSession(
+                str(path) if content.model is None else content.model,
+                settings,
+                providers=_on_device(providers, options.device),
+            )
+    except NaDeployError:
+        raise
     except Exception as error:
         raise NaDeployError(_loading_failure(path, error)) from error
     active = session.get_providers()

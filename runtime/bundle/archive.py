@@ -21,6 +21,7 @@ from typing import IO
 from na_deploy.closeable import Closeable
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.runtime.bundle.manifest import MAX_BYTES, NAME, Manifest, Member, parse_manifest
+from na_deploy.runtime.bundle.temporary import TemporaryFolder
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 20
@@ -45,12 +46,13 @@ class Bundle(Closeable):
         folder: folder of its members: the bundle's own folder, or a private temporary one.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, folder: Path, temporary: bool) -> None:
+    def __init__(self, path: Path, manifest: Manifest, folder: Path, private: TemporaryFolder | None) -> None:
         self.path = path
         self.manifest = manifest
         self.folder = folder
+        self._private = None if private is None else private.path
         # Also when the bundle is forgotten or Python ends.
-        self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True) if temporary else None
+        self._remove = None if private is None else weakref.finalize(self, private.remove)
 
     def file(self, role: str) -> Path:
         """Return the path of the first member of a role.
@@ -61,6 +63,8 @@ class Bundle(Closeable):
         member = self.manifest.member(role)
         if member is None:
             raise NaDeployError(f"{self.path} holds no {role}; build the bundle again")
+        if self._private is not None and (self._private / member.name).is_file():
+            return self._private / member.name
         return self.folder / member.name
 
     def close(self) -> None:
@@ -83,7 +87,9 @@ def read_manifest(path: Path) -> Manifest:
 def open_bundle(path: Path) -> Bundle:
     """Open a bundle and verify every member against the manifest.
 
-    Members of an archive are unpacked into a private temporary folder; a folder is used in place.
+    Members of an archive are unpacked into a private temporary folder. A folder is used in place, but for its
+    libraries and for engines behind links: of these a private copy is used, since what they lead to may change. Models
+    and weights are checked again as they are read into memory.
 
     Raises:
         UsageError: ``path`` is not a bundle.
@@ -92,21 +98,24 @@ def open_bundle(path: Path) -> Bundle:
     with _source(path) as source:
         manifest = source.manifest()
         if isinstance(source, _Folder):
-            for member in manifest.members:
-                with source.open(member) as file:
-                    _copy_verified(path, member, file, None)
-            return Bundle(path, manifest, path, temporary=False)
-        folder = Path(tempfile.mkdtemp(prefix="na-deploy-bundle-"))
+            copied = [member for member in manifest.members if source.is_copied(member)]
+        else:
+            copied = list(manifest.members)
+        private = TemporaryFolder() if copied else None
         try:
             for member in manifest.members:
-                target = folder / member.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with source.open(member) as file, target.open("xb") as copy:
+                with source.open(member) as file, contextlib.ExitStack() as stack:
+                    copy = None
+                    if private is not None and member in copied:
+                        target = private.path / member.name
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        copy = stack.enter_context(target.open("xb"))
                     _copy_verified(path, member, file, copy)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            if private is not None:
+                private.remove()
             raise
-        return Bundle(path, manifest, folder, temporary=True)
+        return Bundle(path, manifest, path if isinstance(source, _Folder) or private is None else private.path, private)
 
 
 def write_bundle(
@@ -166,16 +175,22 @@ class _Folder:
             raise NaDeployError(f"{self._path}: {NAME} is larger than {MAX_BYTES >> 20} MiB; build the bundle again")
         return parse_manifest(file.read_bytes(), str(self._path))
 
+    def is_copied(self, member: Member) -> bool:
+        """Tell whether a member must not be used in place: libraries, and engines that are or pass through a link.
+
+        Links are how Hugging Face's cache and Kubernetes' ConfigMaps hold files. What they lead to has the stated hash,
+        but may be exchanged at any time.
+        """
+        steps = [self._path.joinpath(*Path(member.name).parts[:count]) for count in range(1, 16)]
+        linked = any(step.is_symlink() for step in steps)
+        return member.role == "library" or (member.role == "engine" and linked)
+
     @contextlib.contextmanager
     def open(self, member: Member) -> Iterator[IO[bytes]]:
         place = self._path / member.name
-        # The target of a link can change after it was verified.
-        for step in (place, *place.parents):
-            if step == self._path:
-                break
-            if step.is_symlink():
-                raise NaDeployError(f"{self._path}: {member.name} is or passes through a link; copy the file instead")
         try:
+            if not stat.S_ISREG(place.stat().st_mode):  # before it is opened: opening a pipe waits
+                raise NaDeployError(f"{self._path}: {member.name} is not a plain file")
             with place.open("rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise NaDeployError(f"{self._path}: {member.name} is not a plain file")
@@ -195,6 +210,7 @@ class _Archive:
             if entry.filename in self._entries:
                 raise NaDeployError(f"{path} holds {entry.filename} twice; build the bundle again")
             self._entries[entry.filename] = entry
+        self._entries = _without_top_folder(self._entries)
 
     def manifest(self) -> Manifest:
         entry = self._entries.get(NAME)
@@ -222,6 +238,11 @@ class _Archive:
                 yield file
         except NaDeployError:
             raise
+        except OSError as error:  # of the file system, on either side
+            raise NaDeployError(
+                f"{self._path}: {name} cannot be unpacked into {tempfile.gettempdir()}: {error.strerror or error}; "
+                "free space there, or name another folder in TMPDIR"
+            ) from None
         except Exception as error:  # zipfile and zlib fail in many ways on damaged archives
             raise NaDeployError(f"{self._path}: {name} cannot be unpacked ({error}); the archive is damaged") from None
 
@@ -241,6 +262,17 @@ def _source(path: Path) -> Iterator[_Folder | _Archive]:
         raise NaDeployError(f"{path} is not a bundle, or is damaged ({error}); build it again") from None
     with archive:
         yield _Archive(path, archive)
+
+
+def _without_top_folder(entries: dict[str, zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """Return an archive's entries as if it had been made inside the one folder that it consists of."""
+    names = [name for name in entries if not name.startswith("__MACOSX/")]
+    tops = {name.partition("/")[0] for name in names}
+    if NAME in entries or len(tops) != 1:
+        return entries
+    start = f"{tops.pop()}/"
+    inside = {name.removeprefix(start): entries[name] for name in names if name.startswith(start) and name != start}
+    return inside if NAME in inside else entries
 
 
 def _missing(path: Path, member: Member) -> NaDeployError:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from na_deploy.errors import UsageError
+from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array
 from na_deploy.models.metadata import ModelMetadata, score_function
 
@@ -60,11 +60,18 @@ def top_classes(
 
     Raises:
         UsageError: ``logits`` has another rank, or ``count`` is not positive.
+        NaDeployError: a value is NaN or positive infinity, so that there is no most probable class.
     """
     if logits.ndim != 2:
         raise UsageError(f"logits must have shape images×classes, got shape {'×'.join(map(str, logits.shape))}")
     if count < 1:
         raise UsageError(f"at least one class must be asked for, got {count}")
+    bad = np.isnan(logits) | np.isposinf(logits)
+    if bad.any():
+        raise NaDeployError(
+            f"the model answers with NaN or infinity ({int(bad.sum())} of {logits.size} numbers), so there are no "
+            "classes; check its input, or export it with --dtype fp32 if it overflows"
+        )
     names = labels or {}
     result = []
     for row in probabilities(logits, scores):

@@ -20,8 +20,8 @@ from na_deploy.errors import (
 )
 
 if TYPE_CHECKING:
-    from na_deploy.exporter.entry import SetWindow, export
-    from na_deploy.runtime.session import Session, load
+    from na_deploy.exporter import SetWindow, export
+    from na_deploy.runtime import Session, load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,10 +39,10 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Session": "na_deploy.runtime.session",
+    "Session": "na_deploy.runtime",
     "SetWindow": "na_deploy.exporter",
     "export": "na_deploy.exporter",
-    "load": "na_deploy.runtime.session",
+    "load": "na_deploy.runtime",
 }
 
 

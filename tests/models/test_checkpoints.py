@@ -173,9 +173,6 @@ def test_the_head_is_checked_and_can_be_left_away(tmp_path: Path) -> None:
         load(tmp_path / "weights.pth", num_classes=1000)
 
 
-# --------------------------------------------------------------------------- bad files
-
-
 class Payload:
     """Pickles into a call that would write a file."""
 
@@ -291,6 +288,16 @@ BAD_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "x.pth",
         lambda: saved(without("levels.0.blocks.0.attn.rpb")),
         "lacks levels.0.blocks.0.attn.rpb, from which",
+    ),
+    "no bias tables": (
+        "x.pth",
+        lambda: saved({name: tensor for name, tensor in WEIGHTS.items() if not name.endswith("rpb")}),
+        r"attention without relative position bias \(no attn\.rpb\).* export the module itself",
+    ),
+    "a window for each level": (
+        "x.pth",
+        lambda: saved({**WEIGHTS, "levels.1.blocks.0.attn.rpb": torch.randn(4, 5, 5)}),
+        "has windows of 5×5, 3×3, 5×5, 5×5 in its levels; .* export the module itself",
     ),
     "an extra weight": (
         "x.pth",

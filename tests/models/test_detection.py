@@ -36,9 +36,6 @@ def decide(
     return resolve_architecture(structure, Checkpoint(Path(file), file, {}, "", evidence), **wishes)
 
 
-# --------------------------------------------------------------------------- structure
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_structure_follows_from_shapes(name: str) -> None:
     config = get_model(name).config
@@ -57,8 +54,6 @@ def test_structure_follows_from_shapes(name: str) -> None:
 def test_other_sizes_follow_from_shapes_too(config: ModelConfig) -> None:
     assert read_structure(shapes_of(config), Path("x.pth")) == config
 
-
-# --------------------------------------------------------------------------- what settles dilations
 
 OFFICIAL_FILES = {
     "nat_mini.pth": "nat_mini",
@@ -265,9 +260,6 @@ def test_a_backbone_s_own_name_does_not_settle_its_dilations() -> None:
     assert any("detection and segmentation use others" in warning for warning in resolved.warnings)
 
 
-# --------------------------------------------------------------------------- explicit wishes
-
-
 def test_explicit_arch_wins_over_the_name_with_a_warning() -> None:
     resolved = decide("nat_tiny", "dinat_tiny_in1k_224.pth", arch="nat_tiny")
     assert (resolved.architecture, resolved.config.is_dilated) == ("nat_tiny", False)
@@ -335,8 +327,6 @@ def test_old_dinat_s_large_files_keep_their_heads() -> None:
     assert (resolved.architecture, resolved.config.heads) == ("dinat_s_large", (4, 8, 16, 32))
     assert any("before February 2024" in warning for warning in resolved.warnings)
 
-
-# --------------------------------------------------------------------------- dilations by name and as text
 
 LARGE = get_model("dinat_large").config
 

@@ -185,8 +185,6 @@ def test_files_from_before_scores_were_recorded_follow_the_same_rule() -> None:
     assert ModelMetadata.from_props(props) == ModelMetadata("nat", num_classes=1, scores="sigmoid")
 
 
-# --------------------------------------------------------------------------- sizes that are not square
-
 SIZES = [(512, 800), (224, 224), (384, 256), (300, 301)]
 IMAGES = [(640, 480), (480, 640), (300, 2000), (2000, 300), (801, 513)]
 

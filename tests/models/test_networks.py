@@ -20,9 +20,6 @@ ISOTROPIC = ModelConfig("isotropic", 16, (3,), (2,), 3, ((1, 2, 1),), 4.0, num_c
 VIT_RPB = replace(ISOTROPIC, kernel_size=4, dilations=ones((3,)), fixed_map=True)
 
 
-# --------------------------------------------------------------------------- the plain forward
-
-
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, kernel: int, dilation: int) -> Tensor:
     """Neighborhood attention query by query: (H, W, heads, D) each, bias (heads, 2K-1, 2K-1)."""
     height, width, _, dim = q.shape
@@ -115,8 +112,6 @@ def plain_forward(w: Weights, config: ModelConfig, image: Tensor) -> list[Tensor
     pooled = plain_norm(w, "norm", x).flatten(0, 1).mean(0)
     return [plain_linear(w, "head", pooled) if "head.weight" in w else pooled]
 
-
-# --------------------------------------------------------------------------- claims
 
 CASES = {
     "NAT's kin, every map larger than its window": (NAT, (200, 168)),

@@ -47,6 +47,16 @@ def test_every_stage_is_recorded_for_both_architectures(gpu_counts: ModuleType):
     assert set(recorded) == names
 
 
+def test_what_is_missing_is_said_and_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shutil.which", lambda *arguments, **options: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for find, words in ((find_nvcc, "no nvcc"), (find_cuobjdump, "pip install nvidia-cuda-cuobjdump")):
+        find.cache_clear()
+        with pytest.raises(MissingToolError, match=words):
+            find()
+        find.cache_clear()
+
+
 def every_lane() -> np.ndarray:
     return np.ones((1, 32), bool)
 

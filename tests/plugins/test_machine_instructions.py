@@ -129,7 +129,9 @@ def test_a_sum_of_three_may_carry_twice():
         assert pair_at(machine, 2, lane) == total % (1 << 64)
 
 
-@pytest.mark.parametrize(("modifiers", "of"), [("WIDE.U32", lambda word: word), ("WIDE", signed)], ids=str)
+@pytest.mark.parametrize(
+    ("modifiers", "of"), [("WIDE.U32", lambda word: word), ("WIDE", signed)], ids=["unsigned", "signed"]
+)
 def test_products_of_64_bits(modifiers: str, of: Callable[[int], int]):
     machine = machine_of([f"IMAD.{modifiers} R2, R4, R5, R6"]).run()
     for lane in range(32):

@@ -90,7 +90,7 @@ def running(*paths: Path, **options: Any) -> Iterator[Running]:
         BaseException: what kept the server from starting, or made it fail.
     """
     server = Running()
-    given = ServeOptions(**{"port": 0, "grpc_port": 0, "drain": 10.0, "threads": 1, **options})
+    given = ServeOptions(**{"port": 0, "grpc_port": 0, "drain": 10.0, "drain_delay": 0.0, "threads": 1, **options})
 
     async def main() -> None:
         server.loop, server.stop = asyncio.get_running_loop(), asyncio.Event()

@@ -1,6 +1,6 @@
 """TensorRT's Python module over the fake CUDA runtime: the object protocol, with ONNX Runtime doing the work.
 
-Faithful in what code can get wrong: an attribute that the real bindings of that version lack (tests/tensorrt/api)
+Faithful in what code can get wrong: an attribute that the real bindings of that version lack (../api)
 cannot be read, set or defined here; one they have and this file does not model raises NotImplementedError. Contexts
 compute when the stream runs, refuse to be recorded before a first run, and a graph whose context was changed after
 recording is an error. An engine of another version or GPU is refused with TensorRT's own words, and a damaged one ends

@@ -25,7 +25,7 @@ from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.tensorrt.progress import Phases
 
 HERE = Path(__file__).parent
-SOURCES = sorted((HERE.parent.parent / "runtime" / "tensorrt").glob("*.py"))
+SOURCES = sorted((HERE.parents[2] / "runtime" / "tensorrt").glob("*.py"))
 
 
 def _load(name: str) -> Any:
@@ -128,7 +128,7 @@ def test_flags_of_networks_have_other_numbers_in_11_so_they_are_asked_for_by_nam
 
 def test_cuda_functions_exist_in_the_real_bindings():
     real = pytest.importorskip("cuda.bindings.runtime")
-    source = (HERE.parent.parent / "runtime" / "tensorrt" / "cuda.py").read_text()
+    source = (HERE.parents[2] / "runtime" / "tensorrt" / "cuda.py").read_text()
     names = {
         node.value
         for node in ast.walk(ast.parse(source))

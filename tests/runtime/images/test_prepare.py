@@ -25,7 +25,7 @@ from na_deploy.models.preprocessing import (
 )
 from na_deploy.runtime.images.prepare import decode_image, prepare, prepare_files, read_image
 
-CASES = Path(__file__).parents[1] / "data"
+CASES = Path(__file__).parents[2] / "data"
 
 
 def photo(width: int = 300, height: int = 200, mode: str = "RGB", seed: int = 0) -> Image.Image:

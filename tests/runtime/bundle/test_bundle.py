@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,12 +12,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import na_deploy
@@ -180,14 +183,146 @@ def test_members_never_lie_outside(model: Path, tmp_path: Path, name: str):
         open_bundle(target)
 
 
-def test_links_are_not_followed(model: Path, tmp_path: Path):
-    target = tmp_path / "model.bundle"
-    build(model, target)
-    elsewhere = tmp_path / "elsewhere.onnx"
-    (target / "model.onnx").rename(elsewhere)
-    (target / "model.onnx").symlink_to(elsewhere)
-    with pytest.raises(NaDeployError, match=r"model\.onnx is or passes through a link"):
-        na_deploy.load(target)
+def as_links(bundle: Path, folder: Path) -> Path:
+    """Return a folder like Hugging Face's cache: every file is a link to one that is named by its hash elsewhere."""
+    blobs, snapshot = folder / "blobs", folder / "snapshots" / "main"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in bundle.iterdir():
+        blob = blobs / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+    return snapshot
+
+
+def test_a_bundle_of_links_is_taken_by_what_they_lead_to(model: Path, image: np.ndarray, tmp_path: Path):
+    build(model, tmp_path / "model.bundle")
+    linked = as_links(tmp_path / "model.bundle", tmp_path / "cache")
+    np.testing.assert_array_equal(answer(linked, image), answer(model, image))
+    (linked / "model.onnx").unlink()
+    (linked / "model.onnx").symlink_to("/dev/zero")
+    with pytest.raises(NaDeployError, match="not a plain file"):
+        na_deploy.load(linked)
+    (linked / "model.onnx").unlink()
+    os.mkfifo(linked / "model.onnx")  # opening it would wait for ever
+    with pytest.raises(NaDeployError, match="not a plain file"):
+        na_deploy.load(linked)
+    (linked / "model.onnx").unlink()
+    other = tmp_path / "other"
+    other.write_bytes(bytes(model.stat().st_size))
+    (linked / "model.onnx").symlink_to(other)
+    with pytest.raises(NaDeployError, match="is not the file that"):
+        na_deploy.load(linked)
+
+
+def test_a_model_of_links_with_weights_beside_it_loads(model: Path, image: np.ndarray, tmp_path: Path):
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    onnx.save(
+        onnx.load(model), folder / "m.onnx", save_as_external_data=True, location="m.onnx.data", size_threshold=256
+    )
+    linked = as_links(folder, tmp_path / "cache")
+    np.testing.assert_array_equal(answer(linked / "m.onnx", image), answer(model, image))
+
+
+def with_weights_beside(model: Path, folder: Path) -> Path:
+    folder.mkdir()
+    onnx.save(
+        onnx.load(model), folder / "m.onnx", save_as_external_data=True, location="m.onnx.data", size_threshold=256
+    )
+    return folder / "m.onnx"
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_a_loaded_model_stays_what_it_was_whatever_becomes_of_its_files(
+    model: Path, image: np.ndarray, tmp_path: Path, form: str
+):
+    path = with_weights_beside(model, tmp_path / "m")
+    if form == "folder":
+        build(path, tmp_path / "m.bundle")
+        path = tmp_path / "m.bundle"
+    files = [file for file in (path.parent if form == "file" else path).iterdir() if file.name != "manifest.json"]
+    assert len(files) == 2
+    with na_deploy.load(path) as session:
+        before = session.run(image)["logits"]
+        for file in files:
+            with file.open("r+b") as opened:
+                opened.write(b"\1" * file.stat().st_size)
+        np.testing.assert_array_equal(session.run(image)["logits"], before)
+        for file in files:
+            os.truncate(file, 0)
+        np.testing.assert_array_equal(session.run(image)["logits"], before)
+        for file in files:
+            file.unlink()
+        np.testing.assert_array_equal(session.run(image)["logits"], before)
+
+
+def test_a_file_that_changes_after_it_was_verified_is_not_loaded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from na_deploy.runtime.bundle import session as bundle_session
+
+    build(with_weights_beside(model, tmp_path / "m"), tmp_path / "m.bundle")
+    check = bundle_session.check_requirements
+
+    def change(path: Path, *given: object) -> None:
+        weights = next(path.glob("*.data"))
+        weights.write_bytes(bytes(weights.stat().st_size))
+        check(path, *given)
+
+    monkeypatch.setattr(bundle_session, "check_requirements", change)
+    with pytest.raises(NaDeployError, match="changed while it was loaded"):
+        na_deploy.load(tmp_path / "m.bundle")
+
+
+def test_an_archive_with_one_top_folder_is_a_bundle(model: Path, image: np.ndarray, tmp_path: Path):
+    build(model, tmp_path / "model.bundle")
+    for name, extra in (("plain.zip", []), ("apple.zip", ["__MACOSX/._model.bundle"])):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("model/", b"")
+            for file in (tmp_path / "model.bundle").iterdir():
+                archive.write(file, f"model/{file.name}")
+            for other in extra:
+                archive.writestr(other, b"x")
+        np.testing.assert_array_equal(answer(tmp_path / name, image), answer(model, image))
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        for file in (tmp_path / "model.bundle").iterdir():
+            archive.write(file, f"model/{file.name}")
+        archive.writestr("beside/x", b"")
+    with pytest.raises(UsageError, match="without manifest"):
+        na_deploy.load(tmp_path / "two.zip")
+
+
+def test_what_a_killed_process_unpacked_is_removed_by_the_next(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    build(model, tmp_path / "model.zip")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    program = "import na_deploy, os, sys; s = na_deploy.load(sys.argv[1]); os.kill(os.getpid(), 9)"
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    subprocess.run([sys.executable, "-c", program, tmp_path / "model.zip"], env=environment, check=False)
+    (left,) = temporary.glob("na-deploy-bundle-*")
+    (temporary / "na-deploy-bundle-of-others").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with na_deploy.load(tmp_path / "model.zip"):
+        assert not left.exists()
+        with na_deploy.load(tmp_path / "model.zip"):
+            assert len(list(temporary.glob("na-deploy-bundle-*"))) == 3  # those in use stay
+    assert [entry.name for entry in temporary.glob("na-deploy-bundle-*")] == ["na-deploy-bundle-of-others"]
+
+
+def test_a_full_disk_is_said(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from na_deploy.runtime.bundle import archive
+
+    build(model, tmp_path / "model.zip")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(archive, "_copy_verified", full)
+    with pytest.raises(NaDeployError, match=r"cannot be unpacked into .*: No space left on device; free space there"):
+        na_deploy.load(tmp_path / "model.zip")
 
 
 def test_an_archive_is_unpacked_by_its_manifest_alone(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

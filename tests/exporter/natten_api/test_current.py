@@ -162,9 +162,9 @@ def test_functions_are_put_back_after_an_error():
 
 def test_an_unsupported_call_is_named_with_its_place_and_a_way_out(tmp_path: Path):
     x = tensors((9, 12))[0]
-    with pytest.raises(UsageError, match=r"na2d at .*test_natten_current\.py:\d+: .*kernel_size"):
+    with pytest.raises(UsageError, match=r"na2d at .*test_current\.py:\d+: .*kernel_size"):
         export(Calling("na2d", kernel_size=11), (x, x, x), tmp_path / "model.onnx")
-    with pytest.raises(UsageError, match=r"na2d at .*test_natten_current\.py:\d+: unknown argument 'rpb'; .*0\.17"):
+    with pytest.raises(UsageError, match=r"na2d at .*test_current\.py:\d+: unknown argument 'rpb'; .*0\.17"):
         export(Calling("na2d", kernel_size=3, rpb=None), (x, x, x), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 

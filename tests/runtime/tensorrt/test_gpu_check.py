@@ -16,7 +16,7 @@ from na_deploy.cli.main import run
 from na_deploy.errors import NaDeployError
 from na_deploy.runtime.tensorrt.example import compile_example, find_cuda
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_every_case_runs_on_a_pretended_gpu(machine, plugin_library, monkeypatch):
