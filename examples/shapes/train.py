@@ -38,7 +38,7 @@ BACKBONE = ModelConfig(
 HEAD = UPerNetConfig(in_widths=(32, 64, 128), width=32, num_classes=len(CLASSES))
 RATE = 2e-3
 BATCH = 8
-PICTURES = 1500
+PICTURES = 1000
 WEIGHTS = (0.4, 1.0, 1.0, 1.0, 1.0)
 """Of the classes in the loss: most pixels are ground."""
 
@@ -86,12 +86,12 @@ def mean_iou(network: nn.Module, count: int = 200) -> list[float]:
     return [float(value) for value in intersection_over_union(pairs)]
 
 
-def train(network: nn.Module, steps: int, minutes: float = math.inf) -> None:
+def train(network: nn.Module, steps: int, minutes: float = math.inf, rate: float = RATE) -> None:
     """Train on drawn pictures, turned and mirrored at random, for so many steps or minutes, whichever is over first."""
     started = time.perf_counter()
     pixels, classes = draw(range(PICTURES))
     print(f"{PICTURES} pictures drawn in {time.perf_counter() - started:.0f} s", flush=True)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.02)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
     warm = 50
     started, losses = time.perf_counter(), []
     for step in range(steps):
@@ -100,7 +100,7 @@ def train(network: nn.Module, steps: int, minutes: float = math.inf) -> None:
         if done >= 1:
             break
         for group in optimiser.param_groups:
-            group["lr"] = RATE * min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * done))
+            group["lr"] = rate * min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * done))
         chosen = torch.randint(PICTURES, (BATCH,))
         turns, mirrored = int(torch.randint(4, ())), bool(torch.randint(2, ()))
         images, wanted = pixels[chosen].rot90(turns, (2, 3)), classes[chosen].rot90(turns, (1, 2))
@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("target", help="the checkpoint to write")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after, at the latest")
+    parser.add_argument("--rate", type=float, default=RATE, help="largest learning rate")
     parser.add_argument("--start", help="a checkpoint to go on from")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -131,7 +132,7 @@ def main() -> None:
         network.load_state_dict(torch.load(options.start, weights_only=True)["state_dict"])
     parameters = sum(weight.numel() for weight in network.parameters())
     print(f"{parameters} weights; pictures of 128×128, {BATCH} a step")
-    train(network, options.steps, options.minutes)
+    train(network, options.steps, options.minutes, options.rate)
     found = mean_iou(network)
     print(json.dumps(dict(zip(CLASSES, (round(value, 3) for value in found), strict=True))))
     print(f"mIoU on 200 unseen pictures: {sum(found) / len(found):.3f}")
