@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ def test_intersection_over_union_counts_pixels() -> None:
     np.testing.assert_allclose(intersection_over_union([(there, found)], 3), [0.5, 2 / 3, 0])
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: two that wait for each other on a busy core take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_training_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps of the very script raise the mIoU of an untrained network."""
     import train as script
