@@ -76,17 +76,25 @@ _GROUPS = {
     default=64 * _MIB,
     show_default=True,
     type=click.IntRange(1024, 2**31 - 2 * _MIB),
-    help="Of one request, also after decompression.",
+    help="Bytes of one request, also after decompression.",
 )
 @click.option(
     "--max-pending-bytes",
     default=1024 * _MIB,
     show_default=True,
     type=click.IntRange(1024),
-    help="Of all requests in progress.",
+    help="Bytes of all requests in progress.",
 )
-@click.option("--max-connections", default=1000, show_default=True, type=click.IntRange(1), help="At the same time.")
-@click.option("--max-image-pixels", default=50_000_000, show_default=True, type=click.IntRange(1), help="Of one image.")
+@click.option(
+    "--max-connections",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="HTTP connections, and gRPC calls, at the same time.",
+)
+@click.option(
+    "--max-image-pixels", default=50_000_000, show_default=True, type=click.IntRange(1), help="Pixels of one image."
+)
 @click.option(
     "--client-timeout",
     default=30.0,

@@ -166,8 +166,11 @@ def find_nvcc(folder: Path, say: Say) -> Path:
         raise MissingDependencyError(
             f"there is no nvcc, and it cannot be fetched ({reason}); install NVIDIA's CUDA toolkit and set CUDA_HOME"
         )
-    # Toolkits have lib64, packages have lib.
+    # Names that toolkits have and packages lack, without which CMake finds no toolkit.
     (nvcc.parents[1] / "lib64").symlink_to("lib")
+    for library in (nvcc.parents[1] / "lib").glob("libcudart.so.*"):
+        (library.parent / "libcudart.so").unlink(missing_ok=True)
+        (library.parent / "libcudart.so").symlink_to(library.name)
     (kept / "complete").touch()
     return nvcc
 

@@ -1,4 +1,4 @@
-"""What a server prints when it is ready: addresses, a ``curl`` line and Python lines that work as they stand."""
+"""Text that a server prints when it is ready: addresses, a ``curl`` line and Python lines that work as they stand."""
 
 from __future__ import annotations
 

@@ -101,3 +101,22 @@ def test_serve_prints_where_it_serves_as_json(tmp_path: Path):
         assert found["grpc"].startswith("127.0.0.1:")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("na-deploy ser", "serve"), ("na-deploy export --dt", "--dtype"), ("na-deploy export --dtype f", "fp16")],
+)
+def test_the_shell_completes_commands_options_and_choices(typed: str, offered: str):
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_NA_DEPLOY_COMPLETE": "bash_complete"}
+    program = [sys.executable, "-c", "from na_deploy.cli.main import main; main()"]
+    result = subprocess.run(program, env=os.environ | words, capture_output=True, text=True, check=False)
+    assert f"plain,{offered}" in result.stdout.splitlines()
+
+
+def test_run_offers_every_backend_that_sessions_have():
+    from na_deploy.cli.run import command
+    from na_deploy.runtime.session import SESSION_BACKENDS
+
+    (backend,) = [parameter for parameter in command.params if parameter.name == "backend"]
+    assert sorted(backend.type.choices) == sorted(SESSION_BACKENDS)
