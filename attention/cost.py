@@ -20,7 +20,7 @@ class AttentionCost:
 
     Attributes:
         pairs: query-key pairs attended to, per head and image; exact under causality, strides and borders.
-        multiply_adds: of QKᵀ and PV over those pairs.
+        multiply_adds: those of QKᵀ and PV over those pairs.
         tiled_multiply_adds: the same over all pairs that tiles compute, masked ones and padded queries included.
         tile: queries per tile and axis in the portable path.
         span: keys that a tile reads, per axis.
@@ -54,7 +54,7 @@ def attention_cost(
         batch: images.
         value_dim: numbers per head of value, ``head_dim`` by default.
         additional: keys that every query attends to besides its window.
-        padded: whether windows may reach behind the map, onto padding.
+        padded: true where windows may reach behind the map, onto padding.
 
     Raises:
         UsageError: a window does not fit its axis.

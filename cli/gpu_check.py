@@ -45,7 +45,7 @@ class Outcome:
     Attributes:
         name: the case.
         status: ``"passed"``, ``"failed"`` or ``"skipped"``.
-        detail: what it found, what is wrong, or why it was not run.
+        detail: its finding, its fault, or the reason it was not run.
         seconds: time it took.
     """
 
@@ -62,7 +62,7 @@ class Bench:
     Attributes:
         folder: temporary files.
         device: number of the GPU.
-        bundles: what was built so far, by name.
+        bundles: those built so far, by name.
         reference: the float32 model on the CPU, once it was needed.
     """
 

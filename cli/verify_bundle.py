@@ -31,7 +31,7 @@ class BundleReport:
         runs_on: backend and device.
         tolerance: largest accepted relative difference.
         outputs: the bundle's outputs against PyTorch.
-        layers: where one of them differs: the attention layers against ONNX Runtime, in order of execution.
+        layers: only where an output differs: the attention layers against ONNX Runtime, in order of execution.
     """
 
     runs_on: str
@@ -69,8 +69,8 @@ def verify_bundle(
 
     Args:
         bundle: the opened, verified bundle.
-        checkpoint: what its model was exported from.
-        shape: of the image.
+        checkpoint: the origin of its model.
+        shape: the image's.
         tolerance: largest accepted relative difference.
         progress: called with a few words as each step begins.
         arch: architecture of the checkpoint, where it does not progress.

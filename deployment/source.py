@@ -21,8 +21,8 @@ class ModelSource:
 
     Attributes:
         path: the file or bundle given.
-        inputs: of the model.
-        outputs: of the model.
+        inputs: the model's.
+        outputs: the model's.
         model: the ONNX file.
         weights: files beside it that hold its weights, by name.
         metadata: the exporter's record, ``None`` for a model from elsewhere.

@@ -16,7 +16,7 @@ def drop_stale_weights(target: Path, files: Sequence[Path]) -> None:
 
     Args:
         target: the model as it now stands.
-        files: what this export wrote.
+        files: those that this export wrote.
     """
     beside = target.with_name(f"{target.name}.data")
     if beside.name not in {path.name for path in files}:

@@ -25,7 +25,7 @@ class Answer:
     Attributes:
         task: one of ``models.metadata.TASKS``.
         scores: the output with one score per class and image, (N, classes); only of classifiers.
-        has_queries: whether a segmenter answers with queries, which can be read as any of ``SEGMENT_TASKS``.
+        has_queries: true where a segmenter answers with queries, which can be read as any of ``SEGMENT_TASKS``.
     """
 
     task: str
@@ -49,7 +49,7 @@ def answer_of(outputs: Iterable[TensorSpec], metadata: ModelMetadata | None, *, 
 
     Args:
         outputs: the model's.
-        metadata: what the exporter recorded; it decides where it is there. A classifier recorded without classes and
+        metadata: the exporter's record; it decides where it is there. A classifier recorded without classes and
             class names has no head, so it gives features.
         labelled: the user gives class names, and so says that a file without metadata is a classifier.
     """

@@ -28,7 +28,7 @@ def example_shapes(
 
     Args:
         inputs: the model's.
-        metadata: what the exporter recorded.
+        metadata: the exporter's record.
         given: shapes by input name, from the user.
         batch: items of a free first axis.
         usual: shapes by input name that a bundle was built for.
@@ -103,7 +103,7 @@ def parse_inputs(texts: Sequence[str], names: Sequence[str]) -> dict[str, tuple[
 
     Args:
         texts: the values.
-        names: of the model's inputs.
+        names: those of the model's inputs.
 
     Raises:
         UsageError: not sizes joined by ``x``, or a name is missing.

@@ -40,16 +40,16 @@ class NeighborhoodLayer:
         heads: query heads.
         head_dim: numbers per head in query and key.
         kernel_size: window per axis; likewise ``dilation``, ``stride`` and ``is_causal``.
-        has_bias: whether a relative position bias is added.
-        is_padded: whether the map may be smaller than a window: the node has keys and values for positions behind it.
+        has_bias: true where a relative position bias is added.
+        is_padded: true where the map may be smaller than a window; the node has keys for positions behind it.
         additional_keys: keys that every query attends to besides its window.
         dtype: element type of the tensors.
         tile: queries per tile and axis in the portable path.
         span: keys that a tile reads, per axis.
-        multiply_adds: of QKᵀ and PV over attended pairs; papers call these FLOPs.
+        multiply_adds: those of QKᵀ and PV over attended pairs; papers call these FLOPs.
         tiled_multiply_adds: the same over all pairs that tiles compute, masked ones included.
         memory_bytes: inputs and output, each counted once.
-        share: of the multiply-adds of all layers, 0 to 1.
+        share: the part of the multiply-adds of all layers, 0 to 1.
     """
 
     name: str
@@ -99,7 +99,7 @@ class ModelSummary:
 
     Attributes:
         path: the file.
-        metadata: what the exporter recorded, ``None`` for a model from elsewhere.
+        metadata: the exporter's record, ``None`` for a model from elsewhere.
         inputs: the model's inputs as declared; likewise ``outputs``.
         input_sizes: the sizes that the layers' figures hold for.
         opset: version of the standard operators.
@@ -109,7 +109,7 @@ class ModelSummary:
         functions: operators of na-deploy whose body the file carries.
         flat: functions were inlined: attention runs in standard operators, which stand for no layer.
         layers: neighborhood attention nodes in graph order.
-        other_multiply_adds: of MatMul, Gemm and Conv.
+        other_multiply_adds: those of MatMul, Gemm and Conv.
         uncounted: MatMul, Gemm and Conv nodes whose shapes the file does not state; they are not in
             ``other_multiply_adds``.
     """

@@ -108,7 +108,7 @@ def random_input(spec: TensorSpec, shape: Sequence[int] | None = None, seed: int
     Args:
         spec: the input.
         shape: its sizes; needed where the model leaves some free.
-        seed: of the random numbers.
+        seed: the random numbers'.
 
     Raises:
         UsageError: free sizes are not given.

@@ -48,7 +48,7 @@ class Checkpoint:
         path: the file or folder read.
         name: file or folder name.
         state_dict: official keys, tensors in float32 (buffers of integers as they are).
-        sha256: of the file read; of the digests of all shards, for a sharded folder.
+        sha256: the hash of the file read; of the digests of all shards, for a sharded folder.
         evidence: statements about the architecture, the most direct first.
         hugging_face: the Hugging Face configuration, if there is one.
         preprocessing: the file's own preprocessing, if it says.
@@ -57,7 +57,7 @@ class Checkpoint:
         warnings: readings and choices.
         head: a segmentation head beside the network, with its weights.
         whole_configuration: Hugging Face's configuration of the whole model, where the network is a part of it.
-        training: what mmcv and mmengine store beside weights.
+        training: the entries that mmcv and mmengine store beside weights.
         others: parts of the file beside the network and its head.
     """
 

@@ -89,7 +89,7 @@ class ModelMetadata:
             "detectron2" (see ``runtime/results/queries.py``).
         config: the network's full description, ``None`` if the file does not say.
         inputs: shape of every input that the file was exported and verified with, by name.
-        windows: of a module exported with windows in place of full attention: each layer and its window, in words.
+        windows: each layer that was given a window in place of full attention, with the window, in words.
     """
 
     architecture: str

@@ -1,4 +1,4 @@
-"""What mmcv and mmengine store beside weights: the training configuration, class names and colours.
+"""Entries of mmcv and mmengine beside weights: the training configuration, class names and colours.
 
 mmcv writes ``{meta: {config, CLASSES, PALETTE}, state_dict}``, mmengine ``{meta: {cfg, dataset_meta}, state_dict}``.
 """
@@ -15,7 +15,7 @@ from na_deploy.models.preprocessing import Preprocessing, shortest_side
 
 @dataclass(frozen=True)
 class MMConfig:
-    """What a file says.
+    """Statements of a file.
 
     Attributes:
         assignments: the configuration's values by name, empty if there is none.

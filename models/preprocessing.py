@@ -80,8 +80,9 @@ class Preprocessing:
             photographs become the input, so it takes arrays alone.
         resize: the shorter side of the rectangle to cover before the crop, or of "shortest-side", in pixels.
         longest: most pixels of the longer side; only for "shortest-side".
-        divisor: what both sides are made multiples of; only for "shortest-side".
-        filling: how: zeros right and bottom after normalisation (Detectron2, mmsegmentation), or stretched a little
+        divisor: the number that both sides are made multiples of; only for "shortest-side".
+        filling: the way to reach the multiple: zeros right and bottom after normalisation (Detectron2,
+            mmsegmentation), or stretched a little
             (transformers); only for "shortest-side".
         mean: per channel, in the unit after ``scale``; one entry means greyscale.
         std: likewise.

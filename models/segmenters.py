@@ -39,7 +39,7 @@ class LoadedSegmenter:
     Attributes:
         module: in evaluation mode, float32, without gradients.
         head: the head's description.
-        metadata: what an exported file will say.
+        metadata: the description for an exported file.
     """
 
     module: nn.Module
@@ -62,7 +62,7 @@ def load_segmenter(
         head: its head.
         resolved: its backbone, whose weights were checked.
         backbone_weights: in the official layout.
-        task: what the user asked for: "semantic", "instance" or "panoptic".
+        task: the user's choice: "semantic", "instance" or "panoptic".
         warnings: gets a sentence for everything that was not in the file.
 
     Raises:

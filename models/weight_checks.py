@@ -19,7 +19,7 @@ def check_weights(
         weights: the file's, by the network's names.
         expected: the network's shapes.
         path: for messages.
-        network: what the weights should be, "a nat network" for instance.
+        network: the expected kind, "a nat network" for instance.
 
     Raises:
         CheckpointError: something is missing, unexpected or of another shape.

@@ -88,7 +88,7 @@ class Session(Closeable):
         path: the file the model was read from.
         inputs: specs of the arrays that ``run`` takes.
         outputs: specs of the arrays that ``run`` returns.
-        metadata: what the exporter recorded in the file, ``None`` for a model from elsewhere.
+        metadata: the exporter's record in the file, ``None`` for a model from elsewhere.
         backend: the backend's name.
         device: the processor or GPU it runs on, in words.
         library: the operator library, where attention runs on it; ``None`` where the function bodies do.

@@ -52,7 +52,7 @@ class Ran:
 
 
 class Observer(Protocol):
-    """Is told of what happens, on the event loop."""
+    """Observer of what happens, called on the event loop."""
 
     def ran(self, items: int, requests: int, compute_ns: int) -> None:
         """Take note of a run that ended well."""
@@ -77,8 +77,8 @@ class Batcher:
 
     Args:
         run: runs the model.
-        batching: how requests share runs.
-        threads: where ``run`` is called; has room for as many calls at once as ``batching`` allows.
+        batching: the rules by which requests share runs.
+        threads: those that call ``run``; has room for as many calls at once as ``batching`` allows.
         observer: told of runs and of the queue's length.
     """
 
@@ -108,8 +108,8 @@ class Batcher:
             inputs: arrays by name; with ``items`` entries along their first axis where requests share runs.
             outputs: names of those wanted.
             items: entries along the first axis.
-            key: what requests of one run have in common, such as the sizes of all other axes.
-            timeout_us: how long the request may wait for its turn; 0 for as long as it takes.
+            key: the properties that requests of one run share, such as the sizes of all other axes.
+            timeout_us: microseconds that the request may wait for its turn; 0 for as long as it takes.
 
         Raises:
             UnavailableError: too many wait already, or the model is being unloaded.

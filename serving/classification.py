@@ -22,7 +22,7 @@ def classify(name: str, array: Array, count: int, labels: Mapping[int, str], bat
         array: (items, …) where ``batched``, else one item; all other axes count as classes.
         count: classes per item; all of them if there are fewer.
         labels: names by class number.
-        batched: whether the first axis counts items.
+        batched: true where the first axis counts items.
 
     Raises:
         InvalidRequestError: the output holds no numbers, or so many classes are asked for that listing them is no

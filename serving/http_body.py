@@ -39,7 +39,7 @@ async def request_body(
     """Yield the body; its bytes count as pending until the block ends.
 
     Args:
-        request: where it comes from.
+        request: its origin.
         service: whose limits hold.
         largest: bytes that are taken here, if fewer than the server takes elsewhere.
 

@@ -27,7 +27,7 @@ class Guard:
     """An ASGI application in front of another.
 
     Args:
-        app: what answers requests that pass.
+        app: the application that answers requests that pass.
         host: the address the server listens on.
         allowed: further names it is called by, as behind a proxy.
     """

@@ -36,7 +36,7 @@ class OpenedModel:
         max_batch: items of one run; 0 where requests cannot share one, and the first axis is like any other.
         labels: class names by number, empty if unknown.
         logits: the output with one number per class, if the model is a classifier.
-        preprocessing: how images become its input, if it is one for images.
+        preprocessing: the way from images to its input, if it is one for images.
         seconds: time it took to be ready.
     """
 

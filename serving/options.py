@@ -17,8 +17,8 @@ class ServeOptions:
         allowed_hosts: further names that requests may call the server by, as behind a proxy.
         port: HTTP port; 0 takes a free one.
         grpc_port: gRPC port; 0 takes a free one, ``None`` serves no gRPC.
-        batching: how requests share runs.
-        versions: how many versions of a model are served, the newest that load.
+        batching: the rules by which requests share runs.
+        versions: the number of versions of a model that are served, the newest that load.
         threads: threads inside one operator; ``None`` leaves the choice to the runtime.
         custom_operators: use our operator library where it is installed.
         labels: class names for models that bring none.

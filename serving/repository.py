@@ -39,7 +39,7 @@ class Repository:
 
     Args:
         paths: files, bundles and folders.
-        options: how models are served.
+        options: of serving the models.
         metrics: told of models.
     """
 

@@ -48,7 +48,7 @@ class InferRequest:
         raw: the only input's bytes alone, for a request without a header; type and shape are then the model's.
         outputs: those wanted; all of them if empty.
         binary_outputs: outputs that do not say otherwise go back as bytes (HTTP).
-        timeout_us: how long the request may wait for its turn, in microseconds; 0 for as long as it takes.
+        timeout_us: microseconds that the request may wait for its turn; 0 for as long as it takes.
     """
 
     id: str = ""
@@ -69,9 +69,9 @@ class InferResponse:
         id: the request's.
         outputs: in the order asked for.
         binary: names of the outputs that go back as bytes (HTTP).
-        queue_ns: how long it waited for its turn.
-        compute_ns: how long the run took that it was part of.
-        batch: how many items ran together in it.
+        queue_ns: nanoseconds that it waited for its turn.
+        compute_ns: nanoseconds of the run that it was part of.
+        batch: the items of that run.
     """
 
     model: str

@@ -24,9 +24,9 @@ class ServedModel:
     """A model that answers requests. Belongs to one event loop.
 
     Attributes:
-        source: what it was loaded from.
+        source: its origin.
         opened: session, labels, preprocessing.
-        statistics: what it has done.
+        statistics: its figures.
     """
 
     def __init__(self, source: Source, opened: OpenedModel, options: ServeOptions, metrics: Metrics) -> None:

@@ -50,7 +50,7 @@ async def serve(
 
     Args:
         paths: files, bundles and folders of models.
-        options: how they are served.
+        options: the server's.
         announce: called with what people should read when the server is ready.
         started: told the ports when the server is ready.
         stop: ends the server when set, instead of signals.

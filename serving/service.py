@@ -49,10 +49,10 @@ class Service:
 
     Attributes:
         repository: its models.
-        options: how it serves.
+        options: the server's.
         metrics: its figures.
-        ready: whether it wants requests: all models are loaded, and it is not stopping.
-        started: whether all models have been loaded.
+        ready: true while it wants requests: all models are loaded, and it is not stopping.
+        started: true once all models have been loaded.
         in_progress: requests that have begun and not ended.
         ended: set when requests in progress are not waited for any longer.
     """

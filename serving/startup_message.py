@@ -19,8 +19,8 @@ def startup_message(served: list[ServedModel], host: str, port: int, grpc_port: 
     Args:
         served: the newest version of every model.
         host: the address the server listens on.
-        port: of HTTP.
-        grpc_port: of gRPC, ``None`` without.
+        port: the HTTP port.
+        grpc_port: the gRPC port, ``None`` without.
     """
     address = f"{connectable(host)}:{port}"
     lines = [f"Serving {_listed(served)}"]

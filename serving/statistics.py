@@ -35,7 +35,7 @@ class Statistics:
         items: items answered: a request of batch 3 counts 3.
         executions: runs of the model.
         batches: runs by items in them.
-        last_ms: when the last request came, in milliseconds since 1970.
+        last_ms: time of the last request, in milliseconds since 1970.
     """
 
     success: Duration = field(default_factory=Duration)

@@ -35,8 +35,8 @@ class Mask2FormerConfig:
         layers: layers of the decoder.
         heads: attention heads.
         feedforward: hidden width of each layer.
-        projected: whether the pixel decoder's maps are projected to ``hidden`` channels.
-        pre_norm: whether norms stand before each step instead of behind it.
+        projected: true where the pixel decoder's maps are projected to ``hidden`` channels.
+        pre_norm: true where norms stand before each step instead of behind it.
     """
 
     pixel_decoder: DeformableConfig
@@ -51,7 +51,7 @@ class Mask2FormerConfig:
 
 
 class AttentionMask(nn.Module):
-    """Where queries may not look: outside their masks. A module of its own, so that verification can watch it."""
+    """Mask of places where queries may not look: outside their masks. A module of its own, so that verification can watch it."""
 
     def forward(self, logits: Tensor) -> Tensor:
         """Map mask logits (B, Q, N) to true where a query must not look."""

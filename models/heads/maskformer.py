@@ -36,7 +36,7 @@ class MaskFormerConfig:
         layers: layers of the decoder.
         heads: attention heads.
         feedforward: hidden width of each layer.
-        projected: whether the last map is projected to ``hidden`` channels first.
+        projected: true where the last map is projected to ``hidden`` channels first.
     """
 
     in_widths: tuple[int, ...]

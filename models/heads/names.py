@@ -1,4 +1,4 @@
-"""Where a head stands in a checkpoint, and its weights under the names of the networks here.
+"""Place of a head in a checkpoint, and its weights under the names of the networks here.
 
 Those are the official repositories' (mmsegmentation for UPerNet, Detectron2 for the others). Hugging Face's are
 renamed; packed projections of attention are split. Sources: the modules of transformers 4.53.3.

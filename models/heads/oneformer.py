@@ -31,9 +31,9 @@ class OneFormerConfig:
         heads: attention heads.
         feedforward: hidden width of each layer.
         task_length: numbers in a task's vector.
-        projected: whether the pixel decoder's maps are projected to ``hidden`` channels.
-        pre_norm: whether norms stand before each step instead of behind it.
-        task_norm: whether the task's token is normalised and is what all queries start from.
+        projected: true where the pixel decoder's maps are projected to ``hidden`` channels.
+        pre_norm: true where norms stand before each step instead of behind it.
+        task_norm: true where the task's token is normalised and is what all queries start from.
         eps: epsilon of the decoder's norms.
     """
 

@@ -30,16 +30,16 @@ _PIXELS, _DECODER = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 
 @dataclass(frozen=True)
 class Stated:
-    """What a configuration says about a head.
+    """Statements of a configuration about a head.
 
     Attributes:
-        source: where it stands, for messages.
+        source: its place, for messages.
         numbers: sizes that the weights' shapes give too, by name.
         heads: attention heads of the decoder.
-        pool_scales: of UPerNet.
-        align_corners: of UPerNet.
-        pre_norm: whether norms stand before each step.
-        task_norm: of OneFormer.
+        pool_scales: those of UPerNet.
+        align_corners: UPerNet's.
+        pre_norm: true where norms stand before each step.
+        task_norm: OneFormer's.
         eps: epsilon of OneFormer's norms.
     """
 

@@ -1,4 +1,4 @@
-"""What the heads that work with queries share: attention, sine positions, small networks, residual steps.
+"""Parts that the heads with queries share: attention, sine positions, small networks, residual steps.
 
 Tokens are (B, N, C). Softmax, normalisation and mask products are computed in float32 whatever the type of the weights.
 """
@@ -35,9 +35,9 @@ class Attention(nn.Module):
         """Attend from (B, Q, C) to (B, N, C).
 
         Args:
-            query: what asks.
-            key: what is compared with it.
-            value: what is averaged.
+            query: the vectors that ask.
+            key: the vectors they are compared with.
+            value: the vectors that are averaged.
             hidden: (B, Q, N), true where a query must not look; never for all of a query's keys.
         """
         q, k, v = (

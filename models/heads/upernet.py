@@ -24,7 +24,7 @@ class UPerNetConfig:
         width: channels of the head.
         num_classes: classes.
         pool_scales: sides of the maps that the last map is pooled to.
-        align_corners: how maps are scaled.
+        align_corners: the rule by which maps are scaled.
     """
 
     in_widths: tuple[int, ...]

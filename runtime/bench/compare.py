@@ -56,7 +56,7 @@ class Measurement:
     Attributes:
         label: the target.
         batch: items per call.
-        shapes: of the inputs, by name.
+        shapes: those of the inputs, by name.
         calls: timed calls.
         p50_ms: median latency of a call; half were faster.
         p90_ms: nine of ten were faster.

@@ -26,7 +26,7 @@ def semantic_map(scores: Array, view: View, *, logits: bool) -> tuple[IdMap, dic
 
     Args:
         scores: (classes, h, w).
-        view: where they lie.
+        view: their place in the picture.
         logits: true for logits, false for the scores of :func:`semantic_scores`.
 
     Returns:
@@ -88,7 +88,7 @@ def instances(
     Args:
         class_logits: (Q, classes + 1), the last for no object.
         mask_logits: (Q, h, w).
-        view: where masks lie, and whose rule holds.
+        view: the masks' place in the picture, and whose rule holds.
         thresholds: ``score`` and ``mask_size`` are used.
         things: classes that are taken; ``None`` for all.
     """
@@ -136,7 +136,7 @@ def panoptic_map(
     Args:
         class_logits: (Q, classes + 1), the last for no object.
         mask_logits: (Q, h, w).
-        view: where masks lie, and whose rule holds.
+        view: the masks' place in the picture, and whose rule holds.
         thresholds: ``score``, ``mask``, ``overlap`` and ``mask_size`` are used.
         fused: classes whose queries make one segment together, as stuff does.
 

@@ -28,7 +28,7 @@ class Segment:
         score: confidence of 0 to 1. Of a semantic segment, the mean share of its class in its pixels' scores.
         area: pixels.
         box: x, y, width and height of the smallest box around it, in pixels.
-        is_thing: whether its class is one of countable objects.
+        is_thing: true where its class is one of countable objects.
     """
 
     id: int

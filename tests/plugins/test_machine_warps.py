@@ -1,4 +1,4 @@
-"""What warps of the machine code's interpreter do together: exchange, branches, barriers, memory, matrices.
+"""Joint work of the warps of the machine code's interpreter: exchange, branches, barriers, memory, matrices.
 
 Layouts and rules are those of the PTX manual; expected values are worked out lane by lane.
 """

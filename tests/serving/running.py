@@ -87,7 +87,7 @@ def running(*paths: Path, **options: Any) -> Iterator[Running]:
     """Run a server over models until the block ends.
 
     Raises:
-        BaseException: what kept the server from starting, or made it fail.
+        BaseException: the error that kept the server from starting, or made it fail.
     """
     server = Running()
     given = ServeOptions(**{"port": 0, "grpc_port": 0, "drain": 10.0, "drain_delay": 0.0, "threads": 1, **options})

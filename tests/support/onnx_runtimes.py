@@ -85,7 +85,7 @@ def run(name: str, folder: Path | None, model: Path, inputs: Arrays, scratch: Pa
 
     Args:
         name: key of :data:`RUNTIMES`.
-        folder: of the runtime, from :func:`prepare`.
+        folder: the runtime's, from :func:`prepare`.
         model: an ONNX file.
         inputs: arrays by name.
         scratch: a folder to exchange arrays in.

@@ -1,4 +1,4 @@
-"""What counts of executed instructions allow to say about time: the least that each resource of a device needs.
+"""Bounds on time from counts of executed instructions: the least that each resource of a device needs.
 
 No time is measured. A bound is work divided by a rate that NVIDIA publishes; a kernel is slower than the largest of
 them, by as much as its warps wait. Rates per multiprocessor and clock (CUDA C++ Programming Guide, arithmetic
@@ -92,7 +92,7 @@ def warps_of_multiprocessor(launch: Launch, kernel: Kernel, device: Device) -> i
 
 @dataclass(frozen=True)
 class Counts:
-    """What a launch executes, all blocks together."""
+    """Counts of a launch, all blocks together."""
 
     classes: Mapping[str, float]
     """Instructions of warps by class."""

@@ -1,4 +1,4 @@
-"""What a compiled kernel says of itself: where its parameters lie in the constant bank, and the registers it takes.
+"""Description of a compiled kernel: its parameters' place in the constant bank, and the registers it takes.
 
 A cubin is an ELF file with sections ``.nv.info.KERNEL`` of attributes: a byte of form, a byte that names the attribute,
 and two bytes of value or of size (EIFMT and EIATTR of ``cuobjdump -elf``).

@@ -257,7 +257,7 @@ class Product:
 
 
 class Asynchronous:
-    """What runs on by itself: barriers, boxes on their way, products."""
+    """State that runs on by itself: barriers, boxes on their way, products."""
 
     def __init__(self, warps: int) -> None:
         self.barriers: dict[tuple[int, int], MemoryBarrier] = {}

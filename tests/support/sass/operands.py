@@ -1,4 +1,4 @@
-"""How instructions name the state: each operand becomes a function that returns, or takes, an array.
+"""Operands, by which instructions name the state: each operand becomes a function that returns, or takes, an array.
 
 Names are those of the listing: ``R4``, ``-R4``, ``|R4|``, ``~R4``, ``RZ``, ``UR4``, ``P0``, ``!UP1``,
 ``c[0x0][0x210]``, ``0x10``, ``-1.5``, ``+INF``, ``R4.H0_H0``. Readers may return an array of the state itself:
