@@ -33,6 +33,7 @@ _OPTIONAL = defs.OpSchema.FormalParameterOption.Optional
 _SINGLE = defs.OpSchema.FormalParameterOption.Single
 _ATTRIBUTE_TYPES = {
     AttributeProto.INTS: defs.OpSchema.AttrType.INTS,
+    AttributeProto.INT: defs.OpSchema.AttrType.INT,
     AttributeProto.FLOAT: defs.OpSchema.AttrType.FLOAT,
     AttributeProto.STRING: defs.OpSchema.AttrType.STRING,
 }
@@ -42,6 +43,7 @@ _ATTRIBUTE_TEXT = {
     "stride": "Neighbouring queries that share one window, one per spatial axis.",
     "is_causal": "1 where no later position is attended, one per spatial axis.",
     "scale": "Factor on the scores; 0 means head_dim**-0.5.",
+    "with_lse": "1 where the node has its second output; for TensorRT's plugin.",
     "plugin_version": "For TensorRT's parser.",
     "plugin_namespace": "For TensorRT's parser.",
 }

@@ -37,6 +37,7 @@ def build_library(folder: Path, architecture: str) -> Path:
     include = [f"-I{ROOT / 'plugins' / part}" for part in ("cuda", "core")]
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     nvcc = ["nvcc", "-std=c++17", "-O3", target, "-Xcompiler", "-fPIC,-fvisibility=hidden", *include]
+    nvcc.append('-DNA_DEPLOY_KERNEL_REVISION="gpu_check"')
     units = [CUDA / "na_cuda.cu", CUDA / "tactics.cpp", ROOT / "plugins/core/check.cpp"]
     units += write_units("NA_TILE_UNITS", "tile_unit.cu.in", "tile", folder)
     if architecture == "90a":

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import click
+
 from na_deploy.errors import UsageError
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists options under headings.
+
+    Attributes:
+        groups: heading to the names of its options, as parameters; the rest comes last, under "Other options".
+    """
+
+    groups: Mapping[str, Sequence[str]] = {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, heading by heading."""
+        left = {parameter.name: parameter for parameter in self.get_params(ctx)}
+        for heading, names in {**self.groups, "Other options": list(left)}.items():
+            records = [left.pop(name).get_help_record(ctx) for name in names if name in left]
+            if rows := [record for record in records if record is not None]:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+def grouped(groups: Mapping[str, Sequence[str]]) -> type[GroupedCommand]:
+    """Return a class of commands with these groups."""
+    return type("Grouped", (GroupedCommand,), {"groups": groups})
 
 
 def parse_indices(text: str | None) -> tuple[int, ...] | None:

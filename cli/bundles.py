@@ -1,4 +1,4 @@
-"""What commands that take a model also do with a bundle: open it, show what it says of itself."""
+"""Bundles in commands that take a model: opening one, showing its manifest."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _try_gpu(device: int, as_json: bool) -> bool:
     from rich.markup import escape
 
     from na_deploy.cli.gpu_cases import CASES
-    from na_deploy.cli.gpu_check import run_cases
+    from na_deploy.cli.gpu_check import Outcome, run_cases
     from na_deploy.cli.progress import progress_line
 
     with progress_line("starting") as progress:
@@ -70,8 +70,16 @@ def _try_gpu(device: int, as_json: bool) -> bool:
         return good
     listing = table("", "case", "seconds", "found", right=("seconds",))
     marks = {"passed": MARKS["works"], "skipped": MARKS["missing"], "failed": MARKS["broken"]}
+    alike: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
-        listing.add_row(marks[outcome.status], escape(outcome.name), f"{outcome.seconds:.1f}", escape(outcome.detail))
+        # What passed has figures of its own; what is missing is missing for many cases at once.
+        alike.setdefault((outcome.status, outcome.name if outcome.status == "passed" else outcome.detail), []).append(
+            outcome
+        )
+    for (status, _), cases in alike.items():
+        name = cases[0].name if len(cases) == 1 else f"{cases[0].name} and {len(cases) - 1} more"
+        seconds = sum(case.seconds for case in cases)
+        listing.add_row(marks[status], escape(name), f"{seconds:.1f}", escape(cases[0].detail))
     console().print(listing)
     click.echo(", ".join(f"{statuses.count(status)} {status}" for status in marks))
     return good

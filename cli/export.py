@@ -57,7 +57,13 @@ if TYPE_CHECKING:
     help="Turn full attention of package.module:factory into a window: "
     "layer=blocks.*.attn,grid=16x64x64,kernel=8x16x16,stride=1x4x8,text=first.",
 )
-@click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16 or bf16; inputs and outputs stay fp32.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Type of the arithmetic; inputs and outputs stay fp32.",
+)
 @click.option("--opset", type=int, help="ONNX operator set, 20 to 23; 22 by default.")
 @click.option("--external-data", is_flag=True, help="Write weights beside the model (always done above 2 GB).")
 @click.option(

@@ -40,7 +40,7 @@ class Skipped(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a case found.
+    """Outcome of a case.
 
     Attributes:
         name: the case.
@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """What the cases share.
+    """Files and models that the cases share.
 
     Attributes:
         folder: temporary files.

@@ -6,7 +6,10 @@ Nothing of what they do belongs here.
 
 from __future__ import annotations
 
+import codecs
+import difflib
 import errno
+import io
 import os
 import sys
 import traceback
@@ -25,6 +28,7 @@ COMMANDS = {
     "export": "Turn a checkpoint into one portable, verified ONNX file.",
     "flatten": "Inline an exported model's functions, for runtimes that know standard operators alone.",
     "build": "Build a bundle from an exported model: verified files, an engine, what they need.",
+    "build-kernels": "Compile the GPU kernels for this machine into the installed package.",
     "run": "Run an exported model on images or arrays.",
     "serve": "Serve models over HTTP and gRPC (Open Inference Protocol v2), with a page to try them.",
     "package": "Write models into a repository for NVIDIA Triton, or check one.",
@@ -38,6 +42,34 @@ COMMANDS = {
 """Name and one-line help; the command is ``command`` in ``na_deploy.cli.<name>``."""
 
 INTERRUPTED = 130
+
+_PLAIN = "na_deploy.plain"
+_SPELLED = str.maketrans(
+    {
+        "×": "x",
+        "µ": "u",
+        "–": "-",
+        "—": "-",
+        "…": "...",
+        "·": ".",
+        "─": "-",
+        "█": "#",
+        "✗": "x",
+        "✓": "+",
+        "→": "->",
+        "°": "",
+    }
+)
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """Replace what an encoding lacks by what is nearest to it; for ``codecs.register_error``."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(_SPELLED)
+    return text.encode("ascii", "replace").decode(), error.end
+
+
+codecs.register_error(_PLAIN, _spelled)
 
 
 @dataclass
@@ -54,8 +86,18 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = import_module(f"na_deploy.cli.{cmd_name}").command
+        found: click.Command = import_module(f"na_deploy.cli.{cmd_name.replace('-', '_')}").command
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is asked for; a wrong name is answered with those that are near."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 2)
+            meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"there is no command {args[0]!r}; {meant}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -93,6 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Failures are printed to stderr."""
     state = _State()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_PLAIN)  # terminals and pipes that take ASCII only
     warnings.showwarning = _warn
     try:
         code = cli.main(args=arguments, prog_name="na-deploy", standalone_mode=False, obj=state)

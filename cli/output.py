@@ -1,4 +1,4 @@
-"""How commands print: tables for people, JSON for programs, numbers with units."""
+"""Printing for commands: tables for people, JSON for programs, numbers with units."""
 
 from __future__ import annotations
 

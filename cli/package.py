@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from na_deploy.cli.arguments import grouped
 from na_deploy.cli.build import parse_sizes
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from na_deploy.deployment.repository import PackagedModel
 
 
-@click.command()
+@click.command(
+    cls=grouped(
+        {
+            "Repository": ("output", "target", "checked", "mount", "cluster"),
+            "Model": ("backend", "name", "version", "serve_versions", "labels", "preprocess", "operators"),
+            "Batches and queue": ("max_batch", "preferred", "batch_delay_us", "queue", "timeout_ms", "cache"),
+            "Running": ("instances", "device", "gpus", "threads", "warm_up", "size", "cuda_graphs"),
+        }
+    )
+)
 @click.argument("models", type=click.Path(path_type=Path), nargs=-1)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The model repository; made, or added to.")
 @click.option(

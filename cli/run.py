@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     help="Write a picture of the segments (.png, .jpg, or a folder for several), or the raw outputs (.npy, .npz).",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per operator; the runtime decides by default.")
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx", "openvino", "torch"]),
+    help="Runtime to use; by default the model's own.",
+)
+@click.option("--device", type=click.IntRange(min=0), help="Number of the GPU to run on.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: Path,
@@ -43,6 +49,8 @@ def command(
     task: str | None,
     output: Path | None,
     threads: int | None,
+    backend: str | None,
+    device: int | None,
     as_json: bool,
 ) -> None:
     """Run MODEL on INPUTS: images, or one .npy array that is passed as it is.
@@ -65,14 +73,14 @@ def command(
             "picture"
         )
     started = perf_counter()
-    with load(model, threads=threads) as session:
+    with load(model, backend, threads=threads, device=device) as session:
         if segments_asked(session, inputs, output):
             loaded = perf_counter()
             run_segmenter(session, inputs, labels, threshold, task, output, loaded - started, as_json=as_json)
             return
-        for option, given in (("--threshold", threshold), ("--task", task), ("a picture", drawing or None)):
+        for option, given in (("--threshold", threshold), ("--task", task), ("-o with a picture", drawing or None)):
             if given is not None:
-                raise UsageError(f"{model.name} gives no segments of these inputs; leave {option} away")
+                raise UsageError(f"{model.name} gives no segments of these inputs; remove {option}")
         if output is not None and output.suffix == ".npy" and len(session.outputs) > 1:
             raise UsageError(f"{model.name} has {len(session.outputs)} outputs; write them to a .npz file")
         answer = answer_of(session.outputs, session.metadata, labelled=labels is not None)

@@ -1,4 +1,4 @@
-"""Whether neighborhood attention runs here, in the function body and in the operator library, against float64."""
+"""Check that neighborhood attention runs here, in the function body and in the operator library, against float64."""
 
 from __future__ import annotations
 

@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from na_deploy.cli.arguments import grouped
+from na_deploy.cli.output import print_json
 from na_deploy.optional_dependencies import serve_libraries
 
+if TYPE_CHECKING:
+    from na_deploy.serving.service import Service
+
 _MIB = 1 << 20
+_GROUPS = {
+    "Addresses": ("host", "port", "grpc_port", "no_grpc", "allowed_hosts"),
+    "Models": ("versions", "poll", "allow_model_control", "labels"),
+    "Running": ("max_batch", "batch_delay_ms", "instances", "threads", "no_custom_operators"),
+    "Limits": (
+        "queue_limit",
+        "max_request_bytes",
+        "max_pending_bytes",
+        "max_connections",
+        "max_image_pixels",
+        "client_timeout",
+    ),
+    "Stopping": ("drain", "drain_delay"),
+    "Output": ("log_requests", "as_json"),
+}
 
 
-@click.command()
+@click.command(cls=grouped(_GROUPS))
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--allowed-host",
@@ -55,17 +76,25 @@ _MIB = 1 << 20
     default=64 * _MIB,
     show_default=True,
     type=click.IntRange(1024, 2**31 - 2 * _MIB),
-    help="Of one request, also after decompression.",
+    help="Bytes of one request, also after decompression.",
 )
 @click.option(
     "--max-pending-bytes",
     default=1024 * _MIB,
     show_default=True,
     type=click.IntRange(1024),
-    help="Of all requests in progress.",
+    help="Bytes of all requests in progress.",
 )
-@click.option("--max-connections", default=1000, show_default=True, type=click.IntRange(1), help="At the same time.")
-@click.option("--max-image-pixels", default=50_000_000, show_default=True, type=click.IntRange(1), help="Of one image.")
+@click.option(
+    "--max-connections",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="HTTP connections, and gRPC calls, at the same time.",
+)
+@click.option(
+    "--max-image-pixels", default=50_000_000, show_default=True, type=click.IntRange(1), help="Pixels of one image."
+)
 @click.option(
     "--client-timeout",
     default=30.0,
@@ -89,7 +118,8 @@ _MIB = 1 << 20
 )
 @click.option("--no-custom-operators", is_flag=True, help="Run on the function bodies, without the operator library.")
 @click.option("--log-requests", is_flag=True, help="Write a line for every request.")
-def command(models: tuple[Path, ...], no_grpc: bool, no_custom_operators: bool, **given: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print addresses and models as JSON once they are ready.")
+def command(models: tuple[Path, ...], no_grpc: bool, no_custom_operators: bool, as_json: bool, **given: Any) -> None:
     """Serve MODELS: files, bundles, or folders of them with numbered versions.
 
     Speaks the Open Inference Protocol v2 over HTTP and gRPC, as NVIDIA Triton and KServe do, and shows a page to drop
@@ -111,7 +141,22 @@ def command(models: tuple[Path, ...], no_grpc: bool, no_custom_operators: bool, 
     options = ServeOptions(custom_operators=not no_custom_operators, **given)
     assert {field.name for field in fields(ServeOptions)} == {*given, "custom_operators"}
     _log_to_stderr()
-    asyncio.run(serve(list(models), options, click.echo))
+    announce = (lambda _: None) if as_json else click.echo
+    asyncio.run(serve(list(models), options, announce, _print_addresses if as_json else None))
+
+
+def _print_addresses(service: Service, port: int, grpc_port: int | None) -> None:
+    from na_deploy.serving.startup_message import connectable
+
+    host = connectable(service.options.host)
+    print_json(
+        {
+            "http": f"http://{host}:{port}",
+            "grpc": None if grpc_port is None else f"{host}:{grpc_port}",
+            "models": service.catalogue(),
+        }
+    )
+    sys.stdout.flush()  # a program that waits for this line reads it through a pipe
 
 
 def _log_to_stderr() -> None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from na_deploy.cli.bundles import opened_bundle
+from na_deploy.cli.export_module import names_a_factory
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
-from na_deploy.errors import VerificationError
+from na_deploy.cli.verify_module import verify_factory
+from na_deploy.errors import UsageError, VerificationError
 from na_deploy.optional_dependencies import export_libraries
 
 if TYPE_CHECKING:
@@ -27,7 +29,22 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--arch", help="Architecture; by default what MODEL's metadata says.")
 @click.option("--dilations", help="Dilations; by default what MODEL's metadata says.")
-@click.option("--input", "shape", help="Input to try, as 1x3x224x224; by default MODEL's own size.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="1x3x224x224",
+    help="Input to try; MODEL's own size by default; name=sizes for package.module:factory.",
+)
+@click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory.")
+@click.option("--natten", metavar="0.17", help="Interface that package.module:factory needs, as for export.")
+@click.option(
+    "--set-window",
+    "windows",
+    multiple=True,
+    metavar="layer=…,kernel=…",
+    help="Windows that package.module:factory was exported with.",
+)
 @click.option("--tolerance", type=float, help="Largest accepted relative difference; by default that of MODEL's dtype.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -35,16 +52,33 @@ def command(
     model: Path,
     arch: str | None,
     dilations: str | None,
-    shape: str | None,
+    inputs: tuple[str, ...],
+    weights: Path | None,
+    natten: str | None,
+    windows: tuple[str, ...],
     tolerance: float | None,
     as_json: bool,
 ) -> None:
     """Compare MODEL, an exported ONNX file or a bundle, with CHECKPOINT run in PyTorch float32.
 
+    Written package.module:factory, CHECKPOINT is a function that returns the module MODEL was exported from; this
+    imports and runs that Python.
+
     Every output and every neighborhood attention layer is compared on a random image. A bundle is also run as it was
     built, with its engine or library; where that differs, its attention layers are compared one by one. The exit code
     is 1 above the tolerance.
     """
+    if names_a_factory(checkpoint):
+        if arch is not None or dilations is not None:
+            raise UsageError(f"--arch and --dilations are for checkpoints; {checkpoint} builds its own module")
+        verify_factory(str(checkpoint), model, inputs, weights, natten, windows, tolerance, as_json=as_json)
+        return
+    for option, given in (("--weights", weights), ("--natten", natten), ("--set-window", windows or None)):
+        if given is not None:
+            raise UsageError(f"{option} goes with package.module:factory; a checkpoint is a model by itself")
+    if len(inputs) > 1:
+        raise UsageError(f"a checkpoint takes one --input, got {len(inputs)}")
+    shape = inputs[0] if inputs else None
     with progress_line("starting") as progress:
         with export_libraries("comparing with a checkpoint"):
             from na_deploy.cli.verify_bundle import usual_input, verify_bundle

@@ -46,7 +46,7 @@ class BundleReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every output is within tolerance."""
+        """Tell whether every output is within tolerance."""
         return self.worst.relative <= self.tolerance
 
 

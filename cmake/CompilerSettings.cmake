@@ -10,10 +10,10 @@ set(CMAKE_CXX_VISIBILITY_PRESET hidden)
 set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
 set_target_properties(highway PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
 
-# Link what is ours to this for its warnings.
+# Our own targets link to this: warnings, which are errors.
 add_library(na_deploy_warnings INTERFACE)
 if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
-  target_compile_options(na_deploy_warnings INTERFACE -Wall -Wextra -Wshadow -Wno-psabi)
+  target_compile_options(na_deploy_warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-psabi -Werror)
 endif()
 if(NA_DEPLOY_SANITIZE)
   add_compile_options(-fsanitize=${NA_DEPLOY_SANITIZE} -fno-omit-frame-pointer)

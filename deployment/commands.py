@@ -14,7 +14,7 @@ IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 """NVIDIA's container; a TensorRT engine needs the one whose TensorRT it was built with."""
 
 OWN_IMAGE = "na-deploy-triton"
-"""What the generated Dockerfile is tagged as: NVIDIA's container with na-deploy in its Python."""
+"""Tag of the generated Dockerfile's image: NVIDIA's container with na-deploy in its Python."""
 
 CACHE_BYTES = 256 << 20
 

@@ -17,7 +17,7 @@ from na_deploy.model_file.tensors import TensorSpec
 
 PLATFORMS = {"tensorrt": "tensorrt_plan", "onnxruntime": "onnxruntime_onnx", "python": ""}
 MODEL_FILES = {"tensorrt": "model.plan", "onnxruntime": "model.onnx", "python": "model.py"}
-"""What each backend opens in a version's folder."""
+"""File that each backend opens in a version's folder."""
 
 LABELS = "labels.txt"
 PLUGIN_LIBRARY = "libna_deploy_trt.so"

@@ -96,9 +96,10 @@ _OLD_ARGUMENTS = ("dim", "bias", "rel_pos_bias", "rpb", "attn_drop")
 def _advice(error: BaseException) -> str:
     """Return what to try where the error is about natten's interface."""
     text = str(error)
-    old_arguments = "unexpected keyword argument" in text and (
-        "'dim'" in text or "'rel_pos_bias'" in text or "'bias'" in text
-    )
-    if "natten" in text.lower() or "NeighborhoodAttention" in text or old_arguments:
+    unexpected = "unexpected keyword argument" in text
+    if unexpected and any(f"'{name}'" in text for name in _NEW_ARGUMENTS):
+        return "; this is written for natten 0.20 or later: remove --natten, or give 0.21"
+    old_argument = unexpected and any(f"'{name}'" in text for name in _OLD_ARGUMENTS)
+    if "natten" in text.lower() or "NeighborhoodAttention" in text or old_argument:
         return "; for code written for an older natten give --natten 0.14, 0.15 or 0.17"
     return ""

@@ -132,6 +132,11 @@ def export_module(
             expected = tensors_of(outputs)
             if not expected:
                 raise UsageError(f"{type(module).__name__} returns no tensor, got {type(outputs).__name__}")
+            if not all(bool(tensor.isfinite().all()) for tensor in expected if tensor.is_floating_point()):
+                raise NaDeployError(
+                    f"{type(module).__name__} itself returns NaN or infinity in PyTorch for these example inputs, so "
+                    "its file cannot be verified; give inputs in its range from Python (na_deploy.export)"
+                )
             traced = network if is_traceable(outputs) else PlainOutputs(network)
             report("tracing")
             model = _trace(traced, inputs, dynamic or {}, output_names, opset, complex_numbers)

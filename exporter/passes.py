@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from na_deploy import __version__
-from na_deploy.attention.schema import DOMAIN, OPERATORS, PACKED_OPERATOR, SEPARATE_OPERATOR, VERSION
+from na_deploy.attention.schema import DOMAIN, OPERATORS, PACKED_OPERATOR, SEPARATE_OPERATOR, VERSION, WITH_LSE
 from na_deploy.attention.tiling import tiled_pairs
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.exporter.function_body import BodyFeatures, packed_function, separate_function
@@ -187,6 +187,8 @@ def embed_function_bodies(model: ir.Model, opset: int) -> None:
             if features.lse and len(node.outputs) == 1:
                 node.resize_outputs(2)
                 node.outputs[1].name = f"{node.name}.lse"
+            if len(node.outputs) > 1:
+                node.attributes.add(ir.AttrInt64(WITH_LSE, 1))
 
 
 def _scores(node: ir.Node) -> int:

@@ -27,7 +27,8 @@ def read_model(path: Path) -> onnx.ModelProto:
         NaDeployError: the file is not an ONNX model, or is damaged.
     """
     if not path.is_file():
-        raise UsageError(f"{path} is not a file; give the path of an exported .onnx file")
+        given = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(f"{path} {given}; give the path of an exported .onnx file")
     try:
         model = onnx.load(path, load_external_data=False)
     except OSError as error:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from na_deploy.errors import CheckpointError, MissingDependencyError
+from na_deploy.errors import CheckpointError, MissingDependencyError, UsageError
 from na_deploy.models.inert_pickle import InertPickle, Unread
 
 _KNOWN_STARTS = {
@@ -40,10 +40,11 @@ def read_file(path: Path, warnings: list[str] | None = None) -> Any:
         warnings: gets a sentence about objects in the file that were not built.
 
     Raises:
-        CheckpointError: not there, empty, truncated, or no checkpoint; the message says which.
+        UsageError: the file does not exist.
+        CheckpointError: empty, truncated, or no checkpoint; the message says which.
     """
     if not path.exists():
-        raise CheckpointError(f"cannot read {path}: there is no such file; check the path")
+        raise UsageError(f"{path} does not exist; give the path of a checkpoint")
     try:
         with path.open("rb") as stream:
             start = stream.read(64)

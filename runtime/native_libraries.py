@@ -74,6 +74,24 @@ def gpu_capabilities(library: Path) -> str:
     return text.decode()
 
 
+def try_gpu_kernels(library: Path, device: int) -> str:
+    """Launch a tiny kernel of the operator library on a GPU; return an empty string, or what CUDA answers in words.
+
+    Kernels in a file are no proof that this machine's driver and device run them. Makes a CUDA context on the device.
+
+    Args:
+        library: the operator library, compiled with GPU kernels.
+        device: number of the GPU.
+    """
+    loaded = ctypes.CDLL(str(library))
+    error = int(loaded.na_cuda_try(ctypes.c_int32(device)))
+    if error == 0:
+        return ""
+    loaded.na_cuda_error.restype = ctypes.c_char_p
+    words: bytes = loaded.na_cuda_error(ctypes.c_int32(error))
+    return f"CUDA answers the trial launch with error {error}, {words.decode()}"
+
+
 def register(settings: Any, library: Path) -> None:
     """Register the library in ``onnxruntime.SessionOptions``, once: ONNX Runtime refuses a second time.
 

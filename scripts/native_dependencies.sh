@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-folder=$PWD/build/native
+folder=${NA_DEPLOY_FETCH_FOLDER:-$PWD/build/native}
 # The first release of Debian that has ONNX Runtime.
 release=trixie
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg

@@ -27,6 +27,7 @@ bash scripts/triton_server.sh build/wheel/*.whl
 echo "== Style"
 ruff check .
 ruff format --check .
+git ls-files 'plugins/*' 'examples/*' | grep -E '\.(h|cpp|cu|cuh)$' | xargs clang-format --dry-run --Werror
 echo "== Types"
 mypy
 echo "== Imports"

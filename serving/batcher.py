@@ -26,7 +26,7 @@ Run = Callable[[Arrays, Sequence[str]], Arrays]
 
 @dataclass(frozen=True)
 class Batching:
-    """How requests share runs.
+    """Rules by which requests share runs.
 
     Attributes:
         largest: items in one run; 1 for a model that takes one request at a time.
@@ -58,7 +58,7 @@ class Observer(Protocol):
         """Take note of a run that ended well."""
 
     def waiting(self, requests: int) -> None:
-        """Take note of how many requests wait."""
+        """Take note of the number of requests that wait."""
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -96,7 +96,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
+        """Number of requests that wait."""
         return len(self._queue)
 
     def submit(

@@ -1,4 +1,4 @@
-"""What a server says of itself and its models: metadata, configuration, statistics, index; as JSON types.
+"""A server's description of itself and its models: metadata, configuration, statistics, index; as JSON types.
 
 The gRPC messages are made from the same objects, so that both protocols say the same.
 """

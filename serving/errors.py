@@ -1,4 +1,4 @@
-"""What can go wrong with a request, with the status each protocol reports. Messages are for clients: one sentence.
+"""Failures of requests, with the status that each protocol reports. Messages are for clients: one sentence.
 
 Nothing that reaches a client names a folder of this machine: :func:`public_text` sees to that for messages that come
 from elsewhere.

@@ -16,7 +16,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name means this machine alone."""
+    """Tell whether an address or name means this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -57,7 +57,7 @@ class Guard:
         return None
 
     def _is_own(self, origin: str, host: str) -> bool:
-        """Whether a page's origin is this server: the host it is called by now, or another of its names."""
+        """Tell whether a page's origin is this server: the host it is called by now, or another of its names."""
         try:
             return urlsplit(origin).netloc == host or _name(origin) in self._allowed
         except ValueError:

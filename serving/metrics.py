@@ -1,4 +1,4 @@
-"""What Prometheus reads: requests, batch sizes, waiting and computing time, which backend runs.
+"""Figures that Prometheus reads: requests, batch sizes, waiting and computing time, which backend runs.
 
 Labels are names of models that are served and values of ours, never text from a request.
 """

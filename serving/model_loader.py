@@ -117,7 +117,7 @@ def _example(session: Session, preprocessing: Preprocessing | None) -> dict[str,
 
 
 def _free_first_axis(session: Session) -> bool:
-    """Whether the first axis of every input and output is free and the same."""
+    """Tell whether the first axis of every input and output is free and the same."""
     specs: tuple[TensorSpec, ...] = session.inputs + session.outputs
     names = {spec.shape[0] if spec.shape else 1 for spec in specs}
     # ONNX Runtime leaves free axes without a name apart; sessions name each after its tensor and axis.

@@ -1,4 +1,4 @@
-"""What a server may be told: addresses, batching, limits. Values and their defaults only."""
+"""Options of a server: addresses, batching, limits. Values and their defaults only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from na_deploy.serving.batcher import Batching
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How models are served.
+    """Options of a server.
 
     Attributes:
         host: address to listen on.
@@ -24,13 +24,13 @@ class ServeOptions:
         labels: class names for models that bring none.
         poll: seconds between looks for new, changed and removed models; 0 never looks.
         allow_model_control: clients may load and unload models.
-        max_request_bytes: of one request, also after decompression.
-        max_pending_bytes: of all requests being read or waiting.
+        max_request_bytes: bytes of one request, also after decompression.
+        max_pending_bytes: bytes of all requests that are read or wait.
         max_connections: HTTP connections at a time.
-        max_image_pixels: of one image.
+        max_image_pixels: pixels of one image.
         client_timeout: seconds a client may take to send a request, or to take a waiting answer.
         drain: seconds that requests in progress have to end when the server stops.
-        drain_delay: seconds of those in which everything is still taken, while readiness says no.
+        drain_delay: part of ``drain`` in which requests are still taken, while readiness says no.
         log_requests: write a line for every request.
     """
 

@@ -40,7 +40,7 @@ class RequestedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """What a client asks of a model.
+    """One inference that a client asks for.
 
     Attributes:
         id: the client's own, given back.
@@ -108,7 +108,7 @@ def refuse_shared_memory(name: str, parameters: Parameters) -> None:
     """Refuse a tensor that lies in shared memory.
 
     Raises:
-        UnsupportedError: it does.
+        UnsupportedError: the tensor lies in shared memory.
     """
     if parameters.get("shared_memory_region") is not None:
         raise UnsupportedError(f"tensor {name!r} lies in shared memory, which is not supported; send it in the request")
@@ -137,7 +137,7 @@ def check_names(kind: str, names: list[str]) -> None:
     """Refuse a name that occurs twice, and lists too long to be meant.
 
     Raises:
-        InvalidRequestError: there is one.
+        InvalidRequestError: a name occurs twice, or there are too many.
     """
     if len(names) > MOST_TENSORS:
         raise InvalidRequestError(f"the request has {len(names)} {kind}; at most {MOST_TENSORS} are read")

@@ -34,7 +34,7 @@ FORMATS = ("json", "png", "overlay")
 
 @dataclass(frozen=True)
 class SegmentRequest:
-    """What a client asks for.
+    """Options of a request for segments.
 
     Attributes:
         form: one of :data:`FORMATS`.

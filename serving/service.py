@@ -74,7 +74,7 @@ class Service:
         """Run a model on tensors.
 
         Raises:
-            RequestError: why not.
+            RequestError: the request is not carried out; its subclass says why.
         """
         self._check_started()
         served = self.repository.get(model, version)
@@ -109,7 +109,7 @@ class Service:
             The best classes, most probable first, and what took how long, in milliseconds.
 
         Raises:
-            RequestError: why not.
+            RequestError: the request is not carried out; its subclass says why.
         """
         self._check_started()
         served = self.repository.get(model, version)
@@ -152,7 +152,7 @@ class Service:
         """Return a picture (PNG) of a model's attention windows, drawn once.
 
         Raises:
-            RequestError: why not.
+            RequestError: the request is not carried out; its subclass says why.
         """
         served = self.repository.get(model, version)
         if served not in self._pictures:
@@ -206,7 +206,7 @@ class Service:
         """Refuse where the operator has not allowed loading and unloading.
 
         Raises:
-            ForbiddenError: so it is.
+            ForbiddenError: the operator has not allowed it.
         """
         if not self.options.allow_model_control:
             raise ForbiddenError("this server lets no client load or unload models (--allow-model-control does)")

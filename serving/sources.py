@@ -1,4 +1,4 @@
-"""Which models and versions lie in the files and folders a server was given. Reads names only, loads nothing.
+"""Models and versions in the files and folders that a server was given. Reads names only, loads nothing.
 
 A file or bundle is one model, version 1. In a folder, every ``.onnx`` file and every bundle is a model of its name, and
 every folder with numbered folders in it is a model with those versions: ``nat_mini/3/model.onnx``.

@@ -1,4 +1,4 @@
-"""What a server prints when it is ready: addresses, a ``curl`` line and Python lines that work as they stand."""
+"""Text that a server prints when it is ready: addresses, a ``curl`` line and Python lines that work as they stand."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def startup_message(served: list[ServedModel], host: str, port: int, grpc_port: 
         port: of HTTP.
         grpc_port: of gRPC, ``None`` without.
     """
-    address = f"{_callable(host)}:{port}"
+    address = f"{connectable(host)}:{port}"
     lines = [f"Serving {_listed(served)}"]
     lines.append(f"  page     http://{address}/")
     lines.append(f"  HTTP     http://{address}/v2   (Open Inference Protocol v2; /metrics for Prometheus)")
     if grpc_port is not None:
-        lines.append(f"  gRPC     {_callable(host)}:{grpc_port}")
+        lines.append(f"  gRPC     {connectable(host)}:{grpc_port}")
     model = next((each for each in served if each.opened.preprocessing and each.opened.logits), served[0])
     lines += ["", *curl_lines(model, address), "", *python_lines(model, address)]
     if not is_loopback(host):
@@ -74,7 +74,8 @@ def _listed(served: list[ServedModel]) -> str:
     return ", ".join(f"{each.name} (version {each.version})" for each in served)
 
 
-def _callable(host: str) -> str:
+def connectable(host: str) -> str:
+    """Return the name by which a client on this machine calls a server that listens on ``host``."""
     if host in ("0.0.0.0", "::", ""):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host

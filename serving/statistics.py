@@ -1,4 +1,4 @@
-"""What one served model has done so far: counts and nanoseconds, as the protocol's statistics report them."""
+"""Work of one served model so far: counts and nanoseconds, as the protocol's statistics report them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Duration:
-    """How often something happened, and how long it took altogether."""
+    """Number and total duration of one kind of event."""
 
     count: int = 0
     ns: int = 0

@@ -2,10 +2,13 @@
 
 Five classes: ground, disc, square, triangle and star. Shapes have textures, outlines, any turn and size, soft shadows,
 and hide each other; the ground has spots, waves and light from one side. A seed gives one picture, whatever the order.
+
+python examples/shapes/draw.py picture.png [--seed 1000009] [--size 192x256]
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 
 import numpy as np
@@ -14,6 +17,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 CLASSES = ("ground", "disc", "square", "triangle", "star")
 PALETTE = ((90, 98, 110), (230, 75, 53), (0, 114, 178), (0, 158, 115), (240, 180, 41))
+KIND = 0.7
+"""Share of a shape's colour that is its class's own; the rest, and all of the ground's, is chance."""
 FINER = 3
 """Shapes are drawn this many times larger, so that their edges are smooth."""
 
@@ -21,24 +26,27 @@ FINER = 3
 def draw_picture(seed: int, height: int = 128, width: int = 128) -> tuple[Image.Image, NDArray[np.uint8]]:
     """Return a picture and the class number of each of its pixels (H, W)."""
     random = np.random.default_rng(seed)
-    pixels = _texture(random, height, width, contrast=float(random.uniform(15, 60)))
+    pixels = _texture(random, height, width, float(random.uniform(8, 35)), random.uniform(30, 225, 3))
     classes = np.zeros((height, width), np.uint8)
-    for _ in range(int(random.integers(2, 8))):
+    for _ in range(int(random.integers(2, 6))):
         kind = int(random.integers(1, len(CLASSES)))
         mask = _shape(random, kind, height, width)
         shadow = Image.fromarray((mask * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(4))
         dark = np.pad(np.asarray(shadow, np.float32) / 255, ((3, 0), (4, 0)))[:height, :width, None]
         dark = dark * random.uniform(0, 0.5)
         pixels = pixels * (1 - dark)
-        own = _texture(random, height, width, contrast=float(random.uniform(0, 45)))
+        colour = KIND * np.array(PALETTE[kind]) + (1 - KIND) * random.uniform(0, 255, 3)
+        own = _texture(random, height, width, float(random.uniform(0, 25)), colour)
         pixels = pixels * (1 - mask[..., None]) + own * mask[..., None]
         classes[mask >= 0.5] = kind
-    light = np.linspace(*random.uniform(0.7, 1.2, 2), width)[None, :, None]
-    pixels = pixels * light + random.normal(0, random.uniform(0, 9), pixels.shape)
+    light = np.linspace(*random.uniform(0.8, 1.2, 2), width)[None, :, None]
+    pixels = pixels * light + random.normal(0, random.uniform(0, 6), pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), classes
 
 
-def _texture(random: np.random.Generator, height: int, width: int, contrast: float) -> NDArray[np.float32]:
+def _texture(
+    random: np.random.Generator, height: int, width: int, contrast: float, colour: NDArray[np.float64]
+) -> NDArray[np.float32]:
     """Return (H, W, 3): a colour with spots of several sizes and waves over it."""
     spots = np.zeros((height, width), np.float32)
     for cells in (4, 9, 27):
@@ -50,13 +58,13 @@ def _texture(random: np.random.Generator, height: int, width: int, contrast: flo
     waves = np.sin((rows * math.sin(angle) + columns * math.cos(angle)) * 2 * math.pi / length)
     pattern = spots / max(float(np.abs(spots).max()), 1e-6) + random.uniform(0, 1) * waves
     tint = random.uniform(0.5, 1, 3)
-    return (random.uniform(30, 225, 3) + contrast * pattern[..., None] * tint).astype(np.float32)
+    return (colour + contrast * pattern[..., None] * tint).astype(np.float32)
 
 
 def _shape(random: np.random.Generator, kind: int, height: int, width: int) -> NDArray[np.float32]:
     """Return the coverage (H, W) of 0 to 1 of one shape."""
-    radius = float(random.uniform(0.11, 0.28)) * min(height, width)
-    centre = random.uniform(0.05, 0.95, 2) * (width, height)
+    radius = float(random.uniform(0.15, 0.3)) * min(height, width)
+    centre = random.uniform(0.1, 0.9, 2) * (width, height)
     turn = float(random.uniform(0, 2 * math.pi))
     corners = {1: 60, 2: 4, 3: 3, 4: 10}[kind]
     points = []
@@ -67,3 +75,18 @@ def _shape(random: np.random.Generator, kind: int, height: int, width: int) -> N
     canvas = Image.new("L", (FINER * width, FINER * height))
     ImageDraw.Draw(canvas).polygon(points, fill=255)
     return np.asarray(canvas.resize((width, height), Image.Resampling.BOX), np.float32) / 255
+
+
+def main() -> None:
+    """Draw one picture into a file."""
+    parser = argparse.ArgumentParser(description="Draw shapes on textured ground.")
+    parser.add_argument("target")
+    parser.add_argument("--seed", type=int, default=1_000_009)
+    parser.add_argument("--size", default="192x256", help="height and width")
+    options = parser.parse_args()
+    height, _, width = options.size.partition("x")
+    draw_picture(options.seed, int(height), int(width))[0].save(options.target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-/* One neighborhood attention problem, forward: what the kernels of every processor are given. The operators are defined
+/* One neighborhood attention problem, forward, as the kernels of every processor take it. The operators are defined
  * in docs/operator.md. Arithmetic is float32 whatever the tensors hold. */
 #ifndef NA_DEPLOY_NA_PARAMS_H_
 #define NA_DEPLOY_NA_PARAMS_H_
@@ -45,6 +45,10 @@ typedef struct na_params {
   float* lse;                   /* (B, *X, H), natural logarithm, or null */
   const float* prepared_bias;   /* what na_cpu_prepare_bias wrote for this rel_pos_bias and plan, or null */
 } na_params;
+
+/* Returns 0 if rank, kernel_size, dilation, stride and is_causal are within range, whatever the sizes are; else 1, and
+ * a sentence in `message` (`size` bytes with the terminating zero). */
+int na_check_attributes(const na_params* params, char* message, size_t size);
 
 /* Returns 0 if sizes and attributes are within range and fit each other; else 1, and a sentence in `message`
  * (`size` bytes with the terminating zero). Does not look at `output` and `lse`, nor behind a pointer. */

@@ -47,9 +47,9 @@ int32_t choose_dim(const Launcher& launcher, const na_params& p, int32_t tactic)
   return launcher.template plain<T>(problem);
 }
 
+// The same for a tactic that na_cuda_tactics gave for the problem, whatever its type.
 template <typename Launcher>
 int32_t choose(const Launcher& launcher, const na_params& p, int32_t tactic) {
-  tactic = known_tactic(p, tactic);
   switch (p.dtype) {
     case NA_FLOAT32:
       return choose_dim<float>(launcher, p, tactic);

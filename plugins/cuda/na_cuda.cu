@@ -6,6 +6,32 @@
 namespace na_deploy::cuda {
 namespace {
 
+// Computes attention of one query to itself, whose answer is its value.
+int32_t try_device(int32_t device) {
+  int before = 0;
+  cudaError_t error = cudaGetDevice(&before);
+  if (error == cudaSuccess && device >= 0) error = cudaSetDevice(device);
+  float* memory = nullptr;
+  if (error == cudaSuccess) error = cudaMalloc(&memory, 64 * sizeof(float));
+  const float given[3] = {1.0F, 1.0F, 0.5F};
+  float found = 0.0F;
+  if (error == cudaSuccess) error = cudaMemcpy(memory, given, sizeof given, cudaMemcpyHostToDevice);
+  if (error == cudaSuccess) {
+    na_params params{};
+    params.rank = params.packed = 1;
+    params.batch = params.length[0] = params.heads = params.key_heads = params.head_dim = params.value_dim = 1;
+    params.kernel_size[0] = params.dilation[0] = params.stride[0] = 1;
+    params.query = memory;
+    params.output = memory + 32;
+    error = static_cast<cudaError_t>(na_launch(&params, kPlainTactic, nullptr));
+  }
+  if (error == cudaSuccess) error = cudaMemcpy(&found, memory + 32, sizeof found, cudaMemcpyDeviceToHost);
+  if (error == cudaSuccess && found != given[2]) error = cudaErrorUnknown;
+  if (memory != nullptr) cudaFree(memory);
+  if (device >= 0) cudaSetDevice(before);
+  return error;
+}
+
 struct Launcher {
   na_cuda_stream stream;
 
@@ -58,7 +84,18 @@ bool device_is_hopper() {
 }  // namespace na_deploy::cuda
 
 extern "C" int32_t na_forward(const na_params* params, int32_t tactic, na_cuda_stream stream) {
+  const int32_t known = na_deploy::cuda::known_tactic(*params, tactic);
+  return known == na_deploy::cuda::kNoTactic ? cudaErrorInvalidValue : na_launch(params, known, stream);
+}
+
+extern "C" int32_t na_launch(const na_params* params, int32_t tactic, na_cuda_stream stream) {
   return na_deploy::cuda::choose(na_deploy::cuda::Launcher{stream}, *params, tactic);
+}
+
+extern "C" int32_t na_cuda_try(int32_t device) {
+  const int32_t error = na_deploy::cuda::try_device(device);
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
 }
 
 extern "C" const char* na_cuda_error(int32_t error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

@@ -24,9 +24,29 @@ NA_CUDA_API int na_cuda_check(const na_params* params, char* message, size_t siz
  * present device, and on whether there are a bias and padding; nothing behind a pointer is read. */
 NA_CUDA_API int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, int32_t capacity);
 
-/* Launches one kernel on `stream`. `tactic`: a number from na_cuda_tactics, or 0 for the default. Pointers are to
- * device memory, aligned to 16 bytes. Returns a cudaError_t, 0 for success. */
+/* Returns 1 if some problem can be computed by this tactic, 0 if no kernel has this number. */
+NA_CUDA_API int32_t na_cuda_knows(int32_t tactic);
+
+/* Returns 0 if tensors begin where kernels can read and write them: at multiples of 16 bytes, rel_pos_bias of an
+ * element, lse of 4; else 1, and a sentence in `message`. */
+NA_CUDA_API int na_cuda_check_addresses(const na_params* params, char* message, size_t size);
+
+/* Launches one kernel on `stream`. `tactic`: a number that na_cuda_tactics gives for these parameters, or 0 for the
+ * default. Pointers are to device memory and as na_cuda_check_addresses has them. Returns a cudaError_t: 0 for success,
+ * 1 (cudaErrorInvalidValue) for a tactic that does not compute this problem. */
 NA_CUDA_API int32_t na_forward(const na_params* params, int32_t tactic, na_cuda_stream stream);
+
+/* The same without any search or check, for callers that keep the tactic of their last shape: `tactic` is one that
+ * na_cuda_tactics gave for these sizes, and not 0. */
+NA_CUDA_API int32_t na_launch(const na_params* params, int32_t tactic, na_cuda_stream stream);
+
+/* Computes a tiny problem on a device, -1 for the present one, and waits for it. Returns a cudaError_t: 0 if driver and
+ * device run these kernels. Makes a context on the device if there is none. */
+NA_CUDA_API int32_t na_cuda_try(int32_t device);
+
+/* Returns a number of the kernels' sources, which changes with every change to them: what was timed with one revision
+ * says nothing of another. */
+NA_CUDA_API const char* na_cuda_revision(void);
 
 /* Returns what the CUDA runtime calls the error that na_forward returned, in a few words. */
 NA_CUDA_API const char* na_cuda_error(int32_t error);

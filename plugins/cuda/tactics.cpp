@@ -1,8 +1,9 @@
-// Which kernels can compute a problem, and which of them first. Knows no CUDA, so that it is tested everywhere.
+// The kernels that can compute a problem, the quickest first. Free of CUDA, so that it is tested everywhere.
 #include "tactics.h"
 
 #include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <limits>
 
 #include "bias_table.h"
@@ -144,8 +145,52 @@ extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, in
   return count;
 }
 
+extern "C" int32_t na_cuda_knows(int32_t tactic) {
+  using namespace na_deploy::cuda;
+  const bool is_shape = std::any_of(std::begin(kShapes), std::end(kShapes),
+                                    [&](const TileShape& shape) { return shape.tactic == tactic; });
+  return tactic == kPlainTactic || is_shape ? 1 : 0;
+}
+
+extern "C" int na_cuda_check_addresses(const na_params* params, char* message, size_t size) {
+  constexpr uintptr_t kPiece = 16;  // bytes that kernels copy at once
+  const na_params& p = *params;
+  const auto width = static_cast<uintptr_t>(na_deploy::cuda::width_of(p));
+  const struct {
+    const char* name;
+    const void* data;
+    uintptr_t alignment;
+  } tensors[] = {{p.packed != 0 ? "qkv" : "query", p.query, kPiece},
+                 {"key", p.packed != 0 ? nullptr : p.key, kPiece},
+                 {"value", p.packed != 0 ? nullptr : p.value, kPiece},
+                 {"rel_pos_bias", p.rel_pos_bias, width},
+                 {"additional_key", p.additional_key, kPiece},
+                 {"additional_value", p.additional_value, kPiece},
+                 {"padding", p.padding, kPiece},
+                 {"output", p.output, kPiece},
+                 {"lse", p.lse, sizeof(float)}};
+  for (const auto& tensor : tensors) {
+    const uintptr_t past = reinterpret_cast<uintptr_t>(tensor.data) % tensor.alignment;
+    if (past == 0) continue;
+    if (message != nullptr && size > 0) {
+      std::snprintf(message, size,
+                    "%s must begin at an address that is a multiple of %d on a GPU, got one %d bytes past it; bind a "
+                    "copy of it",
+                    tensor.name, static_cast<int>(tensor.alignment), static_cast<int>(past));
+    }
+    return 1;
+  }
+  return 0;
+}
+
+#ifndef NA_DEPLOY_KERNEL_REVISION
+#error "NA_DEPLOY_KERNEL_REVISION is not defined; cmake/KernelRevision.cmake makes it from the kernels' sources"
+#endif
+extern "C" const char* na_cuda_revision() { return NA_DEPLOY_KERNEL_REVISION; }
+
 int32_t na_deploy::cuda::known_tactic(const na_params& p, int32_t tactic) {
   int32_t known[kMostTactics];
   const int32_t count = na_cuda_tactics(&p, known, kMostTactics);
-  return std::find(known, known + count, tactic) != known + count ? tactic : known[0];
+  if (tactic == kNoTactic) return known[0];
+  return std::find(known, known + count, tactic) != known + count ? tactic : kNoTactic;
 }

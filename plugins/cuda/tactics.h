@@ -24,10 +24,11 @@ constexpr bool has_wide(int dim, size_t width) { return width == 2 && dim * widt
   use(20, 1, 1, 1, 128) use(21, 2, 1, 8, 16) use(22, 2, 1, 16, 8) use(23, 3, 2, 8, 8) use(24, 3, 4, 4, 8)
 #define NA_HOPPER_UNITS(use) use(dev::Half, 64) use(dev::Half, 128) use(dev::Bfloat, 64) use(dev::Bfloat, 128)
 
+constexpr int32_t kNoTactic = 0;
 constexpr int32_t kPlainTactic = 1;
 constexpr bool is_hopper(int32_t tactic) { return tactic >= 20; }
 
-// The tactic if it can compute the problem on the present device; else, and for 0, the default one.
+// Returns the tactic if it can compute the problem on the present device, for 0 the default one, else kNoTactic.
 int32_t known_tactic(const na_params& p, int32_t tactic);
 
 // Whether the present device, and the library as it was compiled, can run Hopper's kernels.

@@ -1,34 +1,27 @@
-// What every processor's kernel knows of its node, and how such a kernel comes into being.
+// One node of a session: what is read when its kernel is created, and what with every call.
 #pragma once
 
 #include <string>
 
-#include "api.h"
-#include "attributes.h"
-#include "form.h"
+#include "na_params.h"
+#include "operator.h"
+#include "ort_api.h"
 
 namespace na_deploy::ort {
 
 struct Node {
-  Form form;
-  ONNXTensorElementDataType type;
-  Attributes attributes;
+  na_params params{};   // kind, type and attributes; the rest is each call's
   std::string subject;  // "NeighborhoodAttentionQKV node 'levels.0.blocks.0.attn'"
 };
 
-// Makes a Kernel(Node, info), which ONNX Runtime owns from then on.
-template <typename Kernel>
-OrtStatusPtr create_kernel(Form form, ONNXTensorElementDataType type, const OrtKernelInfo* info,
-                           void** kernel) noexcept {
-  std::string subject = name_of(form);
-  *kernel = nullptr;
-  OrtStatusPtr failure = as_status(name_of(form), [&] {
-    const std::string name = Ort::ConstKernelInfo(info).GetNodeName();
-    if (!name.empty()) subject += " node '" + name + "'";
-  });
-  if (failure != nullptr) return failure;
-  return as_status(subject.c_str(),
-                   [&] { *kernel = new Kernel(Node{form, type, read_attributes(info), subject}, info); });
-}
+// Reads and checks the attributes. Throws InvalidModel where one is missing, of another type or out of range.
+na_params read_attributes(OperatorKind kind, ONNXTensorElementDataType type, const OrtKernelInfo* info);
+
+// Returns a call's sizes and inputs beside the node's attributes, checked; outputs are null. Throws InvalidModel where
+// they do not fit each other.
+na_params read_call(const Node& node, const OrtKernelContext* context);
+
+// Asks ONNX Runtime for the outputs that the node has and sets them. They lie where the inputs do.
+void make_outputs(OrtKernelContext* context, na_params& params);
 
 }  // namespace na_deploy::ort

@@ -1,33 +1,51 @@
-// The operators as ONNX Runtime sees them: name, inputs, outputs, types. One object per operator, type and provider.
+// The operators as ONNX Runtime sees them: name, inputs, outputs, types and kernels. One object for each operator, type
+// and provider.
 #pragma once
 
-#include "api.h"
-#include "form.h"
+#include <utility>
+
 #include "node.h"
+#include "operator_kind.h"
+#include "ort_api.h"
 #include "shape_inference.h"
 
 namespace na_deploy::ort {
 
-// Kernel: what computes a node for the execution provider of that name. Tensors lie in the provider's own memory, which
-// is what ONNX Runtime takes for granted unless told otherwise.
+// Makes a Kernel(Node, info), which ONNX Runtime owns from then on.
+template <typename Kernel>
+OrtStatusPtr create_kernel(OperatorKind kind, ONNXTensorElementDataType type, const OrtKernelInfo* info,
+                           void** kernel) noexcept {
+  std::string subject = name_of(kind);
+  *kernel = nullptr;
+  OrtStatusPtr failure = as_status(name_of(kind), [&] {
+    const std::string name = Ort::ConstKernelInfo(info).GetNodeName();
+    if (!name.empty()) subject += " node '" + name + "'";
+  });
+  if (failure != nullptr) return failure;
+  return as_status(subject.c_str(),
+                   [&] { *kernel = new Kernel(Node{read_attributes(kind, type, info), subject}, info); });
+}
+
+// An operator of one type in one execution provider, which Kernel computes for. Tensors lie in the provider's own
+// memory, as ONNX Runtime takes for granted unless told otherwise.
 template <typename Kernel>
 class AttentionOperator : public Ort::CustomOpBase<AttentionOperator<Kernel>, Kernel, true> {
  public:
-  AttentionOperator(Form form, ONNXTensorElementDataType type, const char* provider)
-      : form_(form), type_(type), provider_(provider) {
+  AttentionOperator(OperatorKind kind, ONNXTensorElementDataType type, const char* provider)
+      : kind_(kind), type_(type), provider_(provider) {
     OrtCustomOp::version = kOrtApi;
     OrtCustomOp::InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
-      return infer_shapes(static_cast<const AttentionOperator*>(self)->form_, context);
+      return infer_shapes(static_cast<const AttentionOperator*>(self)->kind_, context);
     };
   }
 
-  const char* GetName() const { return name_of(form_); }
+  const char* GetName() const { return name_of(kind_); }
   const char* GetExecutionProviderType() const { return provider_; }
 
-  size_t GetInputTypeCount() const { return form_ == Form::kPacked ? 3 : 6; }
+  size_t GetInputTypeCount() const { return static_cast<size_t>(most_inputs(kind_)); }
   ONNXTensorElementDataType GetInputType(size_t) const { return type_; }
   OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
-    return index < (form_ == Form::kPacked ? 1U : 3U) ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
+    return index < static_cast<size_t>(required_inputs(kind_)) ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
   }
 
   size_t GetOutputTypeCount() const { return 2; }
@@ -39,11 +57,11 @@ class AttentionOperator : public Ort::CustomOpBase<AttentionOperator<Kernel>, Ke
   }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const noexcept {
-    return create_kernel<Kernel>(form_, type_, info, kernel);
+    return create_kernel<Kernel>(kind_, type_, info, kernel);
   }
 
  private:
-  Form form_;
+  OperatorKind kind_;
   ONNXTensorElementDataType type_;
   const char* provider_;
 };
@@ -52,10 +70,10 @@ class AttentionOperator : public Ort::CustomOpBase<AttentionOperator<Kernel>, Ke
 // ends.
 template <typename Kernel>
 void add_operators(Ort::CustomOpDomain& domain, const char* provider) {
-  for (const auto form : {Form::kSeparate, Form::kPacked}) {
+  for (const auto kind : {OperatorKind::kSeparate, OperatorKind::kPacked}) {
     for (const auto type : {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
                             ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
-      domain.Add(new AttentionOperator<Kernel>(form, type, provider));
+      domain.Add(new AttentionOperator<Kernel>(kind, type, provider));
     }
   }
 }

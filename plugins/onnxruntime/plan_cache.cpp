@@ -1,18 +1,8 @@
 #include "plan_cache.h"
 
-#include <algorithm>
+#include "operator.h"
 
 namespace na_deploy::ort {
-namespace {
-
-// Whether two calls of one node, whose attributes are the same, have the same sizes.
-bool same_sizes(const na_params& a, const na_params& b) {
-  return a.batch == b.batch && std::equal(a.length, a.length + a.rank, b.length) && a.heads == b.heads &&
-         a.key_heads == b.key_heads && a.head_dim == b.head_dim && a.value_dim == b.value_dim &&
-         a.additional == b.additional;
-}
-
-}  // namespace
 
 std::shared_ptr<const Planned> PlanCache::get(const na_params& params, bool constant_bias) {
   {

@@ -1,5 +1,5 @@
-// Which execution providers the library has kernels for. Those of a provider that a session lacks are not looked at.
-#include "attention_kernel.h"
+// The execution providers that the library has kernels for. A session looks at those of its own providers alone.
+#include "cpu_kernel.h"
 #include "operators.h"
 #ifdef NA_DEPLOY_CUDA
 #include "gpu_kernel.h"
@@ -8,7 +8,7 @@
 namespace na_deploy::ort {
 
 void add_all_operators(Ort::CustomOpDomain& domain) {
-  add_operators<AttentionKernel>(domain, "CPUExecutionProvider");
+  add_operators<CpuKernel>(domain, "CPUExecutionProvider");
 #ifdef NA_DEPLOY_CUDA
   add_operators<GpuKernel>(domain, "CUDAExecutionProvider");
 #endif

@@ -59,16 +59,16 @@ void set_output(OrtShapeInferContext* context, size_t index, const Shape& shape,
 
 }  // namespace
 
-OrtStatusPtr infer_shapes(Form form, OrtShapeInferContext* context) noexcept {
+OrtStatusPtr infer_shapes(OperatorKind kind, OrtShapeInferContext* context) noexcept {
   try {
     ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
     const Shape first = input_shape(context, 0, type);
-    const size_t before_heads = form == Form::kPacked ? 3 : 2;  // (…, 3, H, D) or (…, H, D)
+    const size_t before_heads = kind == OperatorKind::kPacked ? 3 : 2;  // (…, 3, H, D) or (…, H, D)
     if (first.rank() < before_heads + 2) return nullptr;
     Shape output;  // (B, *X, H, Dv)
     for (size_t axis = 0; axis + before_heads < first.rank(); ++axis) output.append(first, axis);
     output.append(first, first.rank() - 2);
-    if (form == Form::kPacked) {
+    if (kind == OperatorKind::kPacked) {
       output.append(first, first.rank() - 1);
     } else {
       const Shape value = input_shape(context, 2, type);

@@ -2,6 +2,10 @@
 
 #include <cstdio>
 #include <cstring>
+#include <utility>
+
+#include "na_cuda.h"
+#include "operator.h"
 
 namespace na_deploy::trt {
 namespace {
@@ -9,31 +13,15 @@ namespace {
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
 
-constexpr int32_t kMostAxes = 3;
-
-struct AxisField {
-  const char* name;
-  std::vector<int32_t> Attributes::* values;
-  int32_t neutral;
-};
-constexpr AxisField kAxisFields[] = {
-    {"kernel_size", &Attributes::kernel_size, 0},
-    {"dilation", &Attributes::dilation, 1},
-    {"stride", &Attributes::stride, 1},
-    {"is_causal", &Attributes::is_causal, 0},
-};
-
-// Integers of either width; TensorRT's parser gives 32 bits, other builders 64.
-bool read_integers(const PluginField& field, std::vector<int32_t>& values) {
+// Reads integers of either width: TensorRT's parser gives 32 bits, other builders and our own engines 64.
+bool read_integers(const PluginField& field, std::vector<int64_t>& values) {
   if (field.length < 0 || (field.length > 0 && field.data == nullptr)) return false;
   values.clear();
   for (int32_t i = 0; i < field.length; ++i) {
     if (field.type == PluginFieldType::kINT32) {
       values.push_back(static_cast<const int32_t*>(field.data)[i]);
     } else if (field.type == PluginFieldType::kINT64) {
-      const int64_t value = static_cast<const int64_t*>(field.data)[i];
-      if (value < INT32_MIN || value > INT32_MAX) return false;
-      values.push_back(static_cast<int32_t>(value));
+      values.push_back(static_cast<const int64_t*>(field.data)[i]);
     } else {
       return false;
     }
@@ -41,19 +29,24 @@ bool read_integers(const PluginField& field, std::vector<int32_t>& values) {
   return true;
 }
 
-std::string check_axes(Attributes& attributes) {
-  const size_t rank = attributes.kernel_size.size();
-  if (rank < 1 || rank > kMostAxes) {
-    return "kernel_size must have 1 to 3 entries, one per spatial axis, got " + std::to_string(rank);
+// Reads one field; empty, or a sentence. Fields of other names are left alone.
+std::string read_field(const PluginField& field, AttributeLists& lists, Attributes& attributes) {
+  const auto is = [&](const char* name) { return std::strcmp(field.name, name) == 0; };
+  for (const auto& [name, values] :
+       {std::pair{"kernel_size", &lists.kernel_size}, std::pair{"dilation", &lists.dilation},
+        std::pair{"stride", &lists.stride}, std::pair{"is_causal", &lists.is_causal}}) {
+    if (is(name) && !read_integers(field, *values)) return std::string(name) + " must be integers";
   }
-  for (const AxisField& axis : kAxisFields) {
-    std::vector<int32_t>& values = attributes.*axis.values;
-    if (values.empty()) values.assign(rank, axis.neutral);
-    if (values.size() == 1) values.assign(rank, values[0]);
-    if (values.size() != rank) {
-      return std::string(axis.name) + " has " + std::to_string(values.size()) + " entries and kernel_size " +
-             std::to_string(rank);
-    }
+  if (is("scale") && field.length > 0) {
+    if (field.type != PluginFieldType::kFLOAT32 || field.data == nullptr) return "scale must be a float32 number";
+    lists.scale = *static_cast<const float*>(field.data);
+  }
+  for (const auto& [name, value] :
+       {std::pair{"with_lse", &attributes.with_lse}, std::pair{"tactic", &attributes.tactic}}) {
+    if (!is(name) || field.length == 0) continue;
+    std::vector<int64_t> values;
+    if (!read_integers(field, values) || values.size() != 1) return std::string(name) + " must be one integer";
+    *value = values[0];
   }
   return "";
 }
@@ -64,62 +57,60 @@ const nvinfer1::PluginFieldCollection& field_names() {
   static const PluginField kFields[] = {
       {"kernel_size", nullptr, PluginFieldType::kINT32, 0}, {"dilation", nullptr, PluginFieldType::kINT32, 0},
       {"stride", nullptr, PluginFieldType::kINT32, 0},      {"is_causal", nullptr, PluginFieldType::kINT32, 0},
-      {"scale", nullptr, PluginFieldType::kFLOAT32, 1},
+      {"scale", nullptr, PluginFieldType::kFLOAT32, 1},     {"with_lse", nullptr, PluginFieldType::kINT32, 1},
   };
-  static const nvinfer1::PluginFieldCollection kNames{5, kFields};
+  static const nvinfer1::PluginFieldCollection kNames{6, kFields};
   return kNames;
 }
 
-std::string read_attributes(const nvinfer1::PluginFieldCollection* fields, Attributes& attributes) {
+std::string read_attributes(OperatorKind kind, const nvinfer1::PluginFieldCollection* fields, Attributes& attributes) {
   if (fields == nullptr || fields->nbFields < 0 || (fields->nbFields > 0 && fields->fields == nullptr)) {
     return "there are no fields";
   }
+  AttributeLists lists;
   for (int32_t i = 0; i < fields->nbFields; ++i) {
-    const PluginField& field = fields->fields[i];
-    if (field.name == nullptr) continue;
-    for (const AxisField& axis : kAxisFields) {
-      if (std::strcmp(field.name, axis.name) == 0 && !read_integers(field, attributes.*axis.values)) {
-        return std::string(axis.name) + " must be integers";
-      }
-    }
-    if (std::strcmp(field.name, "scale") == 0 && field.length > 0) {
-      if (field.type != PluginFieldType::kFLOAT32 || field.data == nullptr) return "scale must be a float32 number";
-      attributes.scale = *static_cast<const float*>(field.data);
-    }
-    if (std::strcmp(field.name, "tactic") == 0) {
-      std::vector<int32_t> value;
-      if (!read_integers(field, value) || value.size() != 1) return "tactic must be one integer";
-      attributes.tactic = value[0];
-    }
+    if (fields->fields[i].name == nullptr) continue;
+    const std::string wrong = read_field(fields->fields[i], lists, attributes);
+    if (!wrong.empty()) return wrong;
   }
-  return check_axes(attributes);
+  if (attributes.with_lse != 0 && attributes.with_lse != 1) {
+    return "with_lse must be 0 or 1, got " + std::to_string(attributes.with_lse);
+  }
+  if (attributes.tactic != 0 && na_cuda_knows(static_cast<int32_t>(attributes.tactic)) == 0) {
+    return "the engine was built with tactic " + std::to_string(attributes.tactic) +
+           ", which this library does not have; build the engine again, or load the library that it was built with";
+  }
+  return set_attributes(kind, lists, attributes.params);
 }
 
 std::vector<PluginField> fields_of(const Attributes& attributes) {
-  std::vector<PluginField> fields;
-  for (const AxisField& axis : kAxisFields) {
-    const std::vector<int32_t>& values = attributes.*axis.values;
-    fields.emplace_back(axis.name, values.data(), PluginFieldType::kINT32, static_cast<int32_t>(values.size()));
-  }
-  fields.emplace_back("scale", &attributes.scale, PluginFieldType::kFLOAT32, 1);
-  fields.emplace_back("tactic", &attributes.tactic, PluginFieldType::kINT32, 1);
-  return fields;
+  const na_params& p = attributes.params;
+  return {{"kernel_size", p.kernel_size, PluginFieldType::kINT64, p.rank},
+          {"dilation", p.dilation, PluginFieldType::kINT64, p.rank},
+          {"stride", p.stride, PluginFieldType::kINT64, p.rank},
+          {"is_causal", p.is_causal, PluginFieldType::kINT64, p.rank},
+          {"scale", &p.scale, PluginFieldType::kFLOAT32, 1},
+          {"with_lse", &attributes.with_lse, PluginFieldType::kINT64, 1},
+          {"tactic", &attributes.tactic, PluginFieldType::kINT64, 1}};
 }
 
-std::string text_of(const Attributes& attributes) {
-  std::string text;
-  for (const AxisField& axis : kAxisFields) {
-    text += axis.name;
-    for (const int32_t value : attributes.*axis.values) text += " " + std::to_string(value);
-    text += "; ";
+std::string timing_cache_id(const Attributes& attributes) {
+  const na_params& p = attributes.params;
+  std::string text = std::string("kernels ") + na_cuda_revision() + ";";
+  for (const auto& [name, values] : {std::pair{" kernel_size", p.kernel_size}, std::pair{" dilation", p.dilation},
+                                     std::pair{" stride", p.stride}, std::pair{" is_causal", p.is_causal}}) {
+    text += name;
+    for (int32_t axis = 0; axis < p.rank; ++axis) text += " " + std::to_string(values[axis]);
+    text += ";";
   }
-  char scale[32];
-  std::snprintf(scale, sizeof scale, "scale %.9g", static_cast<double>(attributes.scale));
-  return text + scale;
+  char rest[64];
+  std::snprintf(rest, sizeof rest, " scale %.9g; with_lse %d", static_cast<double>(p.scale),
+                static_cast<int>(attributes.with_lse));
+  return text + rest;
 }
 
-void refuse(Form form, const std::string& sentence) {
-  std::fprintf(stderr, "na_deploy: %s: %s\n", name_of(form), sentence.c_str());
+void say(OperatorKind kind, const std::string& sentence) {
+  std::fprintf(stderr, "na_deploy: %s: %s\n", name_of(kind), sentence.c_str());
 }
 
 }  // namespace na_deploy::trt

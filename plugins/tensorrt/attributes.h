@@ -7,39 +7,30 @@
 #include <string>
 #include <vector>
 
+#include "na_params.h"
+#include "operator_kind.h"
+
 namespace na_deploy::trt {
 
-enum class Form { kPacked, kSeparate };
-
-inline const char* name_of(Form form) {
-  return form == Form::kPacked ? "NeighborhoodAttentionQKV" : "NeighborhoodAttention";
-}
-
-// One value per spatial axis each; `scale` 0 means head_dim ** -0.5.
 struct Attributes {
-  std::vector<int32_t> kernel_size;
-  std::vector<int32_t> dilation;
-  std::vector<int32_t> stride;
-  std::vector<int32_t> is_causal;
-  float scale = 0.0F;
-  int32_t tactic = 0;  // the one an engine was built with; 0 for the default
-
-  int32_t rank() const { return static_cast<int32_t>(kernel_size.size()); }
+  na_params params{};    // kind and attributes; type, sizes and tensors are null
+  int64_t with_lse = 0;  // 1: the plugin has lse as its second output
+  int64_t tactic = 0;    // the one that an engine was built with; 0 for the default
 };
 
-// The names of the fields, which is all that the parser passes on.
+// The names of the fields: the parser passes on no others.
 const nvinfer1::PluginFieldCollection& field_names();
 
-// Reads fields. Returns an empty string, or a sentence about what is wrong with them.
-std::string read_attributes(const nvinfer1::PluginFieldCollection* fields, Attributes& attributes);
+// Reads and checks fields. Returns an empty string, or a sentence about what is wrong with them.
+std::string read_attributes(OperatorKind kind, const nvinfer1::PluginFieldCollection* fields, Attributes& attributes);
 
 // Fields that point into `attributes`.
 std::vector<nvinfer1::PluginField> fields_of(const Attributes& attributes);
 
-// What tells two nodes apart for the timing cache; sizes and types are TensorRT's to add.
-std::string text_of(const Attributes& attributes);
+// Tells nodes and revisions of the kernels apart in a timing cache, to which TensorRT adds sizes and types.
+std::string timing_cache_id(const Attributes& attributes);
 
-// Tells a refusal on standard error: a plugin library for several TensorRT versions has no logger to call.
-void refuse(Form form, const std::string& sentence);
+// Writes a sentence to standard error: a plugin library for several TensorRT versions has no logger to call.
+void say(OperatorKind kind, const std::string& sentence);
 
 }  // namespace na_deploy::trt

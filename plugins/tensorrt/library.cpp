@@ -1,4 +1,4 @@
-// What TensorRT finds in libna_deploy_trt.so: the creators of both operators.
+// The functions of libna_deploy_trt.so that TensorRT calls, and the creators of both operators.
 //
 // A library is opened in three ways: by loadLibrary, which asks for getCreators; by Triton or LD_PRELOAD with plain
 // dlopen, for which it registers itself if TensorRT is already in the process; and before TensorRT, when only
@@ -20,31 +20,31 @@ namespace {
 
 class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
-  explicit Creator(Form form) : form_(form) {}
+  explicit Creator(OperatorKind kind) : kind_(kind) {}
 
   nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase /*phase*/) noexcept override {
     try {
       Attributes attributes;
-      const std::string wrong = read_attributes(fields, attributes);
-      if (wrong.empty()) return new AttentionPlugin(form_, attributes);
-      refuse(form_, (name == nullptr ? std::string() : std::string(name) + ": ") + wrong);
+      const std::string wrong = read_attributes(kind_, fields, attributes);
+      if (wrong.empty()) return new AttentionPlugin(attributes);
+      say(kind_, (name == nullptr ? std::string() : std::string(name) + ": ") + wrong);
     } catch (const std::exception& error) {
-      refuse(form_, error.what());
+      say(kind_, error.what());
     }
     return nullptr;
   }
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &field_names(); }
-  const char* getPluginName() const noexcept override { return name_of(form_); }
+  const char* getPluginName() const noexcept override { return name_of(kind_); }
   const char* getPluginVersion() const noexcept override { return "1"; }
   const char* getPluginNamespace() const noexcept override { return "na_deploy"; }
 
  private:
-  Form form_;
+  OperatorKind kind_;
 };
 
-Creator packed_creator{Form::kPacked};
-Creator separate_creator{Form::kSeparate};
+Creator packed_creator{OperatorKind::kPacked};
+Creator separate_creator{OperatorKind::kSeparate};
 nvinfer1::IPluginCreatorInterface* const kCreators[] = {&packed_creator, &separate_creator};
 
 // The TensorRT that is in the process, whether or not its names are visible to us.
@@ -110,5 +110,5 @@ NA_EXPORT int32_t na_deploy_register() {
   return na_deploy::trt::register_with(*static_cast<nvinfer1::IPluginRegistry*>(found.registry));
 }
 
-// When the library is opened; behind the creators, since what stands in one file is made in order.
+// Registers the creators when the library is opened. It stands after them, since objects of a file are made in order.
 [[maybe_unused]] static const int32_t registered_when_opened = na_deploy_register();

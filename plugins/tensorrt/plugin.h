@@ -18,16 +18,16 @@ class AttentionPlugin final : public nvinfer1::IPluginV3,
                               public nvinfer1::v_1_0::IPluginV3OneBuild,
                               public nvinfer1::v_1_0::IPluginV3OneRuntime {
  public:
-  AttentionPlugin(Form form, Attributes attributes);
+  explicit AttentionPlugin(Attributes attributes);
 
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
   nvinfer1::IPluginV3* clone() noexcept override;
 
-  const char* getPluginName() const noexcept override { return name_of(form_); }
+  const char* getPluginName() const noexcept override { return name_of(kind()); }
   const char* getPluginVersion() const noexcept override { return "1"; }
   const char* getPluginNamespace() const noexcept override { return "na_deploy"; }
 
-  int32_t getNbOutputs() const noexcept override { return 2; }  // the second, lse, may go unread
+  int32_t getNbOutputs() const noexcept override { return 1 + static_cast<int32_t>(attributes_.with_lse); }
   int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* in, int32_t inputs,
                           const nvinfer1::DynamicPluginTensorDesc* out, int32_t outputs) noexcept override;
   int32_t getOutputDataTypes(nvinfer1::DataType* types, int32_t outputs, const nvinfer1::DataType* input_types,
@@ -50,14 +50,17 @@ class AttentionPlugin final : public nvinfer1::IPluginV3,
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  private:
-  Form form_;
+  OperatorKind kind() const { return kind_of(attributes_.params); }
+
   Attributes attributes_;
   std::string timing_cache_id_;
   std::vector<int32_t> tactics_;
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection serialized_{};
-  na_params sizes_{};  // of the last shapes; enqueue sets all pointers, or for padding say that there is some
-  int32_t inputs_ = 0;
+  // The last shapes and the tactic for them; enqueue sets the pointers, those of inputs that the node has are not null.
+  na_params call_{};
+  int32_t call_tactic_ = 0;
+  int32_t last_error_ = 0;  // of CUDA, so that an error that repeats is told once
 };
 
 }  // namespace na_deploy::trt

@@ -102,7 +102,9 @@ bool device_is_hopper() { return true; }
 }  // namespace na_deploy::cuda
 
 extern "C" NA_CUDA_API int32_t na_forward_emulated(const na_params* params, int32_t tactic) {
-  return na_deploy::cuda::choose(na_deploy::cuda::Emulator{*params}, *params, tactic);
+  const int32_t known = na_deploy::cuda::known_tactic(*params, tactic);
+  if (known == na_deploy::cuda::kNoTactic) return 1;
+  return na_deploy::cuda::choose(na_deploy::cuda::Emulator{*params}, *params, known);
 }
 
 // What tile `number` of a problem needs, for tests of the shared cutting: [first query, range, box flags …] as the

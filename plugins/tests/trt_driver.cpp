@@ -1,5 +1,6 @@
 // Exercises libna_deploy_trt.so as TensorRT's builder would, without TensorRT: creators, fields, shapes, types,
-// formats, tactics, serialisation, clones. Prints "ok", or says what is wrong and returns 1.
+// formats, tactics, profiles, serialisation, clones, calls. Prints "ok", or a sentence and returns 1. Refusals of some
+// parts follow that part's name on standard error.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -66,16 +67,19 @@ int main(int argc, char** argv) {
   expect(std::string(packed.getPluginName()) == "NeighborhoodAttentionQKV", "the first is the packed operator");
   expect(std::string(separate.getPluginNamespace()) == "na_deploy", "the namespace is na_deploy");
   const PluginFieldCollection* names = packed.getFieldNames();
-  expect(names->nbFields == 5, "five fields are asked for");
+  expect(names->nbFields == 6, "six fields are asked for");
 
-  // What a parser delivers, and what is refused.
+  // Fields as a parser delivers them, and refused ones.
   const std::vector<int32_t> kernel{7, 5};
   const std::vector<int32_t> dilation{2, 1};
   const std::vector<int32_t> wrong{7, 7, 7, 7};
   const std::vector<int64_t> wide{3, 3};
   const float scale = 0.25F;
-  std::vector<PluginField> fields{
-      ints("kernel_size", kernel), ints("dilation", dilation), {"scale", &scale, PluginFieldType::kFLOAT32, 1}};
+  const int32_t with_lse = 1;
+  std::vector<PluginField> fields{ints("kernel_size", kernel),
+                                  ints("dilation", dilation),
+                                  {"scale", &scale, PluginFieldType::kFLOAT32, 1},
+                                  {"with_lse", &with_lse, PluginFieldType::kINT32, 1}};
   PluginFieldCollection given{static_cast<int32_t>(fields.size()), fields.data()};
   const std::unique_ptr<IPluginV3> plugin(packed.createPlugin("attention", &given, TensorRTPhase::kBUILD));
   expect(plugin != nullptr, "a node's fields make a plugin");
@@ -86,6 +90,22 @@ int main(int argc, char** argv) {
   expect(other != nullptr, "64-bit fields are read as well");
   PluginFieldCollection none{0, nullptr};
   expect(separate.createPlugin("attention", &none, TensorRTPhase::kBUILD) == nullptr, "kernel_size is required");
+
+  // One output, two where the node asks for lse.
+  const auto outputs = [](IPluginV3& of) {
+    return capability<v_1_0::IPluginV3OneBuild>(of, PluginCapabilityType::kBUILD)->getNbOutputs();
+  };
+  expect(outputs(*plugin) == 2, "lse is the second output");
+  given.nbFields = 3;
+  const std::unique_ptr<IPluginV3> without_lse(packed.createPlugin("attention", &given, TensorRTPhase::kBUILD));
+  expect(outputs(*without_lse) == 1, "without with_lse there is one output");
+  given.nbFields = 4;
+
+  // Tactics that the library does not have.
+  const int32_t unknown = 77;
+  fields.push_back({"tactic", &unknown, PluginFieldType::kINT32, 1});
+  given = {static_cast<int32_t>(fields.size()), fields.data()};
+  expect(packed.createPlugin("attention", &given, TensorRTPhase::kRUNTIME) == nullptr, "unknown tactics are refused");
 
   auto* build = capability<v_1_0::IPluginV3OneBuild>(*plugin, PluginCapabilityType::kBUILD);
   auto* runtime = capability<v_1_0::IPluginV3OneRuntime>(*plugin, PluginCapabilityType::kRUNTIME);
@@ -140,6 +160,25 @@ int main(int argc, char** argv) {
   tensors[0].opt.d[0] = tensors[0].max.d[0] = 8;
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "a free batch is taken");
 
+  expect(build->getNbTactics() == 6, "with the tactics of all its sizes");
+
+  // Each shape of a profile must have kernels.
+  const auto with_map = [&](int64_t smallest, int64_t usual, int64_t largest) {
+    tensors[0] = tensor({2, -1, 14, 3, 4, 32}, half);
+    tensors[0].min.d[1] = smallest;
+    tensors[0].opt.d[1] = usual;
+    tensors[0].max.d[1] = largest;
+    return build->configurePlugin(tensors, 2, tensors + 2, 2) == 0;
+  };
+  expect(with_map(14, 28, 56), "maps from 14 to 56 are taken");
+  std::fprintf(stderr, "smallest:\n");
+  expect(!with_map(13, 28, 56), "a smallest map smaller than the window is refused");
+  std::fprintf(stderr, "usual:\n");
+  expect(!with_map(14, 9, 56), "a usual one too");
+  std::fprintf(stderr, "largest:\n");
+  expect(!with_map(14, 28, int64_t{1} << 40), "a largest one with more positions than a GPU takes too");
+  tensors[0] = tensor({2, 28, 14, 3, 4, 32}, half);
+
   // Padding: a third input, with which a window may be larger than the map.
   DynamicPluginTensorDesc padded[5] = {tensor({2, 6, 14, 3, 4, 32}, half), tensor({4, 13, 9}, half),
                                        tensor({3, 4, 32}, half), tensor({2, 6, 14, 4, 32}, half),
@@ -187,7 +226,8 @@ int main(int argc, char** argv) {
   expect(!apart->supportsFormatCombination(0, padded, 2, 2), "two inputs are too few for the other operator");
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "it is configured as before");
 
-  // Serialisation: what is written makes the same plugin, the tactic with it; a clone does too.
+  // Serialisation: written fields make the same plugin, the tactic with it; a clone does too.
+  expect(runtime->setTactic(77) != 0, "an unknown tactic is not set");
   expect(runtime->setTactic(tactics[1]) == 0, "a tactic is set");
   const PluginFieldCollection* written = runtime->getFieldsToSerialize();
   const std::unique_ptr<IPluginV3> again(packed.createPlugin("attention", written, TensorRTPhase::kRUNTIME));
@@ -201,8 +241,9 @@ int main(int argc, char** argv) {
     for (int32_t i = 0; equal && i < x->nbFields; ++i) {
       const PluginField& p = x->fields[i];
       const PluginField& q = y->fields[i];
-      equal = std::strcmp(p.name, q.name) == 0 && p.type == q.type && p.length == q.length &&
-              std::memcmp(p.data, q.data, static_cast<size_t>(p.length) * 4) == 0;
+      equal =
+          std::strcmp(p.name, q.name) == 0 && p.type == q.type && p.length == q.length &&
+          std::memcmp(p.data, q.data, static_cast<size_t>(p.length) * (p.type == PluginFieldType::kINT64 ? 8 : 4)) == 0;
     }
     return equal;
   };
@@ -211,7 +252,8 @@ int main(int argc, char** argv) {
   expect(same(*plugin, *copy), "a clone is the same");
   auto* copied = capability<v_1_0::IPluginV3OneBuild>(*copy, PluginCapabilityType::kBUILD);
   const std::string id = build->getTimingCacheID();
-  expect(id == copied->getTimingCacheID() && id.find("kernel_size 7 5") == 0, "the cache is keyed by attributes");
+  expect(id == copied->getTimingCacheID() && id.find("kernels a test; kernel_size 7 5;") == 0,
+         "the cache is keyed by the kernels' revision and by attributes");
 
   // Shapes at run time.
   PluginTensorDesc now[4];
@@ -220,6 +262,19 @@ int main(int argc, char** argv) {
   expect(runtime->onShapeChange(now, 2, now + 2, 2) == 0, "new shapes are taken");
   now[0].dims.d[1] = 3;
   expect(runtime->onShapeChange(now, 2, now + 2, 2) != 0, "shapes that do not fit are refused");
+
+  // A call: addresses are checked, and what CUDA answers is told, once.
+  now[0] = tensor({3, 28, 14, 3, 4, 32}, half).desc;
+  expect(runtime->onShapeChange(now, 2, now + 2, 2) == 0, "shapes are taken again");
+  alignas(16) static unsigned char memory[64];
+  const void* in_tensors[] = {memory + 8, memory};
+  void* out_tensors[] = {memory, memory + 4};
+  std::fprintf(stderr, "enqueue:\n");
+  const auto call = [&] { return runtime->enqueue(now, now + 2, in_tensors, out_tensors, nullptr, nullptr); };
+  expect(call() == 1, "an input at 8 bytes is refused");
+  in_tensors[0] = memory;
+  in_tensors[1] = memory + 2;
+  expect(call() == 100 && call() == 100, "a bias at an element and lse at 4 bytes are launched");
   std::printf("ok\n");
   return 0;
 }

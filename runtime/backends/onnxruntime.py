@@ -22,6 +22,7 @@ from na_deploy.runtime.native_libraries import (
     gpu_capabilities,
     onnxruntime_library,
     register,
+    try_gpu_kernels,
 )
 from na_deploy.runtime.session import Session, SessionOptions
 
@@ -57,6 +58,8 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
     if library is not None:
         try:
             if _has_kernels(library, providers[0]):
+                if providers[0] == CUDA_PROVIDER:
+                    _expect_launches(library, options.device or 0)
                 register(settings, library)
             else:
                 library = None
@@ -88,6 +91,15 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
 def _has_kernels(library: Path, provider: str) -> bool:
     """Return whether the library computes for a provider; on another it would move every attention layer to the CPU."""
     return provider == CPU_PROVIDER or (provider == CUDA_PROVIDER and gpu_capabilities(library) != "")
+
+
+def _expect_launches(library: Path, device: int) -> None:
+    reason = try_gpu_kernels(library, device)
+    if reason:
+        raise NaDeployError(
+            f"the GPU kernels of {library} do not run on GPU {device}: {reason}; they are compiled for compute "
+            f"capability {gpu_capabilities(library)}"
+        )
 
 
 def _on_device(providers: list[str], device: int | None) -> list[Any]:

@@ -6,19 +6,26 @@ Needs matplotlib (the ``plot`` extra).
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from na_deploy.errors import MissingDependencyError, UsageError
+from na_deploy.model_file.example_inputs import shapes_text
 from na_deploy.model_file.inspection import LayerGroup, ModelSummary, group_layers
+from na_deploy.runtime.pictures.numbers import count_text
 from na_deploy.runtime.pictures.panels import CORNER, FAINT, INK, INTERIOR, KEYS, TILE, draw_panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHARES = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#999999")
+SHARES = ("#4C566A", "#B48EAD", "#88C0D0", "#A3785A", "#C9C27D", "#7B6BA8", "#D8A7B1", "#9AA5B1")
+"""Colours of layers, none of which is a colour of the legend."""
+
+_LEGEND_WIDTH = 9.2
+"""Inches of the legend in one line."""
 
 MOST_PANELS = 16
 
@@ -62,13 +69,17 @@ def _figure(groups: Sequence[LayerGroup], summary: ModelSummary, title: str) -> 
 
     columns = min(len(groups), 4)
     rows = -(-len(groups) // columns)
-    width, panel, header, footer = max(3.1 * columns, 7.4), 3.75, 0.92, 1.1
+    width, panel, footer = max(3.1 * columns, 7.4), 3.75, 1.1
+    margin_inches = 0.35
+    subtitle = textwrap.wrap(_subtitle(summary), int((width - 2 * margin_inches) * 14.5))
+    legend_rows = 1 if width >= _LEGEND_WIDTH else 2
+    header = 0.5 + 0.17 * len(subtitle) + 0.2 * legend_rows + 0.1
     height = header + rows * panel + footer
     figure = Figure(figsize=(width, height))
-    margin = 0.35 / width
+    margin = margin_inches / width
     figure.text(margin, 1 - 0.30 / height, title, fontsize=15, fontweight="bold", va="center")
-    figure.text(margin, 1 - 0.58 / height, _subtitle(summary), fontsize=9, color=FAINT, va="center")
-    _legend(figure, margin, 1 - 0.86 / height)
+    figure.text(margin, 1 - 0.48 / height, "\n".join(subtitle), fontsize=9, color=FAINT, va="top", linespacing=1.3)
+    _legend(figure, margin, 1 - (header - 0.1 * legend_rows - 0.08) / height, 4 // legend_rows)
 
     cell = (1 - 2 * margin) / columns
     for index, group in enumerate(groups):
@@ -85,16 +96,16 @@ def _figure(groups: Sequence[LayerGroup], summary: ModelSummary, title: str) -> 
 
 
 def _subtitle(summary: ModelSummary) -> str:
-    sizes = ", ".join("×".join(map(str, size)) for size in summary.input_sizes.values())
+    sizes = shapes_text(summary.input_sizes)
     total = summary.attention_multiply_adds + summary.other_multiply_adds
     return (
         f"{len(summary.layers)} neighborhood attention layers at input {sizes}: "
-        f"{summary.attention_multiply_adds / 1e9:.3g} G multiply-adds, "
-        f"{summary.attention_share:.1%} of the model's {total / 1e9:.3g} G"
+        f"{count_text(summary.attention_multiply_adds)} multiply-adds, "
+        f"{summary.attention_share:.1%} of the model's {count_text(total)}"
     )
 
 
-def _legend(figure: Figure, left: float, at: float) -> None:
+def _legend(figure: Figure, left: float, at: float, columns: int) -> None:
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -122,7 +133,7 @@ def _legend(figure: Figure, left: float, at: float) -> None:
         [text for _, text in entries],
         loc="center left",
         bbox_to_anchor=(left, at),
-        ncols=4,
+        ncols=columns,
         frameon=False,
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
         borderaxespad=0,
@@ -139,7 +150,7 @@ def _share_bar(axes: Axes, groups: Sequence[LayerGroup]) -> None:
         colour = SHARES[index % len(SHARES)]
         axes.barh(0, group.share, left=left, color=colour, edgecolor="white", linewidth=1.2, height=1)
         if group.share > 0.045:
-            dark = colour in ("#0072B2", "#009E73", "#D55E00")
+            dark = colour in ("#4C566A", "#A3785A", "#7B6BA8")
             axes.text(
                 left + group.share / 2, 0, f"{group.share:.0%}", ha="center", va="center", fontsize=8.5,
                 fontweight="bold", color="white" if dark else INK,

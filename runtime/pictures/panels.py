@@ -135,10 +135,18 @@ def _draw_map(axes: Axes, layer: NeighborhoodLayer) -> None:
         depth = _interior(layer, 0)
         attended = _axis(layer, 0, depth)[0]
         axes.set_xlabel(
-            f"slice {depth} of {layer.reach[0]}; attends to slices {attended[0]}–{attended[-1]}",
+            f"slice {depth + 1} of {layer.reach[0]}; attends to slices {_ranges(attended)}",
             fontsize=7,
             color=FAINT,
         )
+
+
+def _ranges(positions: Any) -> str:
+    """Return positions counted from 1 as people write them: ``2–5``, or ``1, 4, 7`` where they are apart."""
+    numbers = [int(position) + 1 for position in positions]
+    if len(numbers) > 1 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]}–{numbers[-1]}"
+    return ", ".join(map(str, numbers))
 
 
 def _draw_sequence(axes: Axes, layer: NeighborhoodLayer) -> None:
@@ -198,14 +206,26 @@ def _cells(axes: Axes, interior: tuple[Any, Any], corner: tuple[Any, Any]) -> No
 
     def fill(cells: set[tuple[int, int]], outline: list[tuple[float, float]], colour: str) -> None:
         shapes = [[(x + dx, y + dy) for dx, dy in outline] for y, x in sorted(cells)]
-        axes.add_collection(PolyCollection(shapes, facecolors=colour, alpha=0.38, edgecolors="none", zorder=2))
+        axes.add_collection(PolyCollection(shapes, facecolors=colour, alpha=alpha, edgecolors="none", zorder=2))
 
-    upper_left, lower_right = [(-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5)], [(0.5, 0.5), (0.5, -0.5), (-0.5, 0.5)]
-    whole = [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]
+    spacing = min(int(np.diff(positions).min(initial=10**6)) for positions in (*interior, *corner))
+    side = _side(axes, spacing)
+    half, alpha = 0.5 * side, 0.38 if side == 1 else 0.8
+    upper_left, lower_right = (
+        [(-half, -half), (half, -half), (-half, half)],
+        [(half, half), (half, -half), (-half, half)],
+    )
+    whole = [(-half, -half), (half, -half), (half, half), (-half, half)]
     fill(own - other, whole, INTERIOR)
     fill(other - own, whole, CORNER)
     fill(own & other, lower_right, INTERIOR)
     fill(own & other, upper_left, CORNER)
+
+
+def _side(axes: Axes, spacing: int, least: float = 0.02) -> float:
+    """Return the side of a drawn cell, in cells: more than one on large maps where cells stand apart, to be seen."""
+    low, high = axes.get_xlim()
+    return max(1.0, min(least * abs(high - low), spacing / 2.5))
 
 
 def _box(axes: Axes, rows: Any, columns: Any, colour: str, outset: float = 0.0) -> None:

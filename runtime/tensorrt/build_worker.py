@@ -26,7 +26,7 @@ from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.tensorrt.api import FLAVORS, RTX, Flavor, Messages, load_module, make_logger
 from na_deploy.runtime.tensorrt.cuda import load_cuda
 from na_deploy.runtime.tensorrt.engine import load_engine
-from na_deploy.runtime.tensorrt.plugins import register_plugins, registered
+from na_deploy.runtime.tensorrt.plugins import parse, plugins_of, register_plugins
 
 _ACTIVATION_MEMORY = re.compile(r"Total Activation Memory: (\d+) bytes")
 _STEPS_EVERY_S = 0.05
@@ -82,13 +82,13 @@ def run(request: dict[str, Any], events: Events) -> bool:
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     started = time.perf_counter()
     parser = module.OnnxParser(network, logger)
-    accepted = parser.parse_from_file(request["model"])
+    accepted = parse(module, parser, Path(request["model"]))
     for index in range(parser.num_errors):
         events.write("parser_error", **_parser_error(parser.get_error(index)))
     if not accepted:
         events.write("failed", reason=f"{flavor.title}'s ONNX parser refused the model")
         return False
-    plugins = registered(module) if options.library else []
+    plugins = plugins_of(module, network, Path(request["model"])) if options.library else []
     events.write("parsed", layers=network.num_layers, seconds=time.perf_counter() - started, plugins=plugins)
 
     config = _configure(trt, module, builder, network, options, events)

@@ -59,6 +59,8 @@ def check_output(target: Path, inputs: Iterable[Path | None] = (), endings: Sequ
     for given in inputs:
         if given is not None and _same(target, given):
             raise UsageError(f"cannot write {target}: it is the input {given}; choose another name")
+    if endings and "" not in endings and target.is_dir():
+        raise UsageError(f"cannot write {target}: it is a folder; give a file name")
     if endings and target.suffix.lower() not in endings:
         raise UsageError(f"cannot write {target}: end the name in {' or '.join(endings)}")
 

@@ -29,7 +29,7 @@ def test_the_windows_are_drawn_as_they_are():
 
 def test_attributes_are_listed_with_their_defaults():
     required, defaults = attribute_defaults()
-    listed = dict(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (?:INTS|FLOAT|STRING)[^|]*\| ([^|]+) \|", DOCUMENT, re.M))
+    listed = dict(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (?:INTS|INT|FLOAT|STRING)[^|]*\| ([^|]+) \|", DOCUMENT, re.M))
     found = {}
     for names, value in listed.items():
         values = value.split(", ")

@@ -85,7 +85,6 @@ def refuse(folder: Path, capsys: pytest.CaptureFixture[str], code: int, *argumen
         ("nan.pth", "levels.1.blocks.0.attn.qkv.weight"),
         ("missing.pth", "levels.1.blocks.0.attn.qkv.weight"),
         ("clash.pth", "levels.1.blocks.0.attn.qkv.weight"),
-        ("nowhere.pth", "nowhere.pth"),
     ],
 )
 def test_a_bad_checkpoint_is_told_apart(name: str, words: str, folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -130,3 +130,35 @@ def test_full_attention_becomes_a_window_and_its_error_is_shown(folder: Path, ca
     assert 0 < layer["error"] < 1
     # Text attends to all 22 tokens, each of the 20 others to 15 of the grid and to text.
     assert layer["share"] == pytest.approx((2 * 22 + 20 * (15 + 2)) / 22**2)
+
+
+def test_a_file_is_verified_against_its_factory_later(folder: Path, capsys):
+    path = weights(folder)
+    export = ["export", "users_network:build", "--weights", str(path), *INPUT, "--dynamic", "x=0:batch"]
+    assert run([*export, "-o", "model.onnx"]) == 0
+    capsys.readouterr()
+    verify = ["verify", "users_network:build", "model.onnx", "--weights", str(path)]
+    assert run([*verify, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"]
+    assert [case["inputs"]["x"] for case in report["cases"]] == [[1, 6, 7, 32], [2, 6, 7, 32]]
+    assert report["relative_difference"] < 1e-5
+    assert run([*verify, "--input", "3x6x7x32"]) == 0
+    assert "x 3x6x7x32" in capsys.readouterr().out
+    assert run(["verify", "users_network:build", "model.onnx"]) == 1  # other weights
+    assert "model.onnx differs from users_network:build by" in capsys.readouterr().err
+    assert run([*verify, "--arch", "nat"]) == 2
+    assert run([*verify, "--set-window", "layer=x,kernel=3"]) == 2
+    assert "was exported with these windows: none" in capsys.readouterr().err
+
+
+def test_an_exported_module_says_what_it_is(folder: Path, capsys):
+    assert run(["export", "users_network:build", *INPUT, "--dynamic", "x=0:batch", "-o", "model.onnx"]) == 0
+    capsys.readouterr()
+    assert run(["inspect", "model.onnx", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["metadata"]["na_deploy.source_name"] == "users_network:build"
+    assert content["input_sizes"] == {"x": [1, 6, 7, 32]}
+    np.save("x.npy", np.zeros((2, 6, 7, 32), np.float32))
+    assert run(["run", "model.onnx", "x.npy", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outputs"]["output"]["shape"] == [2, 6, 7, 32]

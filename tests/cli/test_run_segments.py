@@ -105,8 +105,8 @@ def test_what_only_segmenters_have_is_refused_elsewhere(write_model, photos: lis
     for options, word in (
         (("--threshold", "0.5"), "--threshold"),
         (("--task", "semantic"), "--task"),
-        (("-o", tmp_path / "a.png"), "a picture"),
+        (("-o", tmp_path / "a.png"), "-o with a picture"),
     ):
         code, _, err = call(capsys, "run", plain, tmp_path / "x.npy", *options)
         assert code == 2
-        assert f"gives no segments of these inputs; leave {word} away" in err
+        assert f"gives no segments of these inputs; remove {word}" in err

@@ -183,6 +183,15 @@ def test_structured_outputs_become_outputs_in_order(kind: str, count: int, tmp_p
     assert any(tensor.name.startswith("layer.") or "val" in tensor.name for tensor in graph.initializer)
 
 
+def test_a_module_that_is_not_finite_itself_is_said_to_be(tmp_path: Path):
+    class Logarithm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.log()
+
+    with pytest.raises(NaDeployError, match="Logarithm itself returns NaN or infinity in PyTorch for these example"):
+        export(Logarithm(), torch.tensor([1.0, -1.0]), tmp_path / "model.onnx")
+
+
 def test_a_module_without_tensors_to_return_is_refused(tmp_path: Path):
     class Text(nn.Module):
         def forward(self, x: Tensor) -> str:

@@ -336,7 +336,7 @@ def test_bad_files_are_refused_in_one_sentence(case: str, tmp_path: Path) -> Non
 
 
 def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no such file"):
+    with pytest.raises(UsageError, match="does not exist; give the path of a checkpoint"):
         load(tmp_path / "nowhere.pth")
     with pytest.raises(CheckpointError, match=r"holds no weights; expected model\.safetensors"):
         load(tmp_path)

@@ -55,6 +55,14 @@ class EmulatedGpu:
         """Compute a problem."""
         assert self._library.na_forward_emulated(ctypes.byref(problem.params), tactic) == 0
 
+    def accepts(self, problem: Problem, tactic: int) -> bool:
+        """Compute a problem unless the tactic is refused."""
+        return bool(self._library.na_forward_emulated(ctypes.byref(problem.params), tactic) == 0)
+
+    def knows(self, tactic: int) -> bool:
+        """Return whether a kernel has this number."""
+        return bool(self._library.na_cuda_knows(tactic))
+
     def tile_count(self, params: Params, tile: Sequence[int]) -> int:
         """Return how many tiles a problem has."""
         return int(self._library.na_tile_count(ctypes.byref(params), (ctypes.c_int32 * 3)(*tile)))
@@ -199,7 +207,7 @@ def test_hopper_s_kernels_are_not_offered_where_windows_reach_behind_the_map(gpu
         qkv, padding = qkv.reshape(2, *lengths, 3, 1, 64), padding.reshape(3, 1, 64)
         problem = Problem(spec, qkv, padding=padding)
         assert sorted(gpu.tactics(problem)) == tactics
-        for tactic in (0, *tactics, 21):  # an engine keeps one tactic for all sizes
+        for tactic in (0, *tactics):
             problem.output[...] = np.nan
             gpu.run(problem, tactic)
             agree(problem, spec, 0.0, HALF)
@@ -263,12 +271,20 @@ def test_hopper_s_kernels_are_not_offered_for_what_they_do_not_take(gpu: Emulate
     assert not offered & set(gpu.tactics(dilated))
 
 
-def test_a_tactic_that_does_not_fit_the_problem_gives_way_to_the_default(gpu: EmulatedGpu):
-    problem, spec, scale = random_problem(103, HALF, [32])  # two axes
+def test_a_tactic_that_does_not_compute_the_problem_is_refused(gpu: EmulatedGpu):
+    problem, *_ = random_problem(103, HALF, [32])  # two axes
     for tactic in (2, 7, 21, 99):
         problem.output[...] = np.nan
-        gpu.run(problem, tactic)
-        agree(problem, spec, scale, HALF)
+        assert not gpu.accepts(problem, tactic)
+        assert np.isnan(problem.output).all()
+
+
+def test_every_tactic_that_is_offered_is_known(gpu: EmulatedGpu):
+    for seed in range(100, 130):
+        problem, *_ = random_problem(seed, HALF, [16, 32, 64, 128], large_windows=seed % 2 == 0)
+        assert all(gpu.knows(tactic) for tactic in gpu.tactics(problem))
+    assert not gpu.knows(0)
+    assert not gpu.knows(99)
 
 
 @pytest.mark.parametrize("part", range(3), ids=["query", "key", "value"])

@@ -58,3 +58,14 @@ def test_a_cpp_program_runs_a_bundle_from_several_threads(
     with na_deploy.load(model, custom_operators=False) as session:
         expected = np.abs(next(iter(session.run({session.inputs[0].name: image}).values()))).sum(dtype=np.float64)
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_types_of_one_name_are_one_type_in_every_library():
+    """The linker compares all types: two that differ and share a name would be one type to the language."""
+    folder = build(
+        ROOT / "build" / "native-odr",
+        "-DCMAKE_CXX_FLAGS=-O1 -flto -Wodr -Werror=odr -Wlto-type-mismatch -Werror=lto-type-mismatch",
+        target="na_deploy_everything",
+    )
+    assert (folder / "plugins/tests/libna_deploy_everything.so").exists()

@@ -71,6 +71,18 @@ report |= {"launches": library.na_test_launches(), "stream": library.na_test_las
 report |= {"tactic": library.na_test_last_tactic(), "bias": library.na_test_last_had_bias()}
 print(json.dumps(report))
 """
+FUNCTION_BODIES = """
+import sys, warnings
+import na_deploy
+
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    with na_deploy.load(sys.argv[1], device=0) as session:
+        print(session.device, "with the library" if session.library else "without the library")
+for warning in told:
+    if issubclass(warning.category, RuntimeWarning):
+        print(warning.message)
+"""
 TOUCH = """
 import ctypes, sys
 import numpy as np
@@ -118,10 +130,11 @@ def test_the_cuda_provider_runs_the_node(gpu: dict[str, str], tmp_path: Path, op
         "library": True,
         "launches": 2,
         "stream": report["stream"],
-        "tactic": 0,
+        "tactic": report["tactic"],
         "bias": int("rel_pos_bias" in arrays),
     }
     assert report["stream"] > 0x5000  # one that the provider made
+    assert report["tactic"] > 0  # the default one, found once for both runs
     expect_reference(found, operator, arrays, attributes, dtype, TOLERANCE[dtype])
 
 
@@ -148,6 +161,30 @@ def test_it_takes_the_nodes_of_models_that_embed_function_bodies(gpu: dict[str, 
     assert "Softmax" not in kinds
     assert "MemcpyToHost" not in kinds
     assert "MemcpyFromHost" not in kinds
+
+
+def test_a_gpu_that_refuses_the_trial_launch_gives_one_warning_and_function_bodies(
+    gpu: dict[str, str], write_model, tmp_path: Path
+):
+    """CUDA 13's runtime on an older driver, for one."""
+    command = [sys.executable, "-c", FUNCTION_BODIES, str(write_model())]
+    refusing = gpu | {"NA_TEST_TRY": "35"}
+    done = subprocess.run(command, capture_output=True, text=True, env=refusing, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = done.stdout.splitlines()
+    assert told[0] == "CUDA without the library"
+    assert len(told) == 2
+    assert "do not run on GPU 0: CUDA answers the trial launch with error 35, an emulated error" in told[1]
+    assert told[1].endswith("the model runs on its embedded function bodies")
+
+
+def test_other_programs_are_told_of_a_failing_trial_launch_when_they_load_a_model(
+    gpu: dict[str, str], write_model, tmp_path
+):
+    command = [sys.executable, "-c", LOAD, str(write_model()), str(tmp_path / "optimized.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, env=gpu | {"NA_TEST_TRY": "209"}, check=False)
+    assert done.returncode != 0
+    assert "CUDA answers the trial launch of the GPU kernels with error 209, no kernel image" in done.stderr
 
 
 def test_an_empty_batch_runs_and_launches_nothing(gpu: dict[str, str], tmp_path: Path):

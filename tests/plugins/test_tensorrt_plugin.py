@@ -18,7 +18,10 @@ pytestmark = pytest.mark.native
 PLUGINS = Path(__file__).parents[2] / "plugins"
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
 NO_GPU = """
-extern "C" int na_forward(const void*, int, void*) { return 100; }  // cudaErrorNoDevice
+extern "C" {
+int na_launch(const void*, int, void*) { return 100; }  // cudaErrorNoDevice
+const char* na_cuda_error(int) { return "no CUDA-capable device is detected"; }
+}
 namespace na_deploy::cuda {
 bool device_is_hopper() { return false; }
 }
@@ -65,9 +68,19 @@ def compiled(folder: Path, output: str, *sources: Path, options: tuple[str, ...]
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plugin")
     (folder / "no_gpu.cpp").write_text(NO_GPU)
-    sources = [PLUGINS / "tensorrt" / name for name in ("attributes.cpp", "library.cpp", "plugin.cpp", "sizes.cpp")]
-    sources += [PLUGINS / "cuda/tactics.cpp", PLUGINS / "core/check.cpp", folder / "no_gpu.cpp"]
-    return compiled(folder, "libna_deploy_trt.so", *sources, options=("-shared", "-fPIC", "-fvisibility=hidden"))
+    sources = [PLUGINS / "tensorrt" / name for name in ("attributes.cpp", "library.cpp", "plugin.cpp")]
+    sources += [
+        PLUGINS / "cuda/tactics.cpp",
+        PLUGINS / "core/check.cpp",
+        PLUGINS / "core/operator.cpp",
+        folder / "no_gpu.cpp",
+    ]
+    return compiled(
+        folder,
+        "libna_deploy_trt.so",
+        *sources,
+        options=("-shared", "-fPIC", "-fvisibility=hidden", '-DNA_DEPLOY_KERNEL_REVISION="a test"'),
+    )
 
 
 def test_creators_fields_shapes_types_formats_tactics_and_copies(plugin: Path, tmp_path: Path):
@@ -75,8 +88,19 @@ def test_creators_fields_shapes_types_formats_tactics_and_copies(plugin: Path, t
     done = subprocess.run([str(driver), str(plugin)], capture_output=True, text=True, check=False)
     assert done.stdout == "ok\n"
     told = done.stderr.splitlines()  # every refusal names its operator and says why
-    assert told
-    assert all(line.startswith("na_deploy: NeighborhoodAttention") for line in told)
+    parts = {line[:-1]: told[place + 1] for place, line in enumerate(told) if line.endswith(":")}
+    refusals = [line for line in told if not line.endswith(":")]
+    assert all(line.startswith("na_deploy: NeighborhoodAttention") for line in refusals)
+    name = "na_deploy: NeighborhoodAttentionQKV: "
+    window = "kernel_size*dilation = 7*2 = 14 exceeds the length"
+    assert parts["smallest"].startswith(f"{name}at the profile's smallest shape: {window} 13 of spatial axis 0")
+    assert parts["usual"].startswith(f"{name}at the profile's usual shape: {window} 9 of spatial axis 0")
+    assert parts["largest"].startswith(f"{name}at the profile's largest shape: a map has at most")
+    assert parts["enqueue"].startswith(f"{name}qkv must begin at an address that is a multiple of 16 on a GPU, got")
+    answer = f"{name}CUDA answers the launch with error 100, no CUDA-capable device is detected"
+    assert refusals.count(answer) == 1
+    assert any("there is no tactic 77 in this library" in line for line in refusals)
+    assert any("built with tactic 77, which this library does not have" in line for line in refusals)
 
 
 @pytest.mark.parametrize("how", ["load_library", "dlopen"])

@@ -57,6 +57,25 @@ def test_the_summary_says_what_was_built(machine, write_model: WriteModel, tmp_p
         session.warm_up({"image": (2, 3, 32, 32)})
 
 
+@pytest.mark.parametrize("version", ["10.0.1.6", "10.6.0.26", "10.7.0.23"])
+def test_parsers_that_inline_function_bodies_are_given_a_model_without(
+    machine, write_model: WriteModel, tmp_path: Path, plugin_library, version: str
+):
+    """Before 10.7 a function body goes before a plugin."""
+    machine.set(FAKE_TENSORRT_VERSION=version, FAKE_TENSORRT="10")
+    summary = build(write_model(), tmp_path / "b.bundle", BuildOptions(backend="tensorrt", plugins="embed"))
+    assert summary.manifest.requires["plugins"] == "NeighborhoodAttentionQKV"
+    assert summary.manifest.build["plugins"] == {"NeighborhoodAttentionQKV": 2}
+
+
+def test_the_summary_says_plugins_of_what_is_in_the_network(machine, write_model: WriteModel, tmp_path, plugin_library):
+    """A library whose plugins no node of the model uses is registered and changes nothing."""
+    plugin_library.write_text('{"operators": ["NeighborhoodAttention"]}')
+    summary = build(write_model(), tmp_path / "b.bundle", BuildOptions(backend="tensorrt"))
+    assert "plugins" not in summary.manifest.requires
+    assert summary.manifest.build["plugins"] == {}
+
+
 def test_without_the_plugin_library_the_function_bodies_are_built(machine, write_model: WriteModel, tmp_path: Path):
     summary = build(write_model(), tmp_path / "b.bundle", BuildOptions(backend="tensorrt"))
     assert summary.attention_runs == "function bodies"

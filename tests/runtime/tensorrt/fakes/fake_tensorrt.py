@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,10 @@ def make_module(name: str, version: str) -> dict[str, Any]:
     from fake_tensorrt_run import run_classes
 
     described = json.loads((API / f"{version}.json").read_text())
-    trt = SimpleNamespace(__version__=described["version"], rtx=version.startswith("tensorrt_rtx"))
+    trt = SimpleNamespace(
+        __version__=os.environ.get("FAKE_TENSORRT_VERSION", described["version"]),
+        rtx=version.startswith("tensorrt_rtx"),
+    )
     for key, members in described["enumerations"].items():
         setattr(trt, key, enum.IntEnum(key, members))
     base = _base(described["classes"])

@@ -89,8 +89,13 @@ def build_classes(trt: Any, base: type) -> list[type]:
             self._name = ""
 
         def __iter__(self) -> Iterator[Any]:
-            for layer in self._layers:
-                yield ILayer(layer["Name"], trt.LayerType.IDENTITY)
+            for number in range(len(self._layers)):
+                yield self.get_layer(number)
+
+        def get_layer(self, index: int) -> Any:
+            layer = self._layers[index]
+            plugin = layer["LayerType"] == "PluginV3"
+            return ILayer(layer["Name"], trt.LayerType.PLUGIN_V3 if plugin else trt.LayerType.IDENTITY)
 
         flags = property(lambda self: self._flags)
         num_layers = property(lambda self: len(self._layers))
@@ -135,10 +140,18 @@ def build_classes(trt: Any, base: type) -> list[type]:
             return self._errors[index]
 
         def parse_from_file(self, model: str) -> bool:
-            proto = onnx.load(Path(model))
+            return self._parse(onnx.load(Path(model)))
+
+        def parse(self, model: bytes, path: str | None = None) -> bool:
+            return self._parse(onnx.load_model_from_string(model))
+
+        def _parse(self, proto: onnx.ModelProto) -> bool:
             functions = {(function.domain, function.name): function for function in proto.functions}
+            inlines_first = tuple(map(int, trt.__version__.split(".")[:2])) < (10, 7)
             for node in proto.graph.node:
                 plugin = not trt.rtx and trt.registry.get_creator(node.op_type, "1", node.domain) is not None
+                if plugin and inlines_first and (node.domain, node.op_type) in functions:
+                    plugin = False
                 if plugin:
                     self._network._plugins.append(node.op_type)
                     self._add(node, "PluginV3", "0x2a")

@@ -54,13 +54,4 @@ OrtStatusPtr as_status(const char* subject, Function&& function) noexcept {
   }
 }
 
-// "(1, 56, 56, 3, 2, 32)"
-inline std::string to_text(const std::vector<int64_t>& shape) {
-  std::string text = "(";
-  for (size_t axis = 0; axis < shape.size(); ++axis) {
-    text += (axis ? ", " : "") + (shape[axis] < 0 ? std::string("?") : std::to_string(shape[axis]));
-  }
-  return text + ")";
-}
-
 }  // namespace na_deploy::ort

@@ -1,4 +1,4 @@
-#include "attention_kernel.h"
+#include "cpu_kernel.h"
 
 #include <algorithm>
 #include <atomic>
@@ -12,8 +12,6 @@
 #include "na_cpu.h"
 #include "padded_copy.h"
 #include "padding.h"
-#include "params.h"
-#include "problem.h"
 
 namespace na_deploy::ort {
 namespace {
@@ -65,24 +63,26 @@ struct Work {
 };
 
 // Multiply-adds of one call, both products.
-double multiply_adds(const Problem& problem, const Attributes& attributes) {
-  double queries = static_cast<double>(problem.batch * problem.heads);
+double multiply_adds(const na_params& p) {
+  double queries = static_cast<double>(p.batch * p.heads);
   double keys = 1.0;
-  for (const int64_t length : problem.length) queries *= static_cast<double>(length);
-  for (const int64_t size : attributes.kernel_size) keys *= static_cast<double>(size);
-  return queries * (keys + static_cast<double>(problem.additional)) *
-         static_cast<double>(problem.head_dim + problem.value_dim);
+  for (int axis = 0; axis < p.rank; ++axis) {
+    queries *= static_cast<double>(p.length[axis]);
+    keys *= static_cast<double>(p.kernel_size[axis]);
+  }
+  return queries * (keys + static_cast<double>(p.additional)) * static_cast<double>(p.head_dim + p.value_dim);
 }
 
-// What a bias that the model fixes allows: one of zeros, which the exporter gives nodes with additional keys, is none.
-BiasKind kind_of_bias(Form form, ONNXTensorElementDataType type, const OrtKernelInfo* info) {
-  const size_t index = form == Form::kPacked ? 1 : 3;
+// Returns the kind of the node's bias. One of zeros, which the exporter gives nodes with additional keys, counts as
+// none.
+BiasKind kind_of_bias(const na_params& params, const OrtKernelInfo* info) {
+  const auto index = static_cast<size_t>(bias_input(kind_of(params)));
   const Ort::ConstKernelInfo node{info};
   if (index >= node.GetInputCount() || node.GetInputName(index).empty()) return BiasKind::kVariable;
   int is_constant = 0;
   const Ort::ConstValue tensor = node.GetTensorConstantInput(index, &is_constant);
   if (static_cast<const OrtValue*>(tensor) == nullptr || is_constant == 0) return BiasKind::kVariable;
-  const size_t width = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? sizeof(float) : sizeof(uint16_t);
+  const size_t width = params.dtype == NA_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
   const auto* bytes = static_cast<const unsigned char*>(tensor.GetTensorRawData());
   const size_t count = tensor.GetTensorTypeAndShapeInfo().GetElementCount() * width;
   const bool zero = std::all_of(bytes, bytes + count, [](unsigned char byte) { return byte == 0; });
@@ -91,24 +91,22 @@ BiasKind kind_of_bias(Form form, ONNXTensorElementDataType type, const OrtKernel
 
 }  // namespace
 
-AttentionKernel::AttentionKernel(Node node, const OrtKernelInfo* info)
-    : node_(std::move(node)), bias_(kind_of_bias(node_.form, node_.type, info)) {}
+CpuKernel::CpuKernel(Node node, const OrtKernelInfo* info)
+    : node_(std::move(node)), bias_(kind_of_bias(node_.params, info)) {}
 
-OrtStatusPtr AttentionKernel::ComputeV2(OrtKernelContext* context) const noexcept {
+OrtStatusPtr CpuKernel::ComputeV2(OrtKernelContext* context) const noexcept {
   return as_status(node_.subject.c_str(), [&] { run(context); });
 }
 
-void AttentionKernel::run(OrtKernelContext* context) const {
-  const Problem problem = read_problem(node_.form, node_.attributes, context);
+void CpuKernel::run(OrtKernelContext* context) const {
   Work work;
-  work.params = params_of(problem, node_);
-  char message[256] = "";
-  if (na_check(&work.params, message, sizeof message) != 0) refuse(message);
+  work.params = read_call(node_, context);
   if (bias_ == BiasKind::kZero) work.params.rel_pos_bias = nullptr;
-  make_outputs(context, problem, work.params);
+  make_outputs(context, work.params);
+  const double worth = multiply_adds(work.params);
   std::optional<PaddedCopy> copy;
   if (reaches_behind(work.params)) work.params = copy.emplace(work.params).params();
-  work.params.padding = nullptr;  // needed by nobody any more
+  work.params.padding = nullptr;  // the copy has it
   const std::shared_ptr<const Planned> planned = plans_.get(work.params, bias_ == BiasKind::kConstant);
   work.plan = &planned->plan;
   work.params.prepared_bias = planned->prepared_bias.get();
@@ -117,7 +115,7 @@ void AttentionKernel::run(OrtKernelContext* context) const {
 
   static const int64_t most_pieces = kPiecesPerThread * std::max(1U, std::thread::hardware_concurrency());
   work.per_piece = (tasks + most_pieces - 1) / most_pieces;
-  if (work.pieces() == 1 || multiply_adds(problem, node_.attributes) < kWorthSharing) {
+  if (work.pieces() == 1 || worth < kWorthSharing) {
     work.per_piece = tasks;
     Work::run_piece(&work, 0);
   } else {

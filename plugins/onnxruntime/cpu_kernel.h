@@ -1,8 +1,8 @@
 // One node of a session on the CPU: how a call becomes tasks on ONNX Runtime's threads.
 #pragma once
 
-#include "api.h"
 #include "node.h"
+#include "ort_api.h"
 #include "plan_cache.h"
 
 namespace na_deploy::ort {
@@ -11,9 +11,9 @@ namespace na_deploy::ort {
 enum class BiasKind { kVariable, kConstant, kZero };
 
 // Immutable but for the plan it keeps: ONNX Runtime calls compute from several threads at once.
-class AttentionKernel {
+class CpuKernel {
  public:
-  AttentionKernel(Node node, const OrtKernelInfo* info);
+  CpuKernel(Node node, const OrtKernelInfo* info);
 
   OrtStatusPtr ComputeV2(OrtKernelContext* context) const noexcept;
 

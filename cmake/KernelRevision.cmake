@@ -1,0 +1,16 @@
+# na_deploy_kernel_revision(<target>): defines NA_DEPLOY_KERNEL_REVISION for the target, the first digits of a hash of all
+# sources of the GPU kernels. Timing caches carry it, so that what was timed with other kernels is timed again.
+function(na_deploy_kernel_revision target)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/plugins/cuda/*" "${PROJECT_SOURCE_DIR}/plugins/core/*")
+  list(FILTER sources EXCLUDE REGEX "\\.(md|txt)$")
+  list(SORT sources)
+  set(hashes "")
+  foreach(source IN LISTS sources)
+    file(SHA256 "${source}" hash)
+    string(APPEND hashes "${hash}")
+    set_property(DIRECTORY "${PROJECT_SOURCE_DIR}" APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${source}")
+  endforeach()
+  string(SHA256 revision "${hashes}")
+  string(SUBSTRING "${revision}" 0 12 revision)
+  target_compile_definitions(${target} PRIVATE "NA_DEPLOY_KERNEL_REVISION=\"${revision}\"")
+endfunction()
