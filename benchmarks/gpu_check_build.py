@@ -16,6 +16,7 @@ NAMES = {
     1: "plain", 2: "64", 3: "128", 4: "8×8", 5: "16×8", 6: "4×16", 7: "4×4×4", 8: "2×4×8", 9: "4×4×8",
     10: "8×8, keys 16×8", 11: "16×8, keys 16×8", 12: "4×4×4, keys 8×4×4",
     20: "Hopper 128", 21: "Hopper 8×16", 22: "Hopper 16×8", 23: "Hopper 2×8×8", 24: "Hopper 4×4×8",
+    30: "one pass, 4 warps", 31: "one pass, 8 warps", 32: "one pass, 16 warps",
 }  # fmt: skip
 """Names of tactics in tables: the shape of their tiles (plugins/cuda/tactics.h)."""
 
@@ -38,8 +39,9 @@ def build_library(folder: Path, architecture: str) -> Path:
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     nvcc = ["nvcc", "-std=c++17", "-O3", target, "-Xcompiler", "-fPIC,-fvisibility=hidden", *include]
     nvcc.append('-DNA_DEPLOY_KERNEL_REVISION="gpu_check"')
-    units = [CUDA / "na_cuda.cu", CUDA / "tactics.cpp", ROOT / "plugins/core/check.cpp"]
+    units = [CUDA / "na_cuda.cu", CUDA / "onepass/plan.cpp", CUDA / "tactics.cpp", ROOT / "plugins/core/check.cpp"]
     units += write_units("NA_TILE_UNITS", "tile_unit.cu.in", "tile", folder)
+    units += write_units("NA_ONEPASS_UNITS", "onepass/unit.cu.in", "onepass", folder)
     if architecture == "90a":
         nvcc.append("-DNA_DEPLOY_HOPPER")
         units += write_units("NA_HOPPER_UNITS", "hopper/unit.cu.in", "hopper", folder)

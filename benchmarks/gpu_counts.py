@@ -40,6 +40,8 @@ RECORD = Path(__file__).with_suffix(".json")
 MOST_BLOCKS = 256
 """Blocks that are executed of a launch; the others are like them."""
 MOST_BLOCKS_OF_LARGE_WINDOWS = 6
+MOST_BLOCKS_OF_ONE_PASS = 8
+"""They take images in turn, so each does much."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,12 @@ def count_case(case: Case, device: Device) -> Counted:
     tactic = default_tactic(params, device.architecture)
     program = load_unit(Unit("Half", case.head_dim, tactic, device.architecture))
     recorded = record_problem(program, params, tactic)
-    most = MOST_BLOCKS if case.bias else MOST_BLOCKS_OF_LARGE_WINDOWS
-    machine = Machine(recorded.launch, memory, sampled(recorded.launch.blocks, case.batch, most)).run()
+    if tactic >= 30:
+        blocks = sampled(recorded.launch.blocks, recorded.launch.blocks + 1, MOST_BLOCKS_OF_ONE_PASS)
+    else:
+        most = MOST_BLOCKS if case.bias else MOST_BLOCKS_OF_LARGE_WINDOWS
+        blocks = sampled(recorded.launch.blocks, case.batch, most)
+    machine = Machine(recorded.launch, memory, blocks).run()
     moved = sum(array.nbytes for array in arrays.values() if array is not None)
     found = count(machine, recorded.kernel, device, float(moved))
     return Counted(case, device, tactic, found.times(case.heads / heads))

@@ -44,6 +44,18 @@ NA_DEVICE float exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
 }
+// One by x, within two units of the last place.
+NA_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+// The logarithm to base 2, to 2^-22 of itself, or of one where it is less.
+NA_DEVICE float log2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
 NA_DEVICE float log(float x) { return logf(x); }
 NA_DEVICE float max(float a, float b) { return fmaxf(a, b); }
 
@@ -52,6 +64,12 @@ NA_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 
 // Keeps the compiler from working out ahead of a loop, and holding in registers, what follows from this number.
 NA_DEVICE void forget(float& x) { asm volatile("" : "+f"(x)); }
+// The address base + number * bytes, in one instruction.
+NA_DEVICE uint64_t element_at(uint64_t base, uint32_t number, uint32_t bytes) {
+  uint64_t at;
+  asm("mad.wide.u32 %0, %1, %2, %3;\n" : "=l"(at) : "r"(number), "r"(bytes), "l"(base));
+  return at;
+}
 
 // The lowest `count` bits, all of them from 32 on, none below 1. The shift of PTX, unlike that of C++, ends at 32.
 NA_DEVICE uint32_t low_bits(int32_t count) {
@@ -76,6 +94,9 @@ NA_DEVICE void copy_ahead(Shared to, const void* from, bool inside) {
   const int bytes = inside ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
+NA_DEVICE void copy_ahead(Shared to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
+}
 // Ends a group of copies.
 NA_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most `kPending` groups of this thread are under way; sync() then makes all threads' copies visible.
@@ -98,6 +119,26 @@ NA_DEVICE void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
                : "memory");
 }
 
+// Whether the device has store_matrices.
+NA_DEVICE constexpr bool stores_matrices() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return true;
+#else
+  return false;
+#endif
+}
+// Stores four 8x8 matrices of 16-bit numbers; lane l gives the address of row l % 8 of matrix l / 8.
+NA_DEVICE void store_matrices([[maybe_unused]] Shared row, [[maybe_unused]] const uint32_t (&from)[4]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(row), "r"(from[0]),
+               "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+#endif
+}
+NA_DEVICE void store_shared4(Shared to, uint32_t word) {
+  asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(to), "r"(word) : "memory");
+}
+
 NA_DEVICE float load_shared4(Shared from) {
   float v;
   asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(v) : "r"(from) : "memory");
@@ -115,7 +156,9 @@ NA_DEVICE Bytes16 load_shared16(Shared from) {
   return v;
 }
 NA_DEVICE void store_global16(void* to, const Bytes16& v) {
-  *static_cast<uint4*>(to) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]),
+               "r"(v.word[3])
+               : "memory");
 }
 
 // 16-bit numbers as they lie in memory.
@@ -133,6 +176,14 @@ NA_DEVICE float to_float(Bfloat x) { return __bfloat162float(__ushort_as_bfloat1
 NA_DEVICE void from_float(float x, float& to) { to = x; }
 NA_DEVICE void from_float(float x, Half& to) { to.bits = __half_as_ushort(__float2half_rn(x)); }
 NA_DEVICE void from_float(float x, Bfloat& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+
+// Two bytes from global memory, in the order of the program.
+template <typename T>
+NA_DEVICE T load_global2(const T* from) {
+  T v;
+  asm volatile("ld.global.nc.u16 %0, [%1];\n" : "=h"(v.bits) : "l"(from));
+  return v;
+}
 
 // Two numbers in one register, the first in the low half.
 template <typename T>
@@ -176,6 +227,14 @@ NA_DEVICE void multiply<Bfloat>(float (&c)[4], const uint32_t (&a)[4], uint32_t 
       "{%0, %1, %2, %3};\n"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// d = c + a times b, likewise.
+template <typename T>
+NA_DEVICE void multiply_from(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
+  NA_UNROLL
+  for (int i = 0; i < 4; ++i) d[i] = c[i];
+  multiply<T>(d, a, b0, b1);
 }
 
 // c += a (16x8) times b (8x8) of TF32, one warp, in the register layouts of mma.m16n8k8; low bits are not looked at.

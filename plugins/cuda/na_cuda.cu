@@ -44,6 +44,10 @@ struct Launcher {
     return launch_tile<T, kDim>(problem, tactic, stream);
   }
   template <typename T, int kDim>
+  int32_t onepass(const CudaProblem& problem, const onepass::Plan& plan, const onepass::Device& device) const {
+    return launch_onepass<T, kDim>(problem, plan, device, stream);
+  }
+  template <typename T, int kDim>
   int32_t hopper(const CudaProblem& problem, int32_t tactic) const {
 #ifdef NA_DEPLOY_HOPPER
     return launch_hopper<T, kDim>(problem, tactic, stream);
@@ -59,12 +63,30 @@ struct Launcher {
   extern template int32_t launch_tile<type, dim>(const CudaProblem&, int32_t, na_cuda_stream);
 NA_TILE_UNITS(NA_EXTERN)
 #undef NA_EXTERN
+#define NA_EXTERN(type, dim)                                                                                          \
+  extern template int32_t launch_onepass<type, dim>(const CudaProblem&, const onepass::Plan&, const onepass::Device&, \
+                                                    na_cuda_stream);
+NA_ONEPASS_UNITS(NA_EXTERN)
+#undef NA_EXTERN
 #ifdef NA_DEPLOY_HOPPER
 #define NA_EXTERN(type, dim) \
   extern template int32_t launch_hopper<type, dim>(const CudaProblem&, int32_t, na_cuda_stream);
 NA_HOPPER_UNITS(NA_EXTERN)
 #undef NA_EXTERN
 #endif
+
+// Without a device, the least that any of sm_80 or newer has.
+onepass::Device present_device() {
+  onepass::Device found{32, 99 * 1024, 100 * 1024};
+  int device = 0;
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    cudaDeviceGetAttribute(&found.block_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    cudaDeviceGetAttribute(&found.shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  }
+  cudaGetLastError();  // else a later launch would report it
+  return found;
+}
 
 bool device_is_hopper() {
 #ifdef NA_DEPLOY_HOPPER

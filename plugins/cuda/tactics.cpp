@@ -8,6 +8,7 @@
 
 #include "bias_table.h"
 #include "na_cuda.h"
+#include "onepass/plan.h"
 
 namespace na_deploy::cuda {
 namespace {
@@ -15,6 +16,7 @@ namespace {
 constexpr int64_t kMost32 = std::numeric_limits<int32_t>::max() / 4;
 
 constexpr int32_t kMostTactics = 16;
+constexpr int32_t kRowsOfWarp = 16;
 
 struct TileShape {
   int32_t tactic;
@@ -36,7 +38,7 @@ int refuse(char* message, size_t size, const char* format, long long number) {
 }
 
 constexpr int32_t kFirstWide = 10;
-constexpr bool is_wide(int32_t tactic) { return tactic >= kFirstWide && !is_hopper(tactic); }
+constexpr bool is_wide(int32_t tactic) { return tactic >= kFirstWide && tactic < 20; }
 
 int width_of(const na_params& p) { return p.dtype == NA_FLOAT32 ? 4 : 2; }
 
@@ -68,6 +70,38 @@ double cost(const na_params& p, const TileShape& shape) {
   if (is_hopper(shape.tactic)) return 0.9 * rows * larger(0.3 * keys + 20.0 * boxes + 80.0, loads);
   const double warps = is_wide(shape.tactic) ? 1.3 : 1.0;
   return warps * rows * larger(0.6 * keys + 40.0 * boxes + 80.0, loads);
+}
+
+// Instructions that a warp of a tile kernel spends on one unit of cost() for each of its 16 queries, as counted in
+// machine code: what brings the one-pass kernel's instructions into the same unit.
+constexpr double kTileInstructions = 6.7;
+
+// Tactics with costs, the cheapest first; among equals in the order they come.
+struct Ranking {
+  int32_t tactic[kMostTactics];
+  double cost[kMostTactics];
+  int32_t count = 0;
+
+  void add(int32_t own_tactic, double own_cost) {
+    int32_t at = count++;
+    for (; at > 0 && own_cost < cost[at - 1]; --at) {
+      tactic[at] = tactic[at - 1];
+      cost[at] = cost[at - 1];
+    }
+    tactic[at] = own_tactic;
+    cost[at] = own_cost;
+  }
+};
+
+// The one-pass kernel's tactics, those too that come to the same plan: engines keep a tactic for all sizes.
+void add_onepass(const na_params& p, Ranking& ranking) {
+  const onepass::Device device = present_device();
+  for (const int32_t tactic : kOnePassTactics) {
+    const auto found = onepass::make_plan(p, onepass::tactic_warps(tactic), device);
+    if (!found) continue;
+    const double images = larger(static_cast<double>(p.batch * p.heads), 1.0);
+    ranking.add(tactic, found->cost / kTileInstructions / images * kRowsOfWarp);
+  }
 }
 
 bool hopper_takes(const na_params& p) {
@@ -120,9 +154,7 @@ extern "C" int na_cuda_check(const na_params* params, char* message, size_t size
 extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, int32_t capacity) {
   using namespace na_deploy::cuda;
   const na_params& p = *params;
-  int32_t found[kMostTactics];
-  double costs[kMostTactics];
-  int32_t count = 0;
+  Ranking ranking;
   const int dim = tile_dim(p.head_dim, p.value_dim, width_of(p));
   const bool takes_wide = has_wide(dim, static_cast<size_t>(width_of(p)));
   const bool takes_hopper = hopper_takes(p);
@@ -130,18 +162,12 @@ extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, in
     if (shape.rank != p.rank) continue;
     if (is_hopper(shape.tactic) ? !takes_hopper || !has_room_for_bias(p, shape) : dim == 0) continue;
     if (is_wide(shape.tactic) && !takes_wide) continue;
-    const double own = cost(p, shape);
-    int32_t at = count++;
-    for (; at > 0 && own < costs[at - 1]; --at) {  // among equals the table's order stays
-      found[at] = found[at - 1];
-      costs[at] = costs[at - 1];
-    }
-    found[at] = shape.tactic;
-    costs[at] = own;
+    ranking.add(shape.tactic, cost(p, shape));
   }
-  found[count++] = kPlainTactic;
-  count = std::min(count, capacity);
-  std::copy_n(found, count, tactics);
+  add_onepass(p, ranking);
+  ranking.tactic[ranking.count++] = kPlainTactic;
+  const int32_t count = std::min(ranking.count, capacity);
+  std::copy_n(ranking.tactic, count, tactics);
   return count;
 }
 
@@ -149,7 +175,9 @@ extern "C" int32_t na_cuda_knows(int32_t tactic) {
   using namespace na_deploy::cuda;
   const bool is_shape = std::any_of(std::begin(kShapes), std::end(kShapes),
                                     [&](const TileShape& shape) { return shape.tactic == tactic; });
-  return tactic == kPlainTactic || is_shape ? 1 : 0;
+  const bool is_planned =
+      std::find(std::begin(kOnePassTactics), std::end(kOnePassTactics), tactic) != std::end(kOnePassTactics);
+  return tactic == kPlainTactic || is_shape || is_planned ? 1 : 0;
 }
 
 extern "C" int na_cuda_check_addresses(const na_params* params, char* message, size_t size) {

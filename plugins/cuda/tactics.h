@@ -24,9 +24,16 @@ constexpr bool has_wide(int dim, size_t width) { return width == 2 && dim * widt
   use(20, 1, 1, 1, 128) use(21, 2, 1, 8, 16) use(22, 2, 1, 16, 8) use(23, 3, 2, 8, 8) use(24, 3, 4, 4, 8)
 #define NA_HOPPER_UNITS(use) use(dev::Half, 64) use(dev::Half, 128) use(dev::Bfloat, 64) use(dev::Bfloat, 128)
 
+// The one-pass kernel's: at most 4, 8 or 16 warps of a block. Shapes are chosen for each problem (onepass/plan.cpp).
+constexpr int32_t kOnePassTactics[] = {30, 31, 32};
+#define NA_ONEPASS_UNITS(use)                                                                        \
+  use(dev::Half, 16) use(dev::Half, 32) use(dev::Half, 64) use(dev::Bfloat, 16) use(dev::Bfloat, 32) \
+      use(dev::Bfloat, 64)
+
 constexpr int32_t kNoTactic = 0;
 constexpr int32_t kPlainTactic = 1;
-constexpr bool is_hopper(int32_t tactic) { return tactic >= 20; }
+constexpr bool is_hopper(int32_t tactic) { return tactic >= 20 && tactic < 30; }
+constexpr bool is_onepass(int32_t tactic) { return tactic >= 30; }
 
 // Returns the tactic if it can compute the problem on the present device, for 0 the default one, else kNoTactic.
 int32_t known_tactic(const na_params& p, int32_t tactic);

@@ -394,6 +394,8 @@ inline uint32_t any_bits(uint32_t bits) {
 inline bool any(bool yes) { return any_bits(yes ? 1 : 0) != 0; }
 
 inline float exp2(float x) { return x < -126.0F ? 0.0F : std::exp2(x); }
+inline float reciprocal(float x) { return 1.0F / x; }
+inline float log2(float x) { return std::log2(x); }
 inline float log(float x) { return std::log(x); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 
@@ -410,6 +412,9 @@ inline float bits_float(uint32_t bits) {
 }
 
 inline void forget(float&) {}
+inline uint64_t element_at(uint64_t base, uint32_t number, uint32_t bytes) {
+  return base + static_cast<uint64_t>(number) * bytes;
+}
 
 inline uint32_t low_bits(int32_t count) {
   return count <= 0 ? 0 : count >= 32 ? 0xFFFFFFFFU : (uint32_t{1} << count) - 1;
@@ -422,6 +427,7 @@ inline T& shared_object(int offset) {
   return *reinterpret_cast<T*>(emulated::block().shared_object(offset, sizeof(T), alignof(T)));
 }
 inline void copy_ahead(Shared to, const void* from, bool inside) { emulated::block().copy({to, from, inside}); }
+inline void copy_ahead(Shared to, const void* from) { copy_ahead(to, from, true); }
 inline void commit_copies() { emulated::block().commit(); }
 template <int kPending>
 inline void wait_copies() {
@@ -458,6 +464,27 @@ inline void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
   emulated::block().together(&load_matrices_of_warp<true>, &own);
 }
 
+// Some blocks have it, so that both ways are tried.
+inline bool stores_matrices() { return emulated::block().number % 2 == 0; }
+inline void store_shared4(Shared to, uint32_t word) { std::memcpy(emulated::block().shared(to, 4), &word, 4); }
+inline void store_matrices(Shared row, const uint32_t (&from)[4]) {
+  struct Arguments {
+    Shared row;
+    const uint32_t* from;
+  } own{row, from};
+  emulated::block().together(
+      [](void* const(&lane)[32]) {
+        for (int m = 0; m < 4; ++m) {
+          for (int i = 0; i < 32; ++i) {
+            const auto* to = static_cast<const Arguments*>(lane[m * 8 + i / 4]);
+            const uint32_t two = static_cast<const Arguments*>(lane[i])->from[m];
+            std::memcpy(emulated::block().shared(to->row, 16) + i % 4 * 4, &two, 4);
+          }
+        }
+      },
+      &own);
+}
+
 inline float load_shared4(Shared from) {
   float v = 0;
   std::memcpy(&v, emulated::block().shared(from, 4), 4);
@@ -488,6 +515,11 @@ inline float to_float(Bfloat x) { return emulated::bfloat_to_float(x.bits); }
 inline void from_float(float x, float& to) { to = x; }
 inline void from_float(float x, Half& to) { to.bits = emulated::float_to_half(x); }
 inline void from_float(float x, Bfloat& to) { to.bits = emulated::float_to_bfloat(x); }
+
+template <typename T>
+inline T load_global2(const T* from) {
+  return *from;
+}
 
 template <typename T>
 inline uint32_t pack(float low, float high) {
@@ -547,6 +579,12 @@ template <typename T>
 inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   MultiplyArguments<T> own{c, a, {b0, b1}};
   emulated::block().together(&MultiplyArguments<T>::of_warp, &own);
+}
+
+template <typename T>
+inline void multiply_from(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
+  std::memcpy(d, c, sizeof d);
+  multiply<T>(d, a, b0, b1);
 }
 
 struct Tf32Arguments {

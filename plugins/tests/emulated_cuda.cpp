@@ -2,6 +2,8 @@
 
 #include "hopper/kernel.h"
 #include "launch.h"
+#include "onepass/kernel.h"
+#include "onepass/plan.h"
 #include "plain_kernel.h"
 #include "tile_kernel.h"
 
@@ -72,6 +74,23 @@ struct Emulator {
 #undef NA_CASE
   }
 
+  template <typename T, int kDim>
+  int32_t onepass(const CudaProblem& problem, const onepass::Plan& plan, const onepass::Device& /*device*/) const {
+    const int64_t blocks = problem.batch > 0 ? plan.grid.blocks * plan.shares : 0;
+    const auto bytes = static_cast<size_t>(plan.room.bytes);
+#define NA_CASE(chunks)                                                          \
+  case chunks:                                                                   \
+    grid(blocks, 32 * plan.warps, bytes, sizeof(T),                              \
+         [&] { onepass::OnePassKernel<T, kDim, chunks>(problem, plan).run(); }); \
+    return 0;
+    switch (plan.chunks) {
+      NA_ONEPASS_CHUNKS(NA_CASE)
+      default:
+        return 1;
+    }
+#undef NA_CASE
+  }
+
   template <typename T, int kDim, typename S>
   int32_t hopper_shape(const CudaProblem& problem) const {
     const TileGrid tiles = make_tile_grid(problem, S::tile());
@@ -98,6 +117,9 @@ struct Emulator {
 }  // namespace
 
 bool device_is_hopper() { return true; }
+
+// Small, so that blocks take several images.
+onepass::Device present_device() { return {2, 99 * 1024, 100 * 1024}; }
 
 }  // namespace na_deploy::cuda
 
@@ -128,6 +150,17 @@ extern "C" NA_CUDA_API int32_t na_tile_boxes(const na_params* params, const int3
     inside[count++] = is_inside(at, b, 0, step, p.additional) ? 1 : 0;
   }
   return count;
+}
+
+// Rows of queries that the one-pass kernel's warps take for a problem, those that are none too; -1 if it does not take
+// the problem.
+extern "C" NA_CUDA_API int64_t na_onepass_rows(const na_params* params, int32_t tactic) {
+  using namespace na_deploy::cuda;
+  const auto found = onepass::make_plan(*params, onepass::tactic_warps(tactic), present_device());
+  if (!found) return -1;
+  const onepass::Plan& plan = found->plan;
+  const int64_t turns = (params->batch + plan.images - 1) / plan.images;
+  return plan.grid.blocks * turns * plan.warps * onepass::kRowQueries;
 }
 
 extern "C" NA_CUDA_API int64_t na_tile_count(const na_params* params, const int32_t* tile) {

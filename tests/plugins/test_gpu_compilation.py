@@ -54,6 +54,13 @@ def test_tiles_of_a_type_and_width_stay_in_registers(kind: str, dim: int, archit
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("dim", "architecture"), [(32, "80"), (32, "90a"), (64, "120")])
+def test_the_one_pass_kernel_stays_in_registers(dim: int, architecture: str, tmp_path: Path):
+    told = compiled(unit_of("onepass/unit.cu.in", "dev::Half", dim, tmp_path), architecture, tmp_path)
+    assert told.count(" 0 bytes spill stores") >= 5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dim"), [("dev::Half", 128), ("dev::Bfloat", 64)])
 def test_hopper_s_kernels_stay_in_registers_and_run_products_side_by_side(kind: str, dim: int, tmp_path: Path):
     told = compiled(unit_of("hopper/unit.cu.in", kind, dim, tmp_path), "90a", tmp_path)

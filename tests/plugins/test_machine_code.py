@@ -163,6 +163,21 @@ def test_hoppers_machine_code_agrees_with_float64(unit: Unit, case: Case):
     assert taken == least > 0
 
 
+@pytest.mark.parametrize(
+    ("unit", "case"),
+    [
+        (Unit("Half", 32, 30), Case((17, 15), (7, 7), batch=2, bias=True)),
+        (Unit("Half", 32, 31, "80"), Case((7, 7), (7, 7), batch=5, bias=True)),
+        (Unit("Bfloat", 64, 31), Case((4, 23), (5, 3), (1, 2), bias=True, padding=True)),
+    ],
+    ids=told,
+)
+def test_the_one_pass_kernels_machine_code_agrees_with_float64(unit: Unit, case: Case):
+    machine = run(unit, case)
+    taken, least = machine.wavefronts.sum(0)
+    assert taken >= least > 0
+
+
 def test_the_tile_kernel_has_no_bank_conflicts():
     machine = run(Unit("Half", 32, 4), NAT)
     taken, least = machine.wavefronts.sum(0)

@@ -18,12 +18,14 @@ pytestmark = pytest.mark.native
 PLUGINS = Path(__file__).parents[2] / "plugins"
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
 NO_GPU = """
+#include "onepass/plan.h"
 extern "C" {
 int na_launch(const void*, int, void*) { return 100; }  // cudaErrorNoDevice
 const char* na_cuda_error(int) { return "no CUDA-capable device is detected"; }
 }
 namespace na_deploy::cuda {
 bool device_is_hopper() { return false; }
+onepass::Device present_device() { return {108, 163 * 1024, 164 * 1024}; }
 }
 """
 REGISTRY = """
@@ -70,6 +72,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "no_gpu.cpp").write_text(NO_GPU)
     sources = [PLUGINS / "tensorrt" / name for name in ("attributes.cpp", "library.cpp", "plugin.cpp")]
     sources += [
+        PLUGINS / "cuda/onepass/plan.cpp",
         PLUGINS / "cuda/tactics.cpp",
         PLUGINS / "core/check.cpp",
         PLUGINS / "core/operator.cpp",

@@ -99,6 +99,27 @@ def _shapes(macro: str) -> dict[int, str]:
             (re.split(r",\s*", own) for own in re.findall(r"use\((\d+[^)]*)\)", listed[1]))}  # fmt: skip
 
 
+_ONEPASS = (30, 31, 32)
+_A100, _H100 = "108, 163 * 1024, 164 * 1024", "132, 227 * 1024, 228 * 1024"
+"""Multiprocessors, and bytes of shared memory that a block and a multiprocessor may have."""
+
+
+def _onepass_source(kind: str, dim: int, device: str) -> str:
+    """Return the one-pass kernel's unit with a function that plans for a device and launches it."""
+    text = (CUDA / "onepass" / "unit.cu.in").read_text()
+    return f"""#include "onepass/plan.cpp"
+{text.replace("@NA_TYPE@", kind).replace("@NA_DIM@", str(dim))}
+namespace na_deploy::cuda {{
+extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, int32_t tactic) {{
+  const onepass::Device device{{{device}}};
+  const auto found = onepass::make_plan(*params, onepass::tactic_warps(tactic), device);
+  if (!found) return cudaErrorInvalidValue;
+  return launch_onepass<{kind}, {dim}>(make_cuda_problem(*params, sizeof({kind})), found->plan, device, nullptr);
+}}
+}}  // namespace na_deploy::cuda
+"""
+
+
 def _source(unit: Unit) -> str:
     """Return a unit of one kernel, with a function that launches it."""
     macros = ("NA_TILE_SHAPES", "NA_WIDE_SHAPES", "NA_HOPPER_SHAPES")
@@ -111,6 +132,8 @@ def _source(unit: Unit) -> str:
         if unit.tactic in shapes:
             template, launch = ("hopper/unit.cu.in", "launch_hopper") if "HOPPER" in macro else (
                 "tile_unit.cu.in", "launch_tile")  # fmt: skip
+    if unit.tactic in _ONEPASS:
+        return _onepass_source(kind, unit.dim, _A100 if unit.architecture == "80" else _H100)
     if template is not None:
         text = (CUDA / template).read_text()
         lines.append(text.replace("@NA_TYPE@", kind).replace("@NA_DIM@", str(unit.dim)))
@@ -175,11 +198,16 @@ def compile_source(source: str, architecture: str) -> Compiled:
     return made
 
 
-TACTICS = """#include "tactics.h"
+TACTICS = f"""#include "tactics.h"
 #include "na_cuda.h"
+#include "onepass/plan.h"
 static bool hopper = true;
-bool na_deploy::cuda::device_is_hopper() { return hopper; }
-extern "C" NA_CUDA_API void na_pretend_hopper(int32_t yes) { hopper = yes != 0; }
+na_deploy::cuda::onepass::Device na_deploy::cuda::present_device() {{
+  if (hopper) return {{{_H100}}};
+  return {{{_A100}}};
+}}
+bool na_deploy::cuda::device_is_hopper() {{ return hopper; }}
+extern "C" NA_CUDA_API void na_pretend_hopper(int32_t yes) {{ hopper = yes != 0; }}
 """
 
 
@@ -194,8 +222,18 @@ def compile_tactics() -> Path:
             folder.mkdir(exist_ok=True)
             unit = folder / "device.cpp"
             unit.write_text(TACTICS)
-            sources = [str(path) for path in (unit, CUDA / "tactics.cpp", CORE / "check.cpp")]
-            options = ["-std=c++17", "-O1", "-fPIC", "-shared", f"-I{CUDA}", f"-I{CORE}"]
+            sources = [
+                str(path) for path in (unit, CUDA / "onepass/plan.cpp", CUDA / "tactics.cpp", CORE / "check.cpp")
+            ]
+            options = [
+                "-std=c++17",
+                "-O1",
+                "-fPIC",
+                "-shared",
+                '-DNA_DEPLOY_KERNEL_REVISION="counts"',
+                f"-I{CUDA}",
+                f"-I{CORE}",
+            ]
             _run([os.environ.get("CXX", "c++"), *options, *sources, "-o", str(library.with_suffix(".part"))], folder)
             library.with_suffix(".part").rename(library)
     return library

@@ -24,10 +24,19 @@ def nothing(machine: Machine, own: Instruction) -> Execute:
 
 @instruction("BRA", control=True)
 def branch(machine: Machine, own: Instruction) -> Execute:
-    """Lanes go elsewhere where guard and predicate say so; .DIV: where not all of a warp's lanes are here."""
-    modifiers, operands = expect_modifiers(own, "DIV", "U", "ANY"), machine.operands
+    """Lanes go elsewhere where guard and predicate say so; .DIV: where not all of a warp's lanes are here; .CONV ~URZ:
+    where all are."""
+    modifiers, operands = expect_modifiers(own, "CONV", "DIV", "U", "ANY"), machine.operands
     target = machine.index_of(int(own.operands[-1], 16))
     place = machine.warps.place
+    if "CONV" in modifiers:
+        if own.operands[0] != "~URZ":
+            raise UnknownInstructionError(f"{own.text}: only .CONV of all lanes is modelled")
+
+        def converge(mask: Mask) -> None:
+            place[mask & (mask == machine.warps.alive).all(1, keepdims=True)] = target
+
+        return converge
     if "DIV" in modifiers:
         expected = operands.bits(own.operands[0].removeprefix("~"))
         lanes = np.arange(LANES, dtype=np.uint32)

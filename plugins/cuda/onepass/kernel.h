@@ -1,0 +1,314 @@
+// Fused neighborhood attention with small windows, bound by memory.
+//
+// A block keeps its tile of queries (one head and dilation group) and takes images in turn. All keys that the tile
+// sees are in shared memory at once, while those of the next image are on their way. A warp takes 16 queries through
+// the keys of its own hull in one pass: no online softmax, no boxes. Bias and mask do not depend on the image: they
+// are worked out once, and products start from them (bias / scale, -infinity). Sums of weights are a product with
+// ones.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "bias.h"
+#include "device.h"
+#include "onepass/loads.h"
+#include "onepass/places.h"
+#include "onepass/plan.h"
+#include "problem.h"
+#include "scores.h"
+#include "shape.h"
+
+namespace na_deploy::cuda::onepass {
+
+template <typename T, int kDim, int kChunks>
+class OnePassKernel : private Loads<T, kDim> {
+ public:
+  NA_DEVICE OnePassKernel(const CudaProblem& problem, const Plan& plan) : Base(problem, plan) {}
+
+  NA_DEVICE void run() {
+    auto& tile = dev::shared_object<Tile>(room_.tile);
+    if (dev::thread() == 0) tile = tile_at(p_, plan_.grid, plan_.tile, static_cast<int32_t>(dev::block()));
+    find_keys_of_hulls();
+    dev::sync();
+    if (tile.is_empty) return;
+    const auto batch = static_cast<int32_t>(p_.batch);
+    const auto last = batch - plan_.images;
+    const int32_t step = plan_.images * plan_.shares;
+    auto image = static_cast<int32_t>(tile.image) * plan_.images;
+    const Corner corner = corner_of(plan_, tile);
+    const int32_t chunks = begin(tile, corner);
+    Base::load_constants(tile, corner);
+    dev::sync();
+    Base::load(smaller(image, last), stage(0));
+    dev::commit_copies();
+    if (p_.rel_pos_bias != nullptr) {
+      find_start<true>(tile.head, chunks);
+    } else {
+      find_start<false>(tile.head, chunks);
+    }
+    const bool ahead = plan_.stages == 2;
+    for (int turn = 0; image < batch; ++turn, image += step) {
+      const dev::Shared own = stage(ahead ? turn % 2 : 0);
+      const bool goes_on = image + step < batch;
+      if (ahead && goes_on) Base::load(smaller(image + step, last), stage((turn + 1) % 2));
+      dev::commit_copies();
+      if (ahead) {
+        dev::wait_copies<1>();
+      } else {
+        dev::wait_copies<0>();
+      }
+      dev::sync();
+      attend(own, smaller(image, last));
+      dev::sync();
+      if (!ahead && goes_on) Base::load(smaller(image + step, last), own);
+    }
+  }
+
+ private:
+  using Base = Loads<T, kDim>;
+  using Base::address;
+  using Base::has_piece_;
+  using Base::kOwn;
+  using Base::kRowBytes;
+  using Base::lane;
+  using Base::own_at;
+  using Base::own_from;
+  using Base::own_pieces;
+  using Base::own_position;
+  using Base::p_;
+  using Base::plan_;
+  using Base::room_;
+  using Base::seen;
+  using Base::stage;
+  using Base::warp;
+  using typename Base::R;
+  static constexpr int kSteps = kDim / 16;  // of 16 channels
+  static constexpr int kFew = few_chunks(kChunks);
+  static constexpr int kRegisterChunks = register_chunks(kDim, kChunks);
+  static constexpr uint32_t kOnes = std::is_same_v<T, dev::Half> ? 0x3C003C00U : 0x3F803F80U;
+
+  struct alignas(16) Start {
+    float at[4];
+  };
+
+  NA_DEVICE const KeyPlace& key_of_hull(int number) const {
+    return dev::shared_object<KeyPlace>(room_.list + number * static_cast<int>(sizeof(KeyPlace)));
+  }
+  NA_DEVICE Start& shared_start(int chunk, int half) const {
+    return dev::shared_object<Start>(room_.start +
+                                     (warp() * (kChunks - kRegisterChunks) + chunk - kRegisterChunks) * kStartBytes +
+                                     half * (kStartBytes / 2) + lane() * 16);
+  }
+
+  NA_DEVICE void find_keys_of_hulls() const {
+    for (int n = dev::thread(); n < kChunks * kChunk; n += dev::threads()) {
+      dev::shared_object<KeyPlace>(room_.list + n * static_cast<int>(sizeof(KeyPlace))) = key_place(p_, plan_, n);
+    }
+  }
+
+  // Finds where the thread's pieces come from and go to and the warp's hull; returns how many chunks that has.
+  NA_DEVICE int32_t begin(const Tile& tile, const Corner& corner) {
+    Base::begin_loads(tile);
+    const WarpHull hull = find_rows(p_, plan_, tile, corner, &dev::shared_object<RowSeen>(room_.seen));
+    all_chunks_ = hull.chunks > kFew;
+    NA_UNROLL
+    for (int c = 0; c < kChunks; ++c) {
+      const int key = hull.row + key_of_hull(c * kChunk + lane() / 16 * 8 + lane() % 8).slot;
+      const int value = hull.row + key_of_hull(c * kChunk + lane() % 16).slot;
+      rows_at_[c] = R::at(0, smaller(key, plan_.rows - 1), lane() / 8 % 2) |
+                    R::at(0, smaller(value, plan_.rows - 1), lane() / 16) << 16;
+    }
+    return hull.chunks;
+  }
+
+  // Bias and mask of the lane's scores, as products start from them.
+  template <bool kHasBias>
+  NA_DEVICE void find_start(int32_t head, int32_t chunks) {
+    const RowSeen rows[2] = {seen(lane() / 4), seen(lane() / 4 + 8)};
+    const T* const bias = static_cast<const T*>(p_.rel_pos_bias) + head * bias_numbers(p_);
+    const float share = 1.0F / p_.scale;
+    const dev::Shared keys =
+        dev::shared_base() + static_cast<dev::Shared>(room_.list + lane() % 4 * 2 * static_cast<int>(sizeof(KeyPlace)));
+    NA_UNROLL
+    for (int n = 0; n < 2 * kChunks; ++n) {
+      Start own{{-INFINITY, -INFINITY, -INFINITY, -INFINITY}};
+      // Also keeps the compiler from reading all biases at once, for which there are no registers.
+      if (n < 2 * chunks) {
+        NA_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const dev::Bytes16 words =
+              dev::load_shared16(keys + static_cast<dev::Shared>((n * 8 + i % 2) * static_cast<int>(sizeof(KeyPlace))));
+          const KeyPlace key{words.word[0], static_cast<int32_t>(words.word[1]), 0, 0};
+          const RowSeen& row = rows[i / 2];
+          const bool is_seen = sees(row, key);
+          float begin = 0.0F;
+          if constexpr (kHasBias) {
+            begin = dev::to_float(dev::load_global2(bias + (is_seen ? row.bias + key.bias : 0))) * share;
+          }
+          own.at[i] = is_seen ? begin : -INFINITY;
+        }
+      }
+      NA_UNROLL
+      for (int i = 0; i < 4 && n < 2 * kRegisterChunks; ++i) start_[n][i] = own.at[i];
+      if (n >= 2 * kRegisterChunks) shared_start(n / 2, n % 2) = own;
+    }
+  }
+
+  // Scores of chunks [kFrom, kTo), without the factor, and the largest of each of the lane's two rows.
+  template <int kFrom, int kTo>
+  NA_DEVICE void score(dev::Shared stage, const uint32_t (&query)[kSteps][4], float (&score)[2 * kChunks][4],
+                       float (&highest)[2]) const {
+    NA_UNROLL
+    for (int c = kFrom; c < kTo; ++c) {
+      NA_UNROLL
+      for (int k = 0; k < kSteps; ++k) {
+        uint32_t keys[4];
+        dev::load_matrices(keys, stage + ((rows_at_[c] & 0xFFFF) ^ static_cast<dev::Shared>(k * 32)));
+        NA_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          float (&own)[4] = score[2 * c + half];
+          if (k > 0) {
+            dev::multiply<T>(own, query[k], keys[2 * half], keys[2 * half + 1]);
+          } else if (c >= kRegisterChunks) {
+            const Start start = shared_start(c, half);
+            dev::multiply_from<T>(own, query[k], keys[2 * half], keys[2 * half + 1], start.at);
+          } else {
+            dev::multiply_from<T>(own, query[k], keys[2 * half], keys[2 * half + 1], start_[2 * c + half]);
+          }
+        }
+      }
+      NA_UNROLL
+      for (int n = 2 * c; n < 2 * c + 2; ++n) {
+        NA_UNROLL
+        for (int i = 0; i < 4; ++i) highest[i / 2] = dev::max(highest[i / 2], score[n][i]);
+      }
+    }
+  }
+
+  // Adds the weighted values of chunks [kFrom, kTo), and the weights to `total`.
+  template <int kFrom, int kTo>
+  NA_DEVICE void weigh(dev::Shared values, const float (&score)[2 * kChunks][4], const float (&base)[2], float unit,
+                       float (&sums)[2 * kSteps][4], float (&total)[4]) const {
+    NA_UNROLL
+    for (int c = kFrom; c < kTo; ++c) {
+      uint32_t weights[4];
+      NA_UNROLL
+      for (int w = 0; w < 4; ++w) {
+        const float (&own)[4] = score[2 * c + w / 2];
+        weights[w] = dev::pack<T>(dev::exp2(own[w % 2 * 2] * unit - base[w % 2]),
+                                  dev::exp2(own[w % 2 * 2 + 1] * unit - base[w % 2]));
+      }
+      NA_UNROLL
+      for (int k = 0; k < kSteps; ++k) {
+        uint32_t value[4];
+        dev::load_matrices_transposed(value, values + ((rows_at_[c] >> 16) ^ static_cast<dev::Shared>(k * 32)));
+        dev::multiply<T>(sums[2 * k], weights, value[0], value[1]);
+        dev::multiply<T>(sums[2 * k + 1], weights, value[2], value[3]);
+      }
+      dev::multiply<T>(total, weights, kOnes, kOnes);
+    }
+  }
+
+  // The natural logarithm of the softmax's denominator, from weights that are not rounded.
+  NA_DEVICE void write_lse(const float (&score)[2 * kChunks][4], const float (&base)[2], float unit,
+                           int32_t image) const {
+    const int32_t head = dev::shared_object<Tile>(room_.tile).head;
+    float total[2] = {};
+    NA_UNROLL
+    for (int n = 0; n < 2 * kChunks; ++n) {
+      if (n >= 2 * kFew && !all_chunks_) continue;
+      NA_UNROLL
+      for (int i = 0; i < 4; ++i) total[i / 2] += dev::exp2(score[n][i] * unit - base[i / 2]);
+    }
+    NA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      NA_UNROLL
+      for (int mask = 1; mask < 4; mask *= 2) total[half] += dev::shuffle_xor(total[half], mask);
+      const int32_t at = seen(lane() / 4 + half * 8).position;
+      if (lane() % 4 == 0 && at >= 0) {
+        p_.lse[(int64_t{image} * p_.positions + at) * p_.heads + head] = (base[half] + dev::log2(total[half])) * kLn2;
+      }
+    }
+  }
+
+  NA_DEVICE void attend(dev::Shared stage, int32_t image) const {
+    const dev::Shared queries = stage + static_cast<dev::Shared>(room_.queries);
+    const dev::Shared own = R::at(queries, warp() * kRowQueries + lane() % 16, lane() / 16);
+    uint32_t query[kSteps][4];
+    NA_UNROLL
+    for (int k = 0; k < kSteps; ++k) dev::load_matrices(query[k], own ^ static_cast<dev::Shared>(k * 32));
+    float score[2 * kChunks][4];
+    float highest[2] = {-INFINITY, -INFINITY};
+    this->template score<0, kFew>(stage, query, score, highest);
+    if (all_chunks_) this->template score<kFew, kChunks>(stage, query, score, highest);
+    const float unit = p_.scale * kLog2E;
+    float base[2];
+    NA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      NA_UNROLL
+      for (int mask = 1; mask < 4; mask *= 2) {
+        highest[half] = dev::max(highest[half], dev::shuffle_xor(highest[half], mask));
+      }
+      base[half] = highest[half] * unit;
+    }
+    if (p_.lse != nullptr) write_lse(score, base, unit, image);
+    float sums[2 * kSteps][4] = {};
+    float total[4] = {};
+    const dev::Shared values = stage + static_cast<dev::Shared>(room_.values);
+    weigh<0, kFew>(values, score, base, unit, sums, total);
+    if (all_chunks_) weigh<kFew, kChunks>(values, score, base, unit, sums, total);
+    write(own, stage, sums, total, image);
+  }
+
+  // Divides by the sums of weights and writes the warp's rows, gathered in shared memory where its queries were.
+  NA_DEVICE void write(dev::Shared own, dev::Shared stage, const float (&sums)[2 * kSteps][4], const float (&total)[4],
+                       int32_t image) const {
+    const float share[2] = {dev::reciprocal(total[0]), dev::reciprocal(total[2])};
+    dev::sync_warp();
+    NA_UNROLL
+    for (int k = 0; k < kSteps; ++k) {
+      uint32_t rows[4];
+      NA_UNROLL
+      for (int m = 0; m < 4; ++m) {
+        const float (&from)[4] = sums[2 * k + m / 2];
+        rows[m] = dev::pack<T>(from[m % 2 * 2] * share[m % 2], from[m % 2 * 2 + 1] * share[m % 2]);
+      }
+      if (dev::stores_matrices()) {
+        dev::store_matrices(own ^ static_cast<dev::Shared>(k * 32), rows);
+        continue;
+      }
+      // Rows of eight further are swizzled alike.
+      const dev::Shared queries = stage + static_cast<dev::Shared>(room_.queries);
+      const dev::Shared first = R::at(queries, warp() * kRowQueries + lane() / 4, 0);
+      NA_UNROLL
+      for (int m = 0; m < 4; ++m) {
+        const dev::Shared row = first + static_cast<dev::Shared>(m % 2 * 8 * kRowBytes);
+        dev::store_shared4(
+            (row ^ static_cast<dev::Shared>(k * 32 + m / 2 * 16)) + static_cast<dev::Shared>(lane() % 4 * 4), rows[m]);
+      }
+    }
+    dev::sync_warp();
+    if (!has_piece_) return;
+    const dev::Bytes16 base = own_pieces(0);
+    const auto output_bytes = static_cast<uint32_t>(p_.heads * p_.head_dim) * 2;
+    const auto first = static_cast<uint32_t>(image * p_.positions);
+    const dev::Shared from = own_at(stage);
+    NA_UNROLL
+    for (int i = 0; i < kOwn; ++i) {
+      const dev::Bytes16 piece = dev::load_shared16(own_from(from, i));
+      const int32_t at = own_position(i);
+      const uint64_t to =
+          dev::element_at(address(base.word[2], base.word[3]), first + static_cast<uint32_t>(at), output_bytes);
+      if (at >= 0) dev::store_global16(reinterpret_cast<void*>(to), piece);
+    }
+  }
+
+  bool all_chunks_ = false;      // whether the warp's hull has more than kFew
+  uint32_t rows_at_[kChunks];    // of the rows whose addresses the lane gives for a chunk: the key's in 16 low bits,
+                                 // the value's in the high ones
+  float start_[2 * kChunks][4];  // those of kRegisterChunks are used
+};
+
+}  // namespace na_deploy::cuda::onepass

@@ -1,0 +1,267 @@
+// The choice of a plan: every shape of tiles that fits is weighed by a model of instructions, wavefronts of shared
+// memory and bytes from the second cache. Knows no CUDA.
+#include "onepass/plan.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <map>
+
+#include "tactics.h"
+
+namespace na_deploy::cuda::onepass {
+namespace {
+
+int32_t up(int32_t number, int32_t to) { return (number + to - 1) / to; }
+
+// The keys that `queries` neighbouring queries see at most, of `reached` there are.
+int32_t span_of(const AxisSizes& axis, int32_t queries, int32_t reached) {
+  const int32_t further = up(queries - 1, axis.stride) * axis.stride;
+  return std::min(axis.kernel_size + further, reached);
+}
+
+// `number` made larger until it leaves the rest `rest` by 8: eight neighbouring keys then never meet in a bank.
+int32_t with_rest(int32_t number, int32_t rest) { return number + ((rest - number) % 8 + 8) % 8; }
+
+struct Search {
+  const CudaProblem& problem;
+  const Device& device;
+  int rank;
+  int dim;
+  int32_t most_warps;
+  int32_t least_warps;
+  int32_t reached[kAxes];
+  std::optional<Costed> best;
+
+  int row_bytes() const { return dim * 2; }
+
+  // The queries of a warp along each axis, and its images, at most: of all warps that take 16 in a row.
+  void flat_extent(const Plan& plan, Sizes& extent, int32_t& images) const {
+    const int32_t inner = plan.tile[2];
+    const int32_t plane = inner * plan.tile[1];
+    const int32_t all = plane * plan.tile[0];
+    extent = {{1, 1, 1}};
+    images = 1;
+    for (int32_t first = 0; first < all * plan.images; first += kRowQueries) {
+      const int32_t last = std::min(first + kRowQueries, all * plan.images) - 1;
+      const int32_t own = last / all - first / all + 1;
+      const int32_t planes = own > 1 ? plan.tile[0] : last / plane - first / plane + 1;
+      const int32_t lines = own > 1 || planes > 1 ? plan.tile[1] : last / inner - first / inner + 1;
+      const bool many = own > 1 || planes > 1 || lines > 1;
+      const int32_t columns = many ? inner : last % inner - first % inner + 1;
+      images = std::max(images, own);
+      extent = {{std::max(extent[0], planes), std::max(extent[1], lines), std::max(extent[2], columns)}};
+    }
+  }
+
+  // Completes a plan of which tile, part and images are chosen, and keeps it if it is the best.
+  void weigh(Plan plan) {
+    const int32_t whole = plan.tile[0] * plan.tile[1] * plan.tile[2];
+    Sizes extent = plan.part;
+    plan.image_span = 1;
+    if (plan.is_flat != 0) {
+      plan.warps = up(whole * plan.images, kRowQueries);
+      flat_extent(plan, extent, plan.image_span);
+    } else {
+      plan.warps = plan.images * (whole / (plan.part[0] * plan.part[1] * plan.part[2]));
+    }
+    for (int a = 0; a < kAxes; ++a) {
+      plan.hull.at[a] = span_of(problem.axis[a], plan.tile[a], reached[a]);
+      plan.span.at[a] = std::min(span_of(problem.axis[a], extent[a], reached[a]), plan.hull[a]);
+      if (plan.span[a] > kMostSpan) return;
+    }
+    plan.keys = plan.span[0] * plan.span[1] * plan.span[2];
+    const int32_t needed = up(plan.keys * plan.image_span, kChunk);
+    plan.chunks = 0;
+    for (const int32_t kind : kChunkKinds) {
+      if (kind >= needed && plan.chunks == 0) plan.chunks = kind;
+    }
+    if (plan.chunks == 0 || plan.warps > std::min(most_warps, onepass::most_warps(dim, plan.chunks))) return;
+    plan.pitch.at[2] = 1;
+    plan.pitch.at[1] = with_rest(plan.hull[2], plan.span[2]);
+    plan.pitch.at[0] = with_rest(plan.hull[1] * plan.pitch[1], plan.span[1] * plan.span[2]);
+    plan.image_pitch = with_rest(plan.hull[0] * plan.pitch[0], plan.keys);
+    plan.rows = up(plan.images * plan.image_pitch + kChunk, 8) * 8;
+    constexpr int32_t kMostBytes = 1 << 16;  // places of rows are 16 bits
+    if (plan.rows * row_bytes() > kMostBytes) return;
+    plan.stages = 2;
+    if (room_of(plan, dim).bytes > device.block_shared) plan.stages = 1;
+    const int32_t bytes = room_of(plan, dim).bytes;
+    if (bytes > device.block_shared) return;
+    if (plan.warps < least_warps) return;
+    const double own = cost(plan, bytes);
+    if (!best || own < best->cost) best = Costed{plan, own};
+  }
+
+  // Of all warps together, in instructions.
+  double cost(const Plan& plan, int32_t bytes) const {
+    const double rows = plan.hull[0] * plan.hull[1] * plan.hull[2] * plan.images;  // that are loaded
+    const double warps = plan.warps;
+    // A warp passes over chunks that few_chunks() leaves out if its queries are of one image.
+    double chunks = plan.chunks;
+    const int32_t few = few_chunks(plan.chunks);
+    if (up(plan.keys, kChunk) <= few) chunks = few;
+    if (plan.image_span > 1 && chunks < plan.chunks) chunks += (plan.chunks - few) * (plan.images - 1) / warps;
+    const double trips = up(plan.rows, kTrip * rows_at_once(plan.warps, row_bytes()));
+    const double read =
+        std::max(chunks - register_chunks(dim, plan.chunks), 0.0);  // of which the start is not there yet
+    const double instructions = 120.0 + 1.2 * dim + chunks * (32.0 + dim / 16 * 6.0) + read * 2 + trips * 26;
+    const double wavefronts =
+        chunks * kChunk * row_bytes() / 64.0 + read * 8 + row_bytes() / 2 + rows * row_bytes() / 64 / warps;
+    const double row_numbers = 2 * rows + 2 * kRowQueries * warps;
+    constexpr double kCacheBytes = 40;  // that a multiprocessor gets in a cycle
+    const double cached = row_numbers * row_bytes() / kCacheBytes / warps;
+    const int32_t threads = resident_threads(dim, plan.chunks, false);
+    const int32_t resident = std::max(1, std::min(threads / (32 * plan.warps), device.shared / (bytes + 1024)));
+    const double idle = 1.0 + 2.0 / (resident * warps) + (plan.stages == 1 ? 0.1 : 0.0);
+    double blocks = problem.heads * up(static_cast<int32_t>(std::min<int64_t>(problem.batch, 1 << 20)), plan.images);
+    for (int a = 0; a < kAxes; ++a) {
+      blocks *= static_cast<double>(problem.axis[a].dilation) * up(problem.axis[a].longest, plan.tile[a]);
+    }
+    return 4 * std::max({instructions / 4, wavefronts, cached}) * idle * warps * blocks;
+  }
+
+  // Tiles of whole parts.
+  void weigh_parts(Sizes part) {
+    Plan plan{};
+    plan.part = part;
+    plan.images = 1;
+    int32_t most[kAxes];
+    for (int a = 0; a < kAxes; ++a) most[a] = std::min(up(problem.axis[a].longest, part[a]), most_warps);
+    for (int32_t i = 1; i <= most[0]; ++i) {
+      for (int32_t j = 1; j <= most[1] && i * j <= most_warps; ++j) {
+        for (int32_t k = 1; k <= most[2] && i * j * k <= most_warps; ++k) {
+          plan.tile = {{i * part[0], j * part[1], k * part[2]}};
+          weigh(plan);
+        }
+      }
+    }
+  }
+
+  // Tiles whose queries are taken 16 in a row; several images at once where a tile is all of a dilation group.
+  void weigh_flat() {
+    Plan plan{};
+    plan.is_flat = 1;
+    plan.part = {{1, 1, 1}};
+    constexpr int32_t kMostSplits = 8;
+    int32_t most[kAxes];
+    for (int a = 0; a < kAxes; ++a) most[a] = std::min(problem.axis[a].longest, kMostSplits);
+    const auto each = [&](int a, int32_t splits) { return up(problem.axis[a].longest, splits); };
+    for (int32_t i = 1; i <= most[0]; ++i) {
+      for (int32_t j = 1; j <= most[1]; ++j) {
+        for (int32_t k = 1; k <= most[2]; ++k) {
+          plan.tile = {{each(0, i), each(1, j), each(2, k)}};
+          const int64_t whole = int64_t{plan.tile[0]} * plan.tile[1] * plan.tile[2];
+          const bool is_all = i * j * k == 1;
+          for (plan.images = 1; plan.images <= (is_all ? kMostSplits : 1); ++plan.images) {
+            if (plan.images > std::max<int64_t>(problem.batch, 1)) break;
+            if (whole * plan.images <= int64_t{kRowQueries} * most_warps) weigh(plan);
+          }
+        }
+      }
+    }
+  }
+
+  void run() {
+    for (int32_t i = 1; i <= kRowQueries; i *= 2) {
+      for (int32_t j = 1; i * j <= kRowQueries; j *= 2) {
+        const Sizes part{{i, j, kRowQueries / (i * j)}};
+        if ((rank < 3 && i > 1) || (rank < 2 && j > 1)) continue;
+        weigh_parts(part);
+      }
+    }
+    weigh_flat();
+  }
+};
+
+// Shares each tile's images among blocks so that all multiprocessors have as much to do: a block's beginning costs as
+// much as two images.
+void share(const CudaProblem& p, const Device& device, int dim, int32_t bytes, Plan& plan) {
+  const int32_t threads = resident_threads(dim, plan.chunks, false);
+  const int32_t resident = std::max(1, std::min(threads / (32 * plan.warps), device.shared / (bytes + 1024)));
+  const int64_t places = int64_t{device.multiprocessors} * resident;
+  const int64_t works = plan.grid.blocks;
+  const int64_t turns = (p.batch + plan.images - 1) / plan.images;
+  double least = 0.0;
+  plan.shares = 1;
+  for (int64_t shares = 1; shares <= std::min<int64_t>(turns, 1024); ++shares) {
+    const int64_t rounds = (works * shares + places - 1) / places;
+    const double time = static_cast<double>(rounds) * (2.0 + static_cast<double>((turns + shares - 1) / shares));
+    if (shares == 1 || time < least) {
+      least = time;
+      plan.shares = static_cast<int32_t>(shares);
+    }
+  }
+}
+
+void finish(const CudaProblem& p, const Device& device, int dim, Plan& plan) {
+  for (int a = 0; a < kAxes; ++a) {
+    plan.by_tile[a] = make_divisor(plan.tile[a]);
+    plan.by_part[a] = make_divisor(plan.part[a]);
+    plan.by_parts[a] = make_divisor(plan.is_flat != 0 ? 1 : plan.tile[a] / plan.part[a]);
+    plan.by_span[a] = make_divisor(plan.span[a]);
+  }
+  plan.by_pitch[0] = make_divisor(plan.pitch[0]);
+  plan.by_pitch[1] = make_divisor(plan.pitch[1]);
+  plan.by_image_pitch = make_divisor(plan.image_pitch);
+  plan.grid = make_tile_grid(p, plan.tile);
+  plan.grid.blocks = p.batch > 0 ? plan.grid.blocks / p.batch : 0;
+  plan.room = room_of(plan, dim);
+  share(p, device, dim, plan.room.bytes, plan);
+}
+
+std::optional<Costed> search(const na_params& p, int32_t most_warps, const Device& device) {
+  constexpr float kLeastScale = 1e-20F;  // biases are divided by it
+  if (p.dtype == NA_FLOAT32 || p.head_dim != p.value_dim || p.additional > 0 || p.head_dim > 64) return std::nullopt;
+  if (p.scale != 0.0F && !(p.scale > kLeastScale)) return std::nullopt;
+  const int dim = tile_dim(p.head_dim, p.value_dim, 2);
+  if (dim == 0) return std::nullopt;
+  const CudaProblem problem = make_cuda_problem(p, 2);
+  constexpr int64_t kMostPositions = std::numeric_limits<int32_t>::max();  // of all images, counted in 32 bits
+  constexpr int64_t kMostImage = int64_t{1} << 30;  // bytes, so that pieces of several count in 31 bits
+  if (problem.batch * problem.positions > kMostPositions) return std::nullopt;
+  if (int64_t{2} * problem.positions * problem.query_position > kMostImage) return std::nullopt;
+  Search found{problem, device, p.rank, dim, most_warps, most_warps > 4 ? most_warps / 2 + 1 : 1, {}, std::nullopt};
+  for (int a = 0; a < kAxes; ++a) found.reached[a] = std::max(problem.axis[a].longest, problem.axis[a].kernel_size);
+  found.run();
+  if (!found.best) {
+    found.least_warps = 1;
+    found.run();
+  }
+  if (found.best) finish(problem, device, dim, found.best->plan);
+  return found.best;
+}
+
+// What a plan depends on.
+using Question = std::array<int64_t, 24>;
+Question question_of(const na_params& p, int32_t most_warps, const Device& device) {
+  Question q{};
+  size_t n = 0;
+  for (int a = 0; a < p.rank; ++a) {
+    for (const int64_t size : {p.length[a], p.kernel_size[a], p.dilation[a], p.stride[a], p.is_causal[a]})
+      q[n++] = size;
+  }
+  const bool has_scale = p.scale == 0.0F || p.scale > 1e-20F;
+  for (const int64_t size :
+       {p.batch, p.heads, p.head_dim, p.value_dim,
+        int64_t{p.rank} + 4 * p.dtype + 256 * p.key_heads + (p.packed != 0 ? 32 : 0) + (p.additional > 0 ? 64 : 0) +
+            (has_scale ? 128 : 0),
+        int64_t{most_warps}, int64_t{device.multiprocessors}, int64_t{device.block_shared}, int64_t{device.shared}}) {
+    q[n++] = size;
+  }
+  return q;
+}
+
+}  // namespace
+
+std::optional<Costed> make_plan(const na_params& p, int32_t most_warps, const Device& device) {
+  constexpr size_t kMostRemembered = 256;
+  thread_local std::map<Question, std::optional<Costed>> remembered;
+  const Question question = question_of(p, most_warps, device);
+  const auto known = remembered.find(question);
+  if (known != remembered.end()) return known->second;
+  if (remembered.size() >= kMostRemembered) remembered.clear();
+  return remembered[question] = search(p, most_warps, device);
+}
+
+}  // namespace na_deploy::cuda::onepass

@@ -1,0 +1,154 @@
+// How the one-pass kernel covers a problem: the shape of tiles, what of it a warp takes, where keys lie in shared
+// memory, how many images a block attends at once. The host chooses (plan.cpp), the kernel follows any plan.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "problem.h"
+#include "tiles.h"
+
+namespace na_deploy::cuda::onepass {
+
+// Keys that a warp's queries see, in chunks of 16, come in kinds: kernels exist for these counts. A kernel passes over
+// its chunks from few_chunks() on where a warp has no more.
+#define NA_ONEPASS_CHUNKS(use) use(4) use(7) use(9) use(13) use(16)
+constexpr int32_t kChunkKinds[] = {4, 7, 9, 13, 16};
+NA_HOST_DEVICE constexpr int few_chunks(int chunks) {
+  return chunks == 4 ? 3 : chunks == 7 ? 4 : chunks == 9 ? 8 : chunks == 13 ? 11 : 14;
+}
+
+// Chunks of which the scores' start, bias and mask of each pair, stays in registers; the others' lies in shared memory.
+NA_HOST_DEVICE constexpr int register_chunks(int dim, int chunks) {
+  if (chunks == 7) return dim <= 32 ? 6 : 7;
+  return chunks == 4 || (chunks == 9 && dim <= 32) ? chunks : 0;
+}
+
+// Most warps of a block, and threads that registers of a multiprocessor are left for: what scores fit into without
+// spilling. Shared memory of devices before sm_90 holds fewer blocks, so that more registers do no harm there.
+NA_HOST_DEVICE constexpr int most_warps(int dim, int chunks) { return chunks == 4 && dim <= 32 ? 16 : 8; }
+NA_HOST_DEVICE constexpr int resident_threads(int dim, int chunks, bool is_old) {
+  if (dim > 32 || chunks > 7) return 256;
+  return chunks == 4 ? 512 : is_old ? 256 : 384;
+}
+
+constexpr int kRowQueries = 16;     // of a warp
+constexpr int kChunk = 16;          // keys
+constexpr int kStartBytes = 1024;   // of a chunk's start in shared memory, for each warp
+constexpr int kTrip = 4;            // rows that a thread loads at a time
+constexpr int32_t kMostSpan = 127;  // on an axis, for keys' places to fit a byte each
+
+// A key of a warp's hull, as all warps of the block have it.
+struct alignas(16) KeyPlace {
+  uint32_t at;   // from the hull's corner: a byte for each axis, the last lowest, and the image's in the highest
+  int32_t bias;  // elements of a head's biases from the corner's
+  int32_t slot;  // rows in shared memory from the corner's
+  int32_t unused;
+};
+
+// A query of a warp and what it sees of the warp's hull: first and last key along each axis, as in KeyPlace::at.
+struct alignas(16) RowSeen {
+  uint32_t first;
+  uint32_t last;
+  int32_t bias;      // index of the bias of the hull's corner
+  int32_t position;  // in the tensors, from the first of the images; -1: there is no such query
+};
+
+// Where things lie in a block's shared memory. `width`: bytes of a row.
+struct Room {
+  int32_t values;  // from a stage's keys
+  int32_t queries;
+  int32_t stage;      // bytes of one
+  int32_t positions;  // where rows come from
+  int32_t list;       // of KeyPlace
+  int32_t seen;       // of RowSeen
+  int32_t start;      // of scores, where they are not in registers
+  int32_t pieces;     // of PieceOfQuery and PieceOfKey
+  int32_t tile;
+  int32_t bytes;  // of all
+};
+
+// Where the pieces of 16 bytes that some threads move are, at position 0 of image 0, and their distances. It lies in
+// shared memory, each half for all pieces side by side, because the compiler reads constants again for each row.
+struct alignas(16) PieceOfQuery {
+  uint64_t query;
+  uint64_t output;
+};
+struct alignas(16) PieceOfKey {
+  uint64_t key;
+  uint64_t value;
+};
+
+struct Plan {
+  Sizes tile;  // queries of a block along each axis
+  Sizes part;  // queries of a warp, unless they are 16 in a row of the tile's, through images too
+  int32_t is_flat;
+  int32_t images;  // attended at once
+  Sizes hull;      // keys that a tile's queries see, at most
+  Sizes span;      // the same of a warp's
+  int32_t image_span;
+  Sizes pitch;  // rows in shared memory between neighbours
+  int32_t image_pitch;
+  int32_t rows;  // of keys in shared memory, and as many of values
+  int32_t warps;
+  int32_t chunks;  // the kind
+  int32_t keys;    // of a warp's hull in one image
+  int32_t stages;  // 1 or 2: whether the next image's tensors are on their way meanwhile
+  int32_t shares;  // blocks that share a tile's images
+  Divisor by_tile[kAxes];
+  Divisor by_part[kAxes];
+  Divisor by_parts[kAxes];  // warps along each axis
+  Divisor by_pitch[2];
+  Divisor by_image_pitch;
+  Divisor by_span[kAxes];
+  TileGrid grid;
+  Room room;
+};
+
+// Rows that the block loads at a time.
+NA_HOST_DEVICE int32_t rows_at_once(int32_t warps, int row_bytes) { return warps * (32 * 16 / row_bytes); }
+
+NA_HOST_DEVICE Room room_of(const Plan& plan, int dim) {
+  Room r{};
+  const int row_bytes = 2 * dim;
+  r.values = plan.rows * row_bytes;
+  r.queries = 2 * r.values;
+  r.stage = r.queries + plan.warps * kRowQueries * row_bytes;
+  r.positions = plan.stages * r.stage;
+  const int32_t trip = kTrip * rows_at_once(plan.warps, row_bytes);
+  r.list = r.positions + (plan.rows + trip - 1) / trip * trip * 4;
+  r.seen = r.list + plan.chunks * kChunk * static_cast<int32_t>(sizeof(KeyPlace));
+  r.pieces = r.seen + plan.warps * kRowQueries * static_cast<int32_t>(sizeof(RowSeen));
+  r.tile = r.pieces + row_bytes / 16 * static_cast<int32_t>(sizeof(PieceOfQuery) + sizeof(PieceOfKey));
+  r.start = (r.tile + static_cast<int32_t>(sizeof(Tile)) + 127) / 128 * 128;
+  r.bytes = r.start + plan.warps * (plan.chunks - register_chunks(dim, plan.chunks)) * kStartBytes;
+  return r;
+}
+
+// What the present device has.
+struct Device {
+  int32_t multiprocessors;
+  int32_t block_shared;  // bytes of shared memory that a block may have
+  int32_t shared;        // that all blocks of a multiprocessor have
+};
+
+// Estimated cost of a plan: instructions of warps, as if nothing else took time.
+struct Costed {
+  Plan plan;
+  double cost;
+};
+
+// Tactics differ by the most warps of a block; each wants more than half of that, where any plan has as many.
+constexpr int32_t tactic_warps(int32_t tactic) { return tactic == 30 ? 4 : tactic == 31 ? 8 : 16; }
+
+// The best plan with at most so many warps; none if the kernel does not take the problem. Remembers what it was asked.
+std::optional<Costed> make_plan(const na_params& p, int32_t most_warps, const Device& device);
+
+}  // namespace na_deploy::cuda::onepass
+
+namespace na_deploy::cuda {
+
+// The present device, as libraries and tests tell it.
+onepass::Device present_device();
+
+}  // namespace na_deploy::cuda
