@@ -12,6 +12,7 @@ from na_deploy.cli.bundles import manifest_as_dict, opened_bundle, print_engine,
 from na_deploy.cli.engine_layers import print_engine_layers, read_engine_layers
 from na_deploy.cli.output import check_plot, console, print_json, size_text, table
 from na_deploy.model_file.example_inputs import parse_shape
+from na_deploy.models.metadata import HEADS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,7 +96,10 @@ def as_dict(summary: ModelSummary) -> dict[str, Any]:
 
 
 def _title(summary: ModelSummary) -> str:
-    return summary.metadata.architecture if summary.metadata is not None else summary.path.name
+    if summary.metadata is None:
+        return summary.path.name
+    head = HEADS.get(summary.metadata.head)
+    return f"{head} on {summary.metadata.architecture}" if head else summary.metadata.architecture
 
 
 def _print(summary: ModelSummary) -> None:
@@ -103,7 +107,7 @@ def _print(summary: ModelSummary) -> None:
     facts = table("", "")
     facts.show_header = False
     if summary.metadata is not None:
-        facts.add_row("architecture", summary.metadata.architecture)
+        facts.add_row("architecture", _title(summary))
     facts.add_row("inputs", "; ".join(map(str, summary.inputs)))
     facts.add_row("outputs", "; ".join(map(str, summary.outputs)))
     facts.add_row("parameters", size_text(summary.parameters, ""))
@@ -112,6 +116,10 @@ def _print(summary: ModelSummary) -> None:
     bodies = "inlined (a flat file)" if summary.flat else "none: needs the operator library or plugin to run"
     facts.add_row("function bodies", ", ".join(summary.functions) or bodies)
     facts.add_row("attention", _work(summary))
+    if summary.parts:
+        total = sum(summary.parts.values())
+        shares = (f"{part} {size_text(work, '')} ({work / total:.1%})" for part, work in summary.parts.items())
+        facts.add_row("parts", ", ".join(shares))
     out.print(facts)
     if summary.flat:
         out.print("Attention is inlined into standard operators; inspect the file it was made from to see its layers.")

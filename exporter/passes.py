@@ -38,6 +38,7 @@ def finish(model: ir.Model, name: str, opset: int) -> None:
     make_types_agree(model, opset)
     tidy_attention_nodes(model)
     name_attention_masks(model)
+    name_products(model)
     simplify_attention_reshapes(model)
     RemoveUnusedNodesPass()(model)
     strip_traces(model)
@@ -83,6 +84,15 @@ def name_attention_masks(model: ir.Model) -> None:
             node.outputs[0].name = module.rpartition(ATTENTION_MASK)[0].removeprefix("model.") + (
                 ATTENTION_MASK + module.rpartition(ATTENTION_MASK)[2].partition(".")[0]
             )
+
+
+def name_products(model: ir.Model) -> None:
+    """Name convolutions and matrix products after their modules, from which inspection tells a network's parts."""
+    for number, node in enumerate(model.graph):
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+            module = next((scope for scope in reversed(scopes[:-1]) if scope), "")
+            node.name = f"{module.removeprefix('model.')}.{node.op_type}_{number}".lstrip(".")
 
 
 def simplify_attention_reshapes(model: ir.Model) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -110,6 +110,7 @@ class ModelSummary:
         flat: functions were inlined: attention runs in standard operators, which stand for no layer.
         layers: neighborhood attention nodes in graph order.
         other_multiply_adds: those of MatMul, Gemm and Conv.
+        parts: multiply-adds of a segmenter's parts by name, attention included; empty for other models.
         uncounted: MatMul, Gemm and Conv nodes whose shapes the file does not state; they are not in
             ``other_multiply_adds``.
     """
@@ -128,6 +129,7 @@ class ModelSummary:
     layers: tuple[NeighborhoodLayer, ...]
     other_multiply_adds: int
     uncounted: int
+    parts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def attention_multiply_adds(self) -> int:
@@ -176,13 +178,16 @@ def inspect_model(path: str | Path, input_size: Sequence[int] | None = None) -> 
 
     layers = []
     other, uncounted = 0, 0
+    parts: dict[str, int] = {}
     for node in model.graph.node:
         if node.domain == schema.DOMAIN:
             layers.append(_layer(path, node, shapes, types))
+            _count(parts, node.name, layers[-1].multiply_adds)
             continue
         multiply_adds = graph.matrix_multiply_adds(node, shapes)
         other += multiply_adds or 0
         uncounted += multiply_adds is None
+        _count(parts, node.name, multiply_adds or 0)
     total = sum(layer.multiply_adds for layer in layers)
     return ModelSummary(
         path=path,
@@ -199,7 +204,23 @@ def inspect_model(path: str | Path, input_size: Sequence[int] | None = None) -> 
         layers=tuple(replace(layer, share=layer.multiply_adds / total if total else 0.0) for layer in layers),
         other_multiply_adds=other,
         uncounted=uncounted,
+        parts=parts if metadata is not None and metadata.head else {},
     )
+
+
+_PARTS = {
+    "backbone.": "backbone",
+    "decode_head.": "head",
+    "sem_seg_head.pixel_decoder.": "pixel decoder",
+    "sem_seg_head.predictor.": "queries and masks",
+}
+
+
+def _count(parts: dict[str, int], node: str, multiply_adds: int) -> None:
+    """Add a node's work to the part of a segmenter that its name says."""
+    part = next((part for prefix, part in _PARTS.items() if node.startswith(prefix)), None)
+    if part is not None and multiply_adds:
+        parts[part] = parts.get(part, 0) + multiply_adds
 
 
 def group_layers(layers: Sequence[NeighborhoodLayer]) -> list[LayerGroup]:

@@ -15,11 +15,10 @@ from na_deploy.models.checkpoint import Checkpoint, read_checkpoint
 from na_deploy.models.class_sets import class_set
 from na_deploy.models.config import ModelConfig
 from na_deploy.models.detect import read_structure
-from na_deploy.models.heads.names import TITLES
 from na_deploy.models.heads.structure import HeadConfig
 from na_deploy.models.hub import local_path
 from na_deploy.models.layers import relative_position_index
-from na_deploy.models.metadata import SEGMENTER_OUTPUTS, ModelMetadata, score_function
+from na_deploy.models.metadata import HEADS, SEGMENTER_OUTPUTS, ModelMetadata, score_function
 from na_deploy.models.preprocessing import (
     Preprocessing,
     dense_prediction,
@@ -57,7 +56,7 @@ class LoadedModel:
     @property
     def title(self) -> str:
         """The model in a few words, "Mask2Former on dinat_large" for instance."""
-        head = TITLES.get(self.metadata.head)
+        head = HEADS.get(self.metadata.head)
         return f"{head} on {self.architecture}" if head else self.architecture
 
     @property

@@ -31,6 +31,14 @@ TASKS = {
 SEGMENT_TASKS = ("semantic", "instance", "panoptic")
 """Those whose answer is segments."""
 
+HEADS = {
+    "upernet": "UPerNet",
+    "maskformer": "MaskFormer",
+    "mask2former": "Mask2Former",
+    "oneformer": "OneFormer",
+}
+"""Segmenters by the name of their head in metadata."""
+
 QUERY_OUTPUTS = ("class_logits", "mask_logits")
 SEGMENTER_OUTPUTS = {
     "upernet": ("logits",),

@@ -51,7 +51,7 @@ class Mask2FormerConfig:
 
 
 class AttentionMask(nn.Module):
-    """Mask of places where queries may not look: outside their masks. A module of its own, so that verification can watch it."""
+    """Mask of places where queries may not look: outside their masks. A module, so that verification can watch it."""
 
     def forward(self, logits: Tensor) -> Tensor:
         """Map mask logits (B, Q, N) to true where a query must not look."""

@@ -14,16 +14,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from na_deploy.models.metadata import HEADS
 from na_deploy.models.weights import network_prefix
 
 Kind = Literal["upernet", "maskformer", "mask2former", "oneformer"]
-TITLES: dict[str, str] = {
-    "upernet": "UPerNet",
-    "maskformer": "MaskFormer",
-    "mask2former": "Mask2Former",
-    "oneformer": "OneFormer",
-}
-
 _ANCHORS: dict[str, tuple[Kind, str]] = {
     "decode_head.fpn_bottleneck.bn.weight": ("upernet", "mmsegmentation"),
     "decode_head.fpn_bottleneck.batch_norm.weight": ("upernet", "transformers"),
@@ -148,7 +142,7 @@ class HeadWeights:
     @property
     def title(self) -> str:
         """The head's name as people write it."""
-        return TITLES[self.kind]
+        return HEADS[self.kind]
 
 
 def split_head(

@@ -20,6 +20,7 @@ from na_deploy.cli.main import run
 from na_deploy.errors import NaDeployError
 from na_deploy.exporter import ExportReport
 from na_deploy.exporter.verify_masks import judged, verify_with_masks
+from na_deploy.model_file.inspection import inspect_model
 from na_deploy.models import ModelMetadata, load_model
 
 SIZE = (64, 96)
@@ -81,6 +82,21 @@ def test_the_graph_has_no_operator_that_tensorrt_lacks(kind: str, exports: Expor
     assert metadata is not None
     assert (metadata.head, metadata.num_classes) == (kind, CLASSES)
     assert metadata.preprocessing.size == SIZE
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("upernet", ["backbone", "head"]),
+        ("mask2former", ["backbone", "pixel decoder", "queries and masks"]),
+    ],
+)
+def test_inspection_counts_the_work_of_every_part(kind: str, parts: list[str], exports: Exports) -> None:
+    summary = inspect_model(exports(kind).path)
+    assert list(summary.parts) == parts
+    assert min(summary.parts.values()) > 0
+    counted = summary.attention_multiply_adds + summary.other_multiply_adds
+    assert (sum(summary.parts.values()), summary.uncounted) == (counted, 0)
 
 
 @pytest.mark.parametrize("kind", ["upernet", "mask2former"])

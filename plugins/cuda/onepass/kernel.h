@@ -41,7 +41,7 @@ class OnePassKernel : private Loads<T, kDim> {
     const int32_t chunks = begin(tile, corner);
     Base::load_constants(tile, corner);
     dev::sync();
-    Base::load(smaller(image, last), stage(0));
+    Base::load(smaller(image, last), stage_at(0));
     dev::commit_copies();
     if (p_.rel_pos_bias != nullptr) {
       find_start<true>(tile.head, chunks);
@@ -50,9 +50,9 @@ class OnePassKernel : private Loads<T, kDim> {
     }
     const bool ahead = plan_.stages == 2;
     for (int turn = 0; image < batch; ++turn, image += step) {
-      const dev::Shared own = stage(ahead ? turn % 2 : 0);
+      const dev::Shared own = stage_at(ahead ? turn % 2 : 0);
       const bool goes_on = image + step < batch;
-      if (ahead && goes_on) Base::load(smaller(image + step, last), stage((turn + 1) % 2));
+      if (ahead && goes_on) Base::load(smaller(image + step, last), stage_at((turn + 1) % 2));
       dev::commit_copies();
       if (ahead) {
         dev::wait_copies<1>();
@@ -81,7 +81,7 @@ class OnePassKernel : private Loads<T, kDim> {
   using Base::plan_;
   using Base::room_;
   using Base::seen;
-  using Base::stage;
+  using Base::stage_at;
   using Base::warp;
   using typename Base::R;
   static constexpr int kSteps = kDim / 16;  // of 16 channels

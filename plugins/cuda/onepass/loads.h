@@ -24,7 +24,7 @@ class Loads {
 
   NA_DEVICE static int lane() { return dev::thread() % 32; }
   NA_DEVICE static int warp() { return dev::thread() / 32; }
-  NA_DEVICE dev::Shared stage(int number) const {
+  NA_DEVICE dev::Shared stage_at(int number) const {
     return dev::shared_base() + static_cast<dev::Shared>(number * room_.stage);
   }
   NA_DEVICE RowSeen& seen(int row) const {
@@ -77,14 +77,14 @@ class Loads {
         const int32_t row = first_row(trip) + i * kOwnRows;
         if ((sources[i] >= 0 && has_piece_) || row >= plan_.rows) continue;
         for (int n = 0; n < plan_.stages; ++n) {
-          const dev::Shared to = R::at(stage(n), row, piece);
+          const dev::Shared to = R::at(stage_at(n), row, piece);
           dev::copy_ahead(to, key, has_piece_ && sources[i] == kPadding);
           dev::copy_ahead(to + static_cast<dev::Shared>(room_.values), value, has_piece_ && sources[i] == kPadding);
         }
       }
     }
     for (int i = 0; i < kOwn && !has_piece_; ++i) {
-      for (int n = 0; n < plan_.stages; ++n) dev::copy_ahead(own_from(own_at(stage(n)), i), p_.query, false);
+      for (int n = 0; n < plan_.stages; ++n) dev::copy_ahead(own_from(own_at(stage_at(n)), i), p_.query, false);
     }
   }
 
