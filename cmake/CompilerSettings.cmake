@@ -1,4 +1,4 @@
-# How everything native is compiled: optimised, no symbols exported but those asked for, warnings on our own code.
+# Settings for all native code: optimised, no symbols exported unless marked, warnings for our own code.
 if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
 endif()
@@ -10,7 +10,7 @@ set(CMAKE_CXX_VISIBILITY_PRESET hidden)
 set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
 set_target_properties(highway PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
 
-# Our own targets link to this: warnings, which are errors.
+# Warnings for our own targets, which treat them as errors.
 add_library(na_deploy_warnings INTERFACE)
 if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
   target_compile_options(na_deploy_warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-psabi -Werror)

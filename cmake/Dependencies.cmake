@@ -1,13 +1,13 @@
 # Finds a C++ compiler, ONNX Runtime's headers and Highway.
 #
-# Sets NA_DEPLOY_MISSING to a sentence about the first that is not there and what to do, empty if all are; then the
-# targets onnxruntime_headers and highway exist. Searched, in this order:
+# Sets NA_DEPLOY_MISSING to a sentence that names the first one missing and what to do. It is empty if all are found;
+# the targets onnxruntime_headers and highway then exist. Searched, in this order:
 #   ONNXRUNTIME_INCLUDE_DIR and HIGHWAY_SOURCE_DIR, as CMake or environment variables;
 #   build/native, where scripts/native_dependencies.sh puts them;
 #   the system (Debian trixie and later: libonnxruntime-dev, libhwy-dev).
 set(NA_DEPLOY_MISSING "")
 set(NA_DEPLOY_FETCHED "${CMAKE_CURRENT_SOURCE_DIR}/build/native")
-# The API that the adapter needs is that of 1.17 (KernelContext_ParallelFor); it is tested from 1.21 on.
+# Version 1.17 has the API that the adapter needs (KernelContext_ParallelFor); it is tested from 1.21 on.
 set(NA_DEPLOY_MINIMUM_ORT_API 21)
 set(NA_DEPLOY_MINIMUM_HIGHWAY 1.2.0)
 
@@ -73,10 +73,10 @@ function(_na_deploy_find)
   set(NA_DEPLOY_HIGHWAY_DIR "${HIGHWAY_SOURCE_DIR}" PARENT_SCOPE)
 endfunction()
 
-# The compiler first: languages can be enabled at the top level only.
+# The compiler is found first: languages can be enabled at the top level only.
 if(NOT NA_DEPLOY_NATIVE STREQUAL "OFF")
   if(NOT CMAKE_CXX_COMPILER)
-    unset(CMAKE_CXX_COMPILER CACHE)  # not found the last time: look again
+    unset(CMAKE_CXX_COMPILER CACHE)  # search again after a failed search
   endif()
   include(CheckLanguage)
   check_language(CXX)
@@ -96,7 +96,7 @@ if(NOT NA_DEPLOY_MISSING)
   target_include_directories(onnxruntime_headers SYSTEM INTERFACE "${NA_DEPLOY_ORT_HEADERS_DIR}")
   if(NA_DEPLOY_HIGHWAY_FROM_SOURCE)
     message(STATUS "Highway: ${NA_DEPLOY_HIGHWAY_DIR}")
-    # What the kernels' run-time dispatch needs of it, without its tests and contributed code.
+    # Sources that the kernels' run-time dispatch needs, without Highway's tests and contributed code.
     add_library(highway STATIC
       "${NA_DEPLOY_HIGHWAY_DIR}/hwy/abort.cc"
       "${NA_DEPLOY_HIGHWAY_DIR}/hwy/aligned_allocator.cc"

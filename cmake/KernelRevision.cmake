@@ -1,5 +1,5 @@
-# na_deploy_kernel_revision(<target>): defines NA_DEPLOY_KERNEL_REVISION for the target, the first digits of a hash of all
-# sources of the GPU kernels. Timing caches carry it, so that what was timed with other kernels is timed again.
+# na_deploy_kernel_revision(<target>): defines NA_DEPLOY_KERNEL_REVISION for the target, the first digits of a hash of
+# all sources of the GPU kernels. Timing caches carry it, so that timings of other kernels are measured again.
 function(na_deploy_kernel_revision target)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/plugins/cuda/*" "${PROJECT_SOURCE_DIR}/plugins/core/*")
   list(FILTER sources EXCLUDE REGEX "\\.(md|txt)$")

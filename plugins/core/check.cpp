@@ -32,7 +32,7 @@ struct Message {
   }
 };
 
-// Multiplies into `product`; false on overflow of the limit.
+// Multiplies `product` by `factor`; returns false, without a change, if the result would exceed `limit`.
 bool multiply(int64_t& product, int64_t factor, int64_t limit) {
   if (factor != 0 && product > limit / factor) return false;
   product *= factor;

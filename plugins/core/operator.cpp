@@ -18,7 +18,7 @@ std::string to_text(const int64_t* sizes, int count) {
 
 std::string to_text(const Input& input) { return to_text(input.size, input.rank); }
 
-// Writes one value for each axis; empty, or a sentence.
+// Writes one value for each axis. Returns an empty string, or a sentence about what is wrong.
 std::string set_axes(const char* name, const std::vector<int64_t>& values, int64_t otherwise, int rank,
                      int64_t (&to)[kAxes]) {
   if (values.size() > 1 && values.size() != static_cast<size_t>(rank)) {
@@ -32,7 +32,7 @@ std::string set_axes(const char* name, const std::vector<int64_t>& values, int64
   return "";
 }
 
-// Empty, or a sentence about an input whose shape is not the expected one.
+// Returns an empty string, or a sentence about an input whose shape is not the expected one.
 std::string misfit(const char* name, const Input& input, const std::vector<int64_t>& expected, const char* why) {
   bool fits = input.rank == static_cast<int>(expected.size());
   for (size_t i = 0; fits && i < expected.size(); ++i) {

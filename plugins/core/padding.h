@@ -1,5 +1,4 @@
-// Maps that are smaller than their windows, which only problems with padding may have: windows are then laid over a map
-// that is as long as they reach.
+// Maps smaller than their windows, allowed only with padding: windows are then laid over a map padded to their reach.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +8,12 @@
 
 namespace na_deploy {
 
-// Positions of an axis that windows are laid over. The axis itself has the first `length` of them.
+// Returns the length of an axis padded to the reach of its windows. The axis itself is its first `length` positions.
 NA_HOST_DEVICE constexpr int64_t padded_length(int64_t length, int64_t kernel_size, int64_t dilation) {
   return larger(length, kernel_size * dilation);
 }
 
-// Whether windows of checked parameters reach behind the map.
+// Returns whether windows of checked parameters reach past the end of the map.
 inline bool reaches_behind(const na_params& p) {
   for (int axis = 0; axis < p.rank; ++axis) {
     if (p.kernel_size[axis] * p.dilation[axis] > p.length[axis]) return true;

@@ -1,5 +1,5 @@
-// The neighborhood window of one axis, for host and device. The same arithmetic as attention/windows.py, which states
-// where the formulas come from; a test holds the two together.
+// The neighborhood window of one axis, for host and device. The arithmetic is that of attention/windows.py, which
+// states the formulas' source; a test compares the two.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ NA_HOST_DEVICE constexpr Int larger(Int a, Int b) {
   return a < b ? b : a;
 }
 
-// How many positions of an axis the dilation group `group` holds: ceil((length - group) / dilation).
+// Returns the number of positions of an axis in the dilation group `group`: ceil((length - group) / dilation).
 NA_HOST_DEVICE constexpr int64_t group_length(int64_t length, int64_t dilation, int64_t group) {
   return (length - group + dilation - 1) / dilation;
 }

@@ -24,7 +24,7 @@ void spread_bias(const Plan& plan, const na_params& params, int64_t head, float*
   const int64_t (&width)[kAxes] = plan.spread.width;
   const int64_t lanes = plan.quads ? plan.vector : plan.lanes;
   const int64_t used = plan.quads ? plan.vector : plan.used_lanes;
-  const int64_t keys = plan.quads ? plan.vector / kQuad : 1;  // of a group
+  const int64_t keys = plan.quads ? plan.vector / kQuad : 1;  // keys of a group
   int64_t row[kAxes];
   for (row[0] = 0; row[0] < width[0]; ++row[0]) {
     for (row[1] = 0; row[1] < width[1]; ++row[1]) {

@@ -1,4 +1,4 @@
-// rel_pos_bias in the forms that the tiles read. Without SIMD; once per head or, for constants, once per model.
+// rel_pos_bias in the forms that the tiles read, made without SIMD once per head or, for constants, once per model.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace na_deploy::cpu {
 // Writes one head's spread bias (see SpreadBias), times log2(e).
 void spread_bias(const Plan& plan, const na_params& params, int64_t head, float* spread);
 
-// Returns one head's rel_pos_bias in float32, written to `buffer` unless it is that already.
+// Returns one head's rel_pos_bias in float32, written to `buffer` unless it is float32 already.
 const float* widened_bias(const Plan& plan, const na_params& params, int64_t head, float* buffer);
 
 }  // namespace na_deploy::cpu

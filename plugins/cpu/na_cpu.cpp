@@ -1,4 +1,4 @@
-// The part of the C interface that is not per instruction set.
+// The part of the C interface that is common to all instruction sets.
 #include "na_cpu.h"
 
 #include <algorithm>

@@ -26,16 +26,17 @@
 extern "C" {
 #endif
 
-/* How a problem is cut into tasks. Depends on sizes, attributes and the instruction set, not on the tensors. */
+/* The plan of a problem, cut into tasks. It depends on sizes, attributes and the instruction set, not on the
+ * tensors. */
 typedef struct na_cpu_plan {
   int64_t tasks;                 /* independent pieces of work; 0 for an empty batch */
   int64_t tile[3];               /* queries of one task along each axis, leading axes 1 */
-  int64_t quad[3];               /* for the kernel of small windows, queries taken at once; 0 for the general one */
+  int64_t quad[3];               /* queries that the kernel of small windows takes at once; 0 for the general one */
   size_t scratch_bytes;          /* memory that each running thread needs, aligned to 64 bytes */
   size_t prepared_bias_elements; /* floats that na_cpu_prepare_bias writes; 0 where preparing brings nothing */
 } na_cpu_plan;
 
-/* What na_check returns, and 1 where there is padding: these kernels take none. */
+/* Checks as na_check does, and refuses padding, which these kernels do not take. */
 NA_CPU_API int na_cpu_check(const na_params* params, char* message, size_t size);
 
 /* Plans checked parameters. */

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kBlockBytes = 40 << 10;
 constexpr int64_t kMinBlock = 32;
 constexpr int64_t kMaxBlock = 1024;
-// One head's spread bias at most. Larger ones are slower to fetch, in a model, than biases are to gather.
+// Largest spread bias of one head. In a model, larger ones are slower to fetch than biases are to gather.
 constexpr int64_t kMaxSpreadBytes = 32 << 10;
 constexpr double kLog2E = 1.4426950408889634;
 
@@ -27,7 +27,7 @@ int64_t span(const AxisPlan& axis, int64_t tile) {
   return std::min(axis.kernel_size + hops * axis.stride, longest_group(axis));
 }
 
-// Four consecutive lanes are as near to a cube as the tile allows: they see nearly the same keys.
+// Chooses four consecutive lanes as near to a cube as the tile allows, so that they see nearly the same keys.
 void choose_quad(const int64_t (&tile)[kAxes], int64_t (&quad)[kAxes]) {
   std::fill_n(quad, kAxes, 1);
   for (int64_t size = 1; size < kQuad; size *= 2) {
@@ -39,16 +39,16 @@ void choose_quad(const int64_t (&tile)[kAxes], int64_t (&quad)[kAxes]) {
   }
 }
 
-// Cycles, about, that all tiles of one head take. The numbers fit a processor with two multiply-adds and two loads a
-// cycle; what counts is what they say of one tile against another.
+// Estimates the cycles that all tiles of one head take. The numbers fit a processor with two multiply-adds and two
+// loads a cycle; only comparisons between tiles matter.
 double cost(const Plan& plan, const na_params& params, const int64_t (&tile)[kAxes]) {
-  // Of a multiply-add of the first product by vectors: a key's number is loaded for all of them at once.
+  // Cycles of a multiply-add of the first product, by vectors: a key's number is loaded once for all of them.
   constexpr double kScore[kMaxVectors + 1] = {0.0, 0.70, 0.56, 0.60, 0.53};
   constexpr double kValue = 0.60;
   constexpr double kSoftmax = 14.0;  // for a key and a vector
   constexpr double kKey = 6.0;
-  constexpr double kLine =
-      4.0;  // of a cache line from the second level, where a tile's keys and values overflow the first
+  // For a cache line from the second level, where a tile's keys and values overflow the first.
+  constexpr double kLine = 4.0;
   constexpr double kFirstLevel = 40 << 10;
   constexpr double kQuery = 60.0;
   constexpr double kTile = 500.0;
@@ -115,7 +115,7 @@ bool choose_quads(const Plan& plan, const na_params& params, double limit, Cut& 
   if (plan.vector <= kQuad || params.additional > 0) return false;
   int64_t group[kAxes];
   for (int a = 0; a < kAxes; ++a) group[a] = longest_group(plan.axis[a]);
-  // As near to a square as the map allows; along the last axis on a line.
+  // Shapes as near to a square as the map allows; a line on a single axis.
   const int64_t shapes[][kAxes] = {{1, 2, 2}, {1, 1, 4}, {2, 1, 2}, {2, 2, 1}, {1, 4, 1}, {4, 1, 1}};
   double best = limit;
   const auto in_group = static_cast<double>(plan.vector / kQuad);
@@ -133,7 +133,7 @@ bool choose_quads(const Plan& plan, const na_params& params, double limit, Cut& 
     if (candidate >= best) continue;
     best = candidate;
     std::copy_n(quad, kAxes, chosen.quad);
-    // Up to sixteen quads to a task, as many along the last axis as divide the map evenly.
+    // A task takes up to sixteen quads, as many along the last axis as divide the map evenly.
     int64_t room = kMaxLanes / kQuad;
     for (int a = kAxes - 1; a >= 0; --a) {
       const int64_t count = (group[a] + quad[a] - 1) / quad[a];
@@ -203,11 +203,11 @@ void plan_bias(Plan& plan, const na_params& params) {
   const int64_t lanes = plan.quads ? plan.vector : plan.lanes;
   if (rows * static_cast<double>(lanes) * sizeof(float) > static_cast<double>(kMaxSpreadBytes)) return;
   plan.spread.elements = static_cast<int64_t>(rows) * lanes;
-  // Some threads share a head, and each spreads its bias anew.
+  // Several threads share a head, and each spreads its bias anew.
   plan.spread_per_call = plan.quads || tiles * keys >= 4.0 * rows;
 }
 
-// Everything about the axes but the tile.
+// Plans everything about the axes but the tile.
 Plan axes_of(const na_params& params, int64_t vector) {
   Plan plan;
   plan.vector = vector;
@@ -232,7 +232,7 @@ Plan make_plan(const na_params& params, int64_t vector) {
   Cut quads;
   if (choose_quads(axes, params, limit, quads)) {
     const Plan plan = make_plan(params, vector, quads);
-    // Only with the bias spread: quads cannot gather it.
+    // Quads need the bias spread: they cannot gather it.
     if (plan.bias_elements == 0 || plan.spread.elements != 0) return plan;
   }
   return make_plan(params, vector, cut);
@@ -264,7 +264,7 @@ Plan make_plan(const na_params& params, int64_t vector, const Cut& cut) {
   }
   place_lanes(plan);
   plan.lanes = round_up(plan.used_lanes, vector);
-  // Rows that several quads read again and again are worth copying: where they are they may share a few sets of the
+  // Copying pays for rows that several quads read repeatedly: in the tensor, they may compete for a few sets of the
   // cache.
   plan.values_in_place =
       params.dtype == NA_FLOAT32 && plan.padded_value_dim == params.value_dim && (plan.lanes == vector || plan.quads);
@@ -300,8 +300,8 @@ Scratch lay_out(const Plan& plan, const na_params& params, void* memory) {
   };
   const auto floats = [&](int64_t count) { return reinterpret_cast<float*>(take(count, sizeof(float))); };
   Scratch scratch{};
-  const int64_t lanes = plan.quads ? kQuad : plan.lanes;  // whose scores and outputs are held at once
-  int64_t copies = plan.block;                            // of keys and values
+  const int64_t lanes = plan.quads ? kQuad : plan.lanes;  // lanes whose scores and outputs are held at once
+  int64_t copies = plan.block;                            // rows of keys and values
   if (plan.quads) copies = plan.axis[0].span * plan.axis[1].span * plan.axis[2].span;
   scratch.query = floats(plan.padded_head_dim * lanes);
   scratch.key = floats((plan.keys_in_place ? kQuad : std::max(copies, kQuad)) * plan.padded_head_dim);

@@ -1,5 +1,5 @@
-// How a problem is cut into tasks: one task is a tile of neighbouring queries of one head, one for each lane of up to
-// four SIMD vectors.
+// The plan of a problem, cut into tasks: one task is a tile of neighbouring queries of one head, one query for each
+// lane of up to four SIMD vectors.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,7 @@ struct AxisPlan {
   int64_t span = 1;  // keys that a tile reads, at most
 };
 
-// Where the element [batch, position..., head, 0] of a tensor is, counted in elements.
+// Strides of a tensor, in elements, which give the place of its element [batch, position..., head, 0].
 struct Strides {
   int64_t offset = 0;
   int64_t batch = 0;
@@ -42,38 +42,38 @@ struct Strides {
 // group), r is the group's first key, and the origin is the quad's.
 struct SpreadBias {
   int64_t width[kAxes] = {1, 1, 1};
-  int64_t elements = 0;  // of one head; 0: not worth it, biases are gathered key by key
+  int64_t elements = 0;  // size for one head; 0: spreading does not pay, biases are gathered key by key
 };
 
 struct Plan {
   bool quads = false;        // quad_kernel.cpp, else tile_kernel.cpp
-  int64_t quad[kAxes] = {};  // of four consecutive lanes
+  int64_t quad[kAxes] = {};  // queries of four consecutive lanes
   AxisPlan axis[kAxes];
   Strides query, key, value;
-  Strides output;  // of the output; lse has the same divided by value_dim
+  Strides output;  // those of lse are these divided by value_dim
   int64_t tasks = 0;
   int64_t vector = 1;                        // SIMD lanes
-  int64_t lanes = 1;                         // of the tile: whole vectors
+  int64_t lanes = 1;                         // whole vectors of the tile
   int64_t used_lanes = 1;                    // the tile's queries
-  int64_t place[kMaxLanes][kAxes] = {};      // of each lane's query in the tile
+  int64_t place[kMaxLanes][kAxes] = {};      // place of each lane's query in the tile
   uint64_t lanes_at[kAxes][kMaxLanes] = {};  // the lanes whose query has this place on this axis, as bits
-  int64_t lane_query[kMaxLanes] = {};        // where each lane's query stands from the first one's
+  int64_t lane_query[kMaxLanes] = {};        // distance of each lane's query from the first one
   int64_t lane_output[kMaxLanes] = {};
   int64_t block = 1;            // keys whose scores are held at once
   int64_t padded_head_dim = 1;  // rounded up to whole vectors
   int64_t padded_value_dim = 1;
   bool keys_in_place = false;    // keys are read where they are, without a copy
   bool values_in_place = false;  // values are read where they are, without a copy
-  int64_t bias_elements = 0;     // of one head's rel_pos_bias, 0 without
+  int64_t bias_elements = 0;     // elements of one head's rel_pos_bias, 0 without one
   SpreadBias spread;
-  bool spread_per_call = false;  // worth spreading for one call alone
-  float scale = 1.0F;            // times log2(e): scores are exponents of two
+  bool spread_per_call = false;  // spreading pays for a single call
+  float scale = 1.0F;            // includes log2(e): scores are exponents of two
 };
 
 // SIMD lanes of the instruction set in use.
 int64_t vector_of_target();
 
-// How a problem is cut: by which kernel, and into what tiles.
+// The cut of a problem: the kernel and the size of its tiles.
 struct Cut {
   int64_t tile[kAxes] = {1, 1, 1};
   int64_t quad[kAxes] = {};  // the four queries of a quad for quad_kernel.cpp, zeros for tile_kernel.cpp
@@ -82,7 +82,7 @@ struct Cut {
 // Chooses the cut with the least work and completes the plan.
 Plan make_plan(const na_params& params, int64_t vector);
 
-// The same with a cut chosen before.
+// Completes the plan for a cut chosen before.
 Plan make_plan(const na_params& params, int64_t vector, const Cut& cut);
 
 // The kernels: compute the tasks [first, last).
@@ -99,16 +99,16 @@ struct Scratch {
   float* value;              // (block, padded_value_dim) unless values are read in place
   float* score;              // (block, lanes), then their exponentials
   float* output;             // (lanes, padded_value_dim), not yet divided by the sum
-  float* bias;               // one head's rel_pos_bias in float32, unless it is
+  float* bias;               // one head's rel_pos_bias in float32, unless it is float32 already
   float* spread;             // one head's spread bias
   uint64_t* visible[kAxes];  // (span) lanes that see a key of the tile's box along the axis, as bits
-  struct KeyRun* runs;       // (block) see tile_kernel.cpp
+  struct KeyRun* runs;       // (block), see KeyRun
   size_t bytes;
 };
 
 // Neighbouring keys along the last axis.
 struct KeyRun {
-  int64_t at;  // where they stand in the block
+  int64_t at;  // place of the first one in the block
   int64_t count;
   int64_t key[kAxes];  // elements of the dilation group; key[0] < 0: additional keys, which all queries see
   const float* value;  // the first key's row

@@ -12,7 +12,7 @@
 
 #include "plan.h"
 
-// Whether the instruction set has 32 vector registers; the others have 16.
+// True where the instruction set has 32 vector registers; the others have 16.
 #undef NA_DEPLOY_MANY_REGISTERS
 #define NA_DEPLOY_MANY_REGISTERS (HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64)
 
@@ -21,10 +21,10 @@ namespace na_deploy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// ------------------------------------------------------------------ scores[key][lane] = query[.][lane] · key[key][.]
+// The first product: scores[key][lane] = sum over channels of query[channel][lane] * key[key][channel].
 
-// Scores of kKeys keys, whose rows stand anywhere, for kVectors vectors of lanes; query is (channels, lanes) and score
-// (keys, lanes).
+// Scores of kKeys keys, whose rows may lie anywhere, for kVectors vectors of lanes; query is (channels, lanes) and
+// score (keys, lanes).
 template <int kKeys, int kVectors, class D>
 HWY_INLINE void score_keys(D d, const float* HWY_RESTRICT query, const float* const* keys, int64_t channels,
                            float* HWY_RESTRICT score, int64_t lanes) {
@@ -48,7 +48,7 @@ HWY_INLINE void score_keys(D d, const float* HWY_RESTRICT query, const float* co
   }
 }
 
-// kMost keys at once, as many as registers hold sums and addresses; then 4, 2 and 1.
+// Scores of kMost keys at once, as many as registers hold sums and addresses; then of 4, 2 and 1.
 template <int kMost, int kVectors, class D>
 HWY_NOINLINE void score_vectors(D d, const float* query, const float* const* keys, int64_t channels, int64_t count,
                                 float* score, int64_t lanes) {
@@ -84,10 +84,9 @@ HWY_INLINE void score_block(D d, const float* query, const float* const* keys, i
   }
 }
 
-// ------------------------------------------------------------------ output[lane][.] += weight[key][lane] *
-// value[key][.]
+// The second product: output[lane][channel] += weight[key][lane] * value[key][channel].
 
-// Neighbouring keys of four lanes: their values' rows stand `step` floats apart, their weights `lanes`.
+// Neighbouring keys of four lanes: their values' rows are `step` floats apart, their weights `lanes`.
 struct WeightedRun {
   const float* value;
   int64_t step;
@@ -106,14 +105,15 @@ HWY_INLINE void add_value(D d, const float* value, const float* weight, hn::Vec<
   }
 }
 
-// kVectors vectors of channels from `channel` on of four lanes' outputs, whose rows stand `stride` floats apart. `keep`
-// scales what they hold; null where they hold nothing yet.
+// Computes kVectors vectors of channels, from `channel` on, of four lanes' outputs, whose rows are `stride` floats
+// apart. `keep` scales what they already hold; null where they hold nothing yet.
 template <int kVectors, class D>
 HWY_NOINLINE void accumulate(D d, const WeightedRun* runs, int64_t run_count, int64_t channel, const float* keep,
                              float* output, int64_t stride, int64_t lanes) {
   using V = hn::Vec<D>;
   constexpr int64_t kLanes = hn::MaxLanes(D());
-  // Where few vectors make few sums, every other key has its own, since a multiply-add waits for the one before.
+  // Every other key has sums of its own where there are few vectors, because each multiply-add waits for the one
+  // before.
   V sums[kQuad][kVectors];
   V odd_sums[kQuad][kVectors];
   for (int q = 0; q < kQuad; ++q) {

@@ -1,9 +1,9 @@
-// Attention of four neighbouring queries at a time, for windows of up to a few hundred keys: what NAT and DiNAT use.
+// Attention of four neighbouring queries at a time, for windows of up to a few hundred keys, as NAT and DiNAT use.
 //
 // A vector holds some channels of four queries; a key's channels are loaded once for all four. Four queries see hardly
 // more keys than one, so little is computed in vain: 8x8 keys for 7x7 windows, where a vector of sixteen queries sees
 // 10x10. Scores stand as (group of keys, query, key of the group), a group being as many keys as a vector has channels
-// of one query. Windows too large for one pass, additional keys and dense groups are tile_kernel.cpp's.
+// of one query. tile_kernel.cpp computes windows too large for one pass, additional keys and dense groups.
 #include "targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -30,7 +30,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr int64_t kGroup = kVector / kQuad;  // channels of one query in a vector, and keys of a group
 
-// Rows of a tile's box of keys or values in float32: where they are, or copied.
+// Rows of a tile's box of keys or values in float32, in the tensor or copied.
 struct Rows {
   const float* first;
   int64_t step[kAxes];
@@ -81,7 +81,7 @@ HWY_INLINE Float over_group(FloatTag d, Float numbers, const Combine& combine) {
   return numbers;
 }
 
-// kGroups groups of keys against four queries. kBlocks: vectors of a query, 0 where only `blocks` tells.
+// kGroups groups of keys against four queries. kBlocks: vectors of a query, 0 where `blocks` gives them.
 template <int kGroups, int64_t kBlocks>
 HWY_INLINE void score_groups(FloatTag d, const float* HWY_RESTRICT query, const float* const* keys, int64_t blocks,
                              Float (&scores)[kGroups]) {
@@ -266,7 +266,7 @@ class QuadKernel {
     return over_group(d_, maximum, [](Float a, Float b) { return hn::Max(a, b); });
   }
 
-  // Which of the queries see the keys of a row of the box along the other axes, as bits of (query, key).
+  // Returns the queries that see the keys of a row of the box along the other axes, as bits of (query, key).
   uint32_t row_bits(int64_t quad, int64_t k0, int64_t k1) const {
     constexpr uint32_t kAll = (1U << kGroup) - 1;
     uint64_t lanes = ~uint64_t{0};
@@ -308,8 +308,8 @@ class QuadKernel {
     for (; c < dim; c += kVector) add_channels<1>(c);
   }
 
-  // The second product for kVectors vectors of channels. Every other key has sums of its own, since a multiply-add
-  // waits for the one before.
+  // Computes the second product for kVectors vectors of channels. Every other key has sums of its own, because each
+  // multiply-add waits for the one before.
   template <int kVectors>
   HWY_INLINE void add_channels(int64_t channel) {
     constexpr int kChains = kVector >= 16 ? 2 : 1;

@@ -61,7 +61,7 @@ HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from
   for (; i < count; ++i) to[i] = hwy::F16FromF32(hn::GetLane(factor) * from[i]);
 }
 
-// Rounds to even in integers: what versions of Highway do differs.
+// Rounds to even in integers, because versions of Highway round differently.
 template <class D>
 HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from, int64_t count,
                           hwy::bfloat16_t* HWY_RESTRICT to) {

@@ -54,8 +54,8 @@ bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint64_
                 Tile& tile) {
   tile.used = ~uint64_t{0} >> (64 - plan.used_lanes);
   tile.sees_all = true;
-  // Neighbouring heads stand side by side in memory: taken one after another they are read in long stretches. Where
-  // each head's bias must be brought into form first, a head is finished before the next begins.
+  // Neighbouring heads lie side by side in memory: taken one after another, they are read in long stretches. Where each
+  // head's bias must be prepared first, one head is finished before the next begins.
   const bool heads_first = params.rel_pos_bias == nullptr || params.prepared_bias != nullptr;
   if (heads_first) {
     tile.head = task % params.heads;

@@ -1,4 +1,4 @@
-// One task's tile: which queries its lanes hold, which keys it reads, and who sees what. Without SIMD.
+// One task's tile: the queries in its lanes, the keys that it reads, and the keys that each query sees. Free of SIMD.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace na_deploy::cpu {
 
 // The tile along one axis.
 struct AxisTile {
-  int64_t place = -1;  // which of the axis's dilation * tiles; -1: none yet
+  int64_t place = -1;  // number among the axis's dilation * tiles; -1: none yet
   int64_t group = 0;
   int64_t origin = 0;  // element of the first query
   int64_t count = 0;   // queries; 0 where the tile lies past the end of its dilation group
@@ -28,14 +28,15 @@ struct Tile {
   AxisTile axis[kAxes];
   uint64_t used = 0;      // lanes that hold a query, as bits; others lie past the end of the group
   bool sees_all = false;  // every query sees every key of the box
-  int64_t query_at = 0;   // of the tile's first query; lanes stand at Plan::lane_query from it
+  int64_t query_at = 0;   // offset of the tile's first query; Plan::lane_query is counted from it
   int64_t output_at = 0;
 };
 
-// Finds the task's tile and writes `visible` (see Scratch). False where it lies past the end of its dilation group.
+// Finds the task's tile and writes `visible` (see Scratch). Returns false where it lies past the end of its dilation
+// group.
 bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint64_t* const (&visible)[kAxes], Tile& tile);
 
-// Where the row of the given elements stands in a tensor.
+// Returns the offset of the row of the given elements in a tensor.
 inline int64_t offset_of(const Plan& plan, const Strides& strides, const Tile& tile, int64_t head,
                          const int64_t (&element)[kAxes]) {
   int64_t at = strides.offset + tile.batch * strides.batch + head * strides.head;

@@ -78,7 +78,7 @@ class TileKernel {
             continue;
           }
         }
-        float* copy = scratch_.key + i * plan_.padded_head_dim;  // keys come later
+        float* copy = scratch_.key + i * plan_.padded_head_dim;  // free until the first keys are loaded
         load_row(d_, row, params_.head_dim, plan_.padded_head_dim, copy);
         rows[i] = copy;
       }
@@ -275,7 +275,7 @@ class TileKernel {
     add_runs(runs, count, quad, keep);
   }
 
-  // Whether what follows stands right behind a run.
+  // Returns whether the given values and weights directly continue a run.
   bool continues(const WeightedRun& run, const float* value, int64_t step, const float* weight) const {
     return value == run.value + run.count * run.step && step == run.step && weight == run.weight + run.count * lanes_;
   }
@@ -316,10 +316,10 @@ class TileKernel {
   const na_params& params_;
   const Plan& plan_;
   const Scratch scratch_;
-  const int64_t lanes_;  // of the tile: whole vectors
+  const int64_t lanes_;  // whole vectors of the tile
   Tile tile_;
 
-  // The head's bias: spread, or in its own order with the places of the lanes' queries in it.
+  // The head's bias: spread, or in its own order together with the lanes' places in it.
   int64_t bias_head_ = -1;
   const float* spread_ = nullptr;
   const float* bias_ = nullptr;

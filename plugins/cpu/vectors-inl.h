@@ -1,4 +1,4 @@
-// What both kernels call their vectors, and masks of lanes. Per target: included once for each instruction set.
+// Vector types shared by both kernels, and masks of lanes. Per target: included once for each instruction set.
 #if defined(NA_DEPLOY_CPU_VECTORS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef NA_DEPLOY_CPU_VECTORS_INL_H_
 #undef NA_DEPLOY_CPU_VECTORS_INL_H_
@@ -24,7 +24,7 @@ using IntTag = hn::RebindToSigned<FloatTag>;
 using Int = hn::Vec<IntTag>;
 constexpr int64_t kVector = hn::MaxLanes(FloatTag());
 
-constexpr float kMasked = -1e30F;  // a score that is not seen; finite, so that differences are never NaN
+constexpr float kMasked = -1e30F;  // score of a key that is not seen; finite, so that differences are never NaN
 constexpr float kLog2E = 1.44269504088896341F;
 constexpr float kLn2 = 0.69314718055994531F;
 

@@ -1,4 +1,4 @@
-// A head's biases in units of log2, as scores are: from the tensor, or from shared memory.
+// A head's biases in the unit of scores, log2: from the tensor, or from shared memory.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace na_deploy::cuda {
 
 constexpr float kLog2E = 1.44269504F;
 
-// The head's bias `index`; one within the table for indices outside.
+// The head's bias `index`, read from the tensor; an index outside the table gives its last bias.
 template <typename T>
 struct StoredBias {
   const T* table;
@@ -25,11 +25,11 @@ struct StoredBias {
   }
 };
 
-// The same from shared memory, where there is room for indices outside.
+// The head's biases in shared memory, with room for indices outside the table.
 struct SharedBias {
   int32_t zero;  // byte offset of index 0
 
-  // `at`: byte offset of the table's room.
+  // `at`: byte offset of the table with its room.
   template <typename S>
   NA_DEVICE static SharedBias at(const CudaProblem& p, int32_t at) {
     return {at + 4 * bias_reach(p, S::tile(), S::box()).below};
@@ -44,7 +44,7 @@ struct SharedBias {
   }
 };
 
-// Where there is none.
+// Biases of a problem that has none: zeros.
 struct NoBias {
   NA_DEVICE float operator()(int32_t) const { return 0.0F; }
 };

@@ -1,4 +1,4 @@
-// How large a head's table of biases is, and how far tiles read past it.
+// Size of a head's table of biases, and how far tiles read past it.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,12 @@
 
 namespace na_deploy::cuda {
 
-// Biases of a head.
+// Number of a head's biases.
 NA_HOST_DEVICE int64_t bias_numbers(const CudaProblem& p) {
   return int64_t{p.bias_distance[0]} * (2 * p.axis[0].kernel_size - 1);
 }
 
-// How far indices of biases go below and above the head's own, for keys of a tile's boxes that a query does not see.
+// Reach of bias indices below and above the head's own, for keys of a tile's boxes that a query does not see.
 struct BiasReach {
   int32_t below;
   int32_t above;
@@ -27,8 +27,8 @@ NA_HOST_DEVICE BiasReach bias_reach(const CudaProblem& p, Sizes tile, Sizes box)
   return r;
 }
 
-// Numbers of shared memory for a head's biases and the room around them; 0 if there are none, or more than
-// kMostSharedBias, which stay where they are.
+// Numbers of shared memory for a head's biases and the room around them. 0 without biases, and for more than
+// kMostSharedBias, which are read from the tensor.
 constexpr int32_t kMostSharedBias = 4096;
 inline int32_t shared_bias_numbers(const CudaProblem& p, Sizes tile, Sizes box) {
   if (p.rel_pos_bias == nullptr) return 0;

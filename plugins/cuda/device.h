@@ -1,4 +1,4 @@
-// The few things that device code does beyond C++: who am I, wait for the others, copy ahead, multiply matrices.
+// Device functions beyond C++: thread numbers, barriers, copies ahead, matrix products.
 //
 // Kernels are written against these functions alone. nvcc compiles them to instructions; with NA_CUDA_EMULATED the same
 // kernels compile for the host, where plugins/tests/cuda_emulator.h runs every thread of a block as a fiber.
@@ -31,10 +31,10 @@ NA_DEVICE void sync_warp() { __syncwarp(); }
 // The value that the lane `lane ^ mask` holds.
 NA_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffU, value, mask); }
 
-// The first lane's number, for all of the warp.
+// Gives the first lane's number to the whole warp.
 NA_DEVICE int first_lane(int number) { return __shfl_sync(0xffffffffU, number, 0); }
 
-// All bits that any lane has; whether any lane says so.
+// Combinations over the lanes of a warp: the bits that any lane has, and whether `yes` holds for any lane.
 NA_DEVICE uint32_t any_bits(uint32_t bits) { return __reduce_or_sync(0xffffffffU, bits); }
 NA_DEVICE bool any(bool yes) { return __any_sync(0xffffffffU, yes) != 0; }
 
@@ -44,13 +44,13 @@ NA_DEVICE float exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
 }
-// One by x, within two units of the last place.
+// The reciprocal of x, within two units of the last place.
 NA_DEVICE float reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
 }
-// The logarithm to base 2, to 2^-22 of itself, or of one where it is less.
+// The logarithm to base 2, with an error of at most 2^-22 relative to itself or, where it is less than one, to one.
 NA_DEVICE float log2(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
@@ -62,7 +62,7 @@ NA_DEVICE float max(float a, float b) { return fmaxf(a, b); }
 NA_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
 NA_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 
-// Keeps the compiler from working out ahead of a loop, and holding in registers, what follows from this number.
+// Keeps the compiler from computing values that depend on x before a loop and holding them in registers.
 NA_DEVICE void forget(float& x) { asm volatile("" : "+f"(x)); }
 // The address base + number * bytes, in one instruction.
 NA_DEVICE uint64_t element_at(uint64_t base, uint32_t number, uint32_t bytes) {
@@ -99,7 +99,8 @@ NA_DEVICE void copy_ahead(Shared to, const void* from) {
 }
 // Ends a group of copies.
 NA_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-// Waits until at most `kPending` groups of this thread are under way; sync() then makes all threads' copies visible.
+// Waits until at most `kPending` groups of this thread's copies are under way; sync() then makes all threads' copies
+// visible.
 template <int kPending>
 NA_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
@@ -119,7 +120,7 @@ NA_DEVICE void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
                : "memory");
 }
 
-// Whether the device has store_matrices.
+// Returns whether the device has store_matrices.
 NA_DEVICE constexpr bool stores_matrices() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   return true;
@@ -161,7 +162,7 @@ NA_DEVICE void store_global16(void* to, const Bytes16& v) {
                : "memory");
 }
 
-// 16-bit numbers as they lie in memory.
+// 16-bit numbers as stored in memory.
 struct Half {
   uint16_t bits;
 };
@@ -177,7 +178,7 @@ NA_DEVICE void from_float(float x, float& to) { to = x; }
 NA_DEVICE void from_float(float x, Half& to) { to.bits = __half_as_ushort(__float2half_rn(x)); }
 NA_DEVICE void from_float(float x, Bfloat& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
 
-// Two bytes from global memory, in the order of the program.
+// Loads two bytes from global memory, in program order.
 template <typename T>
 NA_DEVICE T load_global2(const T* from) {
   T v;
@@ -185,7 +186,7 @@ NA_DEVICE T load_global2(const T* from) {
   return v;
 }
 
-// Two numbers in one register, the first in the low half.
+// Packs two numbers into one register, the first in the low half.
 template <typename T>
 NA_DEVICE uint32_t pack(float low, float high);
 template <>
@@ -199,7 +200,7 @@ NA_DEVICE uint32_t pack<Bfloat>(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&v);
 }
 
-// Two neighbouring numbers into shared memory.
+// Stores two neighbouring numbers in shared memory.
 template <typename T>
 NA_DEVICE void store_two(Shared to, float low, float high) {
   if constexpr (sizeof(T) == 4) {
@@ -237,7 +238,7 @@ NA_DEVICE void multiply_from(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
   multiply<T>(d, a, b0, b1);
 }
 
-// c += a (16x8) times b (8x8) of TF32, one warp, in the register layouts of mma.m16n8k8; low bits are not looked at.
+// c += a (16x8) times b (8x8) of TF32, one warp, in the register layouts of mma.m16n8k8; low bits are ignored.
 NA_DEVICE void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "

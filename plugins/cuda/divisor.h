@@ -7,7 +7,8 @@
 
 namespace na_deploy::cuda {
 
-// The round-up method of Granlund and Montgomery ("Division by invariant integers using multiplication", 1994).
+// A divisor for the round-up method of Granlund and Montgomery ("Division by invariant integers using multiplication",
+// 1994).
 struct Divisor {
   uint32_t divisor = 1;
   uint32_t factor = 1;

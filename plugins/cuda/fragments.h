@@ -1,7 +1,7 @@
 // Products on tensor cores, in pieces of 16 keys by 16 channels of a warp's 16 queries.
 //
-// Numbers of 16 bits are multiplied as they are. Those of float32 are split into two of TF32, high and low, and
-// multiplied three times, high by high, high by low and low by high: what is left out is 2^-21 of a product.
+// Numbers of 16 bits are multiplied directly. Those of float32 are split into two of TF32, high and low, and multiplied
+// three times, high by high, high by low and low by high; the part left out is 2^-21 of a product.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace na_deploy::cuda {
 
-// kBytes: of a row in shared memory. A step is 32 bytes of a row: 16 channels of 16 bits, 8 of float32.
+// A step is 32 bytes of a row: 16 channels of 16 bits, 8 of float32. kBytes: bytes of a row in shared memory.
 template <typename T, int kBytes>
 struct Fragments {
   static constexpr int kSteps = kBytes / 32;
@@ -25,8 +25,8 @@ struct Fragments {
 
   NA_DEVICE static void read_queries(Queries& to, dev::Shared row) { dev::load_matrices(to.part, row); }
 
-  // Adds the products of a step to the scores of eight keys and of the eight after them; `row`: as load_matrices has
-  // it.
+  // Adds the products of a step to the scores of eight keys and of the next eight. `row`: this lane's address, as
+  // load_matrices takes it.
   NA_DEVICE static void score(float (&first)[4], float (&second)[4], const Queries& queries, dev::Shared row) {
     uint32_t keys[4];
     dev::load_matrices(keys, row);
@@ -49,8 +49,8 @@ struct Fragments {
   }
 };
 
-// A float32 as two TF32: the high one rounded to nearest, by half a unit and what is below a unit cut off; the low one
-// as it is, its last bits not looked at. Half a unit on that one too would turn the device's NaN, 0x7FFFFFFF, into 0.
+// A float32 as two TF32. The high one is rounded to nearest: half a unit is added and lower bits are cut off. The low
+// one is unrounded, its last bits ignored: adding half a unit there would turn the device's NaN, 0x7FFFFFFF, into 0.
 struct Tf32Pair {
   uint32_t high;
   uint32_t low;
@@ -72,7 +72,7 @@ struct Fragments<float, kBytes> {
   static constexpr int kSteps = kBytes / 32;
 
   struct Queries {
-    float part[4];  // split when they are needed: there are no registers for twice as many
+    float part[4];  // split when needed: registers do not suffice for twice as many
   };
   struct Weights {
     Tf32Pair part[2][4];
@@ -101,8 +101,8 @@ struct Fragments<float, kBytes> {
     multiply_split(second, query, keys[2], keys[3]);
   }
 
-  // A lane holds the scores of keys 2t and 2t + 1 of each eight and multiplies them as keys t and t + 4: sums do not
-  // care for order, so long as values come in the same one.
+  // A lane holds the scores of keys 2t and 2t + 1 of each eight and multiplies them as keys t and t + 4. The order of a
+  // sum is free, as long as values come in the same one.
   NA_DEVICE static Weights weights(const float (&first)[4], const float (&second)[4]) {
     Weights r;
     NA_UNROLL

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kPlainThreads) plain_entry(const __grid_consta
   plain_kernel<T>(problem);
 }
 
-// Threads of a multiprocessor that registers must leave room for: as many as fit without spilling.
+// Threads of a multiprocessor for which registers must suffice: as many as fit without spilling.
 template <typename T, int kDim, typename S>
 constexpr int resident_threads() {
   if (S::kKeys > 64 || kDim * sizeof(T) > kNarrowBytes) return 256;

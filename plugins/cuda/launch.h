@@ -1,4 +1,4 @@
-// From a tactic's number to a kernel, for one type and width at a time: each is compiled in a unit of its own.
+// Choice of a kernel by a tactic's number, type and width. Each type and width is compiled in a unit of its own.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ int32_t launch_plain(const CudaProblem& problem, na_cuda_stream stream);
 template <typename T, int kDim>
 int32_t launch_tile(const CudaProblem& problem, int32_t tactic, na_cuda_stream stream);
 
-// Launches a kernel of Hopper's. Returns a cudaError_t.
+// Launches a kernel for Hopper. Returns a cudaError_t.
 template <typename T, int kDim>
 int32_t launch_hopper(const CudaProblem& problem, int32_t tactic, na_cuda_stream stream);
 
@@ -30,7 +30,7 @@ template <typename T, int kDim>
 int32_t launch_onepass(const CudaProblem& problem, const onepass::Plan& plan, const onepass::Device& device,
                        na_cuda_stream stream);
 
-// Calls `launcher.template onepass<T, kDim>(…)` with the plan of a tactic that known_tactic() let pass.
+// Calls `launcher.template onepass<T, kDim>(…)` with the plan of a tactic that known_tactic() accepted.
 template <typename T, typename Launcher>
 int32_t choose_onepass(const Launcher& launcher, const na_params& p, const CudaProblem& problem, int32_t tactic) {
   const onepass::Device device = present_device();
@@ -70,7 +70,7 @@ int32_t choose_dim(const Launcher& launcher, const na_params& p, int32_t tactic)
   return launcher.template plain<T>(problem);
 }
 
-// The same for a tactic that na_cuda_tactics gave for the problem, whatever its type.
+// Calls the launcher for a problem of any type, with a tactic that na_cuda_tactics gave for it.
 template <typename Launcher>
 int32_t choose(const Launcher& launcher, const na_params& p, int32_t tactic) {
   switch (p.dtype) {

@@ -1,4 +1,4 @@
-// The C interface's launch, and the plain kernel for every type.
+// Launches of the C interface, and the plain kernel for every type.
 #include <string>
 
 #include "launch.cuh"
@@ -6,7 +6,7 @@
 namespace na_deploy::cuda {
 namespace {
 
-// Computes attention of one query to itself, whose answer is its value.
+// Computes attention of one query to itself, which must return its value.
 int32_t try_device(int32_t device) {
   int before = 0;
   cudaError_t error = cudaGetDevice(&before);
@@ -52,7 +52,7 @@ struct Launcher {
 #ifdef NA_DEPLOY_HOPPER
     return launch_hopper<T, kDim>(problem, tactic, stream);
 #else
-    return cudaErrorInvalidValue;  // device_is_hopper() has said that it cannot be
+    return cudaErrorInvalidValue;  // unreachable: device_is_hopper() is false
 #endif
   }
 };
@@ -75,7 +75,7 @@ NA_HOPPER_UNITS(NA_EXTERN)
 #undef NA_EXTERN
 #endif
 
-// Without a device, the least that any of sm_80 or newer has.
+// Returns the limits of the present device or, without one, the least of any device from sm_80 on.
 onepass::Device present_device() {
   onepass::Device found{32, 99 * 1024, 100 * 1024};
   int device = 0;

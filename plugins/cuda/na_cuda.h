@@ -19,9 +19,9 @@ typedef struct CUstream_st* na_cuda_stream; /* cudaStream_t */
 /* Returns 0 if the kernels can compute the problem; else 1, and a sentence in `message` (`size` bytes). */
 NA_CUDA_API int na_cuda_check(const na_params* params, char* message, size_t size);
 
-/* Writes the numbers of the ways to compute a problem into `tactics`, the one that is taken by default first, and
- * returns how many there are, at most `capacity`. They depend on sizes, types and the
- * present device, and on whether there are a bias and padding; nothing behind a pointer is read. */
+/* Writes the tactics that can compute a problem into `tactics`, the default first, and returns how many there are,
+ * at most `capacity`. They depend on sizes, types and the present device, and on whether there are a bias and
+ * padding; no memory that pointers refer to is read. */
 NA_CUDA_API int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, int32_t capacity);
 
 /* Returns 1 if some problem can be computed by this tactic, 0 if no kernel has this number. */
@@ -32,20 +32,20 @@ NA_CUDA_API int32_t na_cuda_knows(int32_t tactic);
 NA_CUDA_API int na_cuda_check_addresses(const na_params* params, char* message, size_t size);
 
 /* Launches one kernel on `stream`. `tactic`: a number that na_cuda_tactics gives for these parameters, or 0 for the
- * default. Pointers are to device memory and as na_cuda_check_addresses has them. Returns a cudaError_t: 0 for success,
- * 1 (cudaErrorInvalidValue) for a tactic that does not compute this problem. */
+ * default. Pointers are to device memory and pass na_cuda_check_addresses. Returns a cudaError_t: 0 for success, 1
+ * (cudaErrorInvalidValue) for a tactic that does not compute this problem. */
 NA_CUDA_API int32_t na_forward(const na_params* params, int32_t tactic, na_cuda_stream stream);
 
-/* The same without any search or check, for callers that keep the tactic of their last shape: `tactic` is one that
- * na_cuda_tactics gave for these sizes, and not 0. */
+/* Launches as na_forward does but without any search or check, for callers that keep the tactic of their last shape:
+ * `tactic` is one that na_cuda_tactics gave for these sizes, and not 0. */
 NA_CUDA_API int32_t na_launch(const na_params* params, int32_t tactic, na_cuda_stream stream);
 
 /* Computes a tiny problem on a device, -1 for the present one, and waits for it. Returns a cudaError_t: 0 if driver and
  * device run these kernels. Makes a context on the device if there is none. */
 NA_CUDA_API int32_t na_cuda_try(int32_t device);
 
-/* Returns a number of the kernels' sources, which changes with every change to them: what was timed with one revision
- * says nothing of another. */
+/* Returns a revision of the kernels' sources, which every change to them changes: timings of one revision do not
+ * hold for another. */
 NA_CUDA_API const char* na_cuda_revision(void);
 
 /* Returns what the CUDA runtime calls the error that na_forward returned, in a few words. */

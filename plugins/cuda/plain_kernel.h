@@ -1,5 +1,5 @@
-// The plain kernel: one warp for each query and head, every key in turn. It covers every problem and is simple enough
-// to be trusted; the other kernels are compared with it.
+// The plain kernel: one warp for each query and head, one key after another. It covers every problem and is simple
+// enough to be trusted; the other kernels are compared with it.
 #pragma once
 
 #include <cmath>
@@ -13,7 +13,7 @@ namespace na_deploy::cuda {
 constexpr int kPlainThreads = 128;
 constexpr int kPlainChannels = 8;  // channels per lane, so up to 256 of a head
 
-// Where on its axis, and in its dilation group, a query stands, and its window there.
+// A query's dilation group, its element there, and its window.
 struct QueryWindow {
   int32_t group;
   int32_t element;

@@ -1,5 +1,5 @@
-// A problem as kernels read it: three axes always, sizes of one image in 32 bits, distances between elements worked
-// out.
+// A problem as kernels read it: always three axes, sizes of one image in 32 bits, distances between elements
+// precomputed.
 #pragma once
 
 #include <cmath>
@@ -20,9 +20,9 @@ struct Sizes {
   NA_HOST_DEVICE constexpr int operator[](int axis) const { return at[axis]; }
 };
 
-// An axis that a problem does not have stands in front, with length 1 and a window of 1.
+// One axis. Axes that a problem does not have come first, with length 1 and a window of 1.
 //
-// Tensors hold `length` positions, and that many have queries. With padding, windows may reach behind them.
+// Tensors hold `length` positions, each with a query. With padding, windows may reach past them.
 struct AxisSizes {
   int32_t length = 1;
   int32_t kernel_size = 1;
@@ -30,16 +30,16 @@ struct AxisSizes {
   int32_t stride = 1;
   int32_t is_causal = 0;
   int32_t longest = 1;  // positions of the longest dilation group
-  int32_t longer = 1;   // groups that are as long as that; the others have one position less
+  int32_t longer = 1;   // groups of that length; the others have one position less
   Divisor by_stride;
 };
 
-// Positions of a dilation group of an axis.
+// Number of positions of an axis in a dilation group.
 NA_HOST_DEVICE int32_t group_size(const AxisSizes& axis, int32_t group) {
   return axis.longest - (group < axis.longer ? 0 : 1);
 }
 
-// Positions of a dilation group that windows are laid over: if one reaches behind the map, all are as long as windows.
+// Number of positions of a dilation group, padded to at least one window.
 NA_HOST_DEVICE int32_t reached_size(const AxisSizes& axis, int32_t group) {
   const int32_t size = group_size(axis, group);
   return size < axis.kernel_size ? axis.kernel_size : size;
@@ -59,7 +59,7 @@ struct CudaProblem {
   int32_t head_dim = 0;
   int32_t value_dim = 0;
   int32_t additional = 0;
-  int32_t positions = 0;  // of one image
+  int32_t positions = 0;  // positions of one image
   int64_t batch = 0;
   float scale = 1.0F;
 
@@ -76,13 +76,13 @@ struct CudaProblem {
   const void* rel_pos_bias = nullptr;
   const void* additional_key = nullptr;
   const void* additional_value = nullptr;
-  const void* padding_key = nullptr;  // (H, D), of every position at or past `length` on any axis
+  const void* padding_key = nullptr;  // (H, D), for every position at or past `length` on any axis
   const void* padding_value = nullptr;
   void* output = nullptr;
   float* lse = nullptr;
 };
 
-// Returns checked parameters in this form. `width`: bytes of an element.
+// Converts checked parameters. `width`: bytes of an element.
 inline CudaProblem make_cuda_problem(const na_params& p, int width) {
   CudaProblem r;
   int64_t positions = 1;

@@ -1,5 +1,5 @@
-// From products to weights: mask, bias and the online softmax of the two rows of queries that a lane of a warp holds,
-// in the layout that tensor cores leave results in.
+// The way from products to weights: mask, bias and the online softmax of the two rows of queries that a lane of a warp
+// holds, in the layout in which tensor cores leave results.
 #pragma once
 
 #include <cmath>
@@ -15,15 +15,16 @@ namespace na_deploy::cuda {
 
 constexpr float kLn2 = 0.693147181F;
 
-// Whether a step's products can stay as they are: all is seen and nothing added. The factor is then left to the
-// exponential; a negative one would turn maxima round.
+// Returns whether a step's products can stay unscaled: every query sees every key and no bias is added. The exponential
+// then applies the scale, which must be positive, because a negative scale would turn the largest score into the
+// smallest.
 template <typename S>
 NA_DEVICE bool is_plain(const CudaProblem& p, const Tile& tile, const KeyStep& step) {
   return is_inside(tile, S::box(), S::kFirstAxis, step, p.additional) &&
          (step.is_additional() || p.rel_pos_bias == nullptr) && p.scale > 0.0F;
 }
 
-// What a lane's row sees of a box of the map. Bit 0 is the key of the lane's first score.
+// The keys of a box of the map that a lane's row sees. Bit 0 is the key of the lane's first score.
 template <typename S>
 struct Seen {
   KeyBits<S::kKeys / 32> keys;
@@ -45,7 +46,7 @@ NA_DEVICE Seen<S> look(const CudaProblem& p, const RowWindow& row, const KeyStep
   return seen;
 }
 
-// Where the bias of key `key` of a box, a multiple of eight, lies from that of key 0.
+// Distance of the bias of key `key` of a box, a multiple of eight, from that of key 0.
 template <typename S>
 NA_DEVICE int32_t bias_from_first(const CudaProblem& p, int key) {
   int32_t at[kAxes];
@@ -56,8 +57,8 @@ NA_DEVICE int32_t bias_from_first(const CudaProblem& p, int key) {
   return distance;
 }
 
-// Scores of keys that a row does not see become -inf, those of eight keys from `key` on, of the lane's first row or,
-// with `half` 1, of its second.
+// Sets scores of keys that a row does not see to -inf: those of eight keys from `key` on, for the lane's first row or,
+// with `half` 1, its second.
 template <typename S>
 NA_DEVICE void hide(float (&score)[4], int half, int key, const Seen<S>& seen) {
   NA_UNROLL
@@ -67,15 +68,15 @@ NA_DEVICE void hide(float (&score)[4], int half, int key, const Seen<S>& seen) {
   }
 }
 
-// The same for a step of additional keys, of both rows.
+// Sets scores past the last additional key to -inf, in both rows.
 NA_DEVICE void hide_additional(const CudaProblem& p, float (&score)[4], int key, const KeyStep& step) {
-  const int32_t left = p.additional - step.additional - dev::thread() % 4 * 2;  // from the lane's first one on
+  const int32_t left = p.additional - step.additional - dev::thread() % 4 * 2;  // counted from the lane's first key
   NA_UNROLL
   for (int i = 0; i < 4; ++i) score[i] = key + i % 2 < left ? score[i] : -INFINITY;
 }
 
-// Adds the biases of eight keys to scores in units of log2. Keys that are not seen are asked for too, so that nothing
-// branches: indices then lie outside the table by as much as bias_reach says, and what it answers does not count.
+// Adds the biases of eight keys to scores in units of log2. To avoid branches, biases of unseen keys are read too:
+// their indices lie outside the table by at most bias_reach, and the result is discarded.
 template <typename S, typename BiasOf>
 NA_DEVICE void add_bias(const CudaProblem& p, float (&score)[4], int half, int key, const Seen<S>& seen,
                         const BiasOf& bias_of) {
@@ -83,10 +84,10 @@ NA_DEVICE void add_bias(const CudaProblem& p, float (&score)[4], int half, int k
   for (int i = 0; i < 2; ++i) score[2 * half + i] += bias_of(seen.bias + bias_from_first<S>(p, key) + i);
 }
 
-// Turns a row's products with eight keys of a box, those of the lane's first row or, with `half` 1, of its second, into
-// scores in units of log2, with bias; -inf for keys that are not seen. `bias_of(index)`: the head's bias in that unit.
-// It is asked for keys that are not seen too, so that nothing branches: indices then lie outside the table by as much
-// as bias_reach says, and what it answers does not count.
+// Turns products with eight keys of a box, for the lane's first row or, with `half` 1, its second, into scores in units
+// of log2, with bias; keys that are not seen get -inf. `bias_of(index)`: the head's bias in that unit. To avoid
+// branches, biases of unseen keys are read too: their indices lie outside the table by at most bias_reach, and the
+// result is discarded.
 template <typename S, bool kHasBias, typename BiasOf>
 NA_DEVICE void place(const CudaProblem& p, float (&score)[4], int half, int key, const Seen<S>& seen,
                      const BiasOf& bias_of) {
@@ -99,25 +100,25 @@ NA_DEVICE void place(const CudaProblem& p, float (&score)[4], int half, int key,
   }
 }
 
-// The same for a step of additional keys.
+// Turns products with additional keys into scores; those past the last key get -inf.
 NA_DEVICE void place_additional(const CudaProblem& p, float (&score)[4], int key, const KeyStep& step) {
-  const int32_t left = p.additional - step.additional - dev::thread() % 4 * 2;  // from the lane's first one on
+  const int32_t left = p.additional - step.additional - dev::thread() % 4 * 2;  // counted from the lane's first key
   NA_UNROLL
   for (int i = 0; i < 4; ++i) score[i] = key + i % 2 < left ? score[i] * (p.scale * kLog2E) : -INFINITY;
 }
 
-// The softmax of a lane's two rows so far: what is subtracted from scores, in units of log2, and the lane's part of the
-// sum of weights.
+// The softmax of a lane's two rows so far: the number subtracted from scores, in units of log2, and the lane's part of
+// the sum of weights.
 struct RunningSoftmax {
-  // How far scores may exceed what is subtracted from them before that is raised and earlier sums are faded, which
-  // costs a multiplication a number and is then rare. Weights reach 2^8, which 16 bits hold as precisely as 1.
+  // Limit by which scores may exceed the number subtracted from them. Past it, that number is raised and earlier sums
+  // are scaled down; the slack makes this rare. Weights reach 2^8, which 16 bits hold as precisely as 1.
   static constexpr float kSlack = 8.0F;
 
   float peak[2] = {-INFINITY, -INFINITY};
   float total[2] = {};
 
-  // Takes in a step's largest scores, times `unit`; gives what to subtract from scores and what to multiply earlier
-  // sums of values by, and returns whether that changes any of the warp's.
+  // Takes in a step's largest scores, times `unit`. Sets the number to subtract from scores and the factor for earlier
+  // sums of values, and returns whether either changes in any row of the warp.
   NA_DEVICE bool raise(float (&highest)[2], float unit, float (&base)[2], float (&factor)[2]) {
     bool changes = false;
     NA_UNROLL
@@ -138,7 +139,7 @@ struct RunningSoftmax {
     return dev::any(changes);
   }
 
-  // Scores become weights.
+  // Turns scores into weights.
   NA_DEVICE void weigh(float (&score)[4], float unit, const float (&base)[2]) {
     NA_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -148,7 +149,7 @@ struct RunningSoftmax {
   }
 };
 
-// Multiplies sums of values by what RunningSoftmax::raise gave.
+// Multiplies sums of values by the factor of RunningSoftmax::raise.
 template <int kTiles>
 NA_DEVICE void fade(float (&output)[kTiles][4], const float (&factor)[2]) {
   NA_UNROLL
@@ -158,8 +159,8 @@ NA_DEVICE void fade(float (&output)[kTiles][4], const float (&factor)[2]) {
   }
 }
 
-// Writes the warp's 16 rows, those of the tile from `first` on. They are gathered in shared memory first, so that whole
-// pieces of 16 bytes are written; `staged(row, piece)` says where.
+// Writes the warp's 16 rows, those of the tile from `first` on. Shared memory gathers them first, so that whole pieces
+// of 16 bytes are written; `staged(row, piece)` is a piece's address there.
 template <typename T, typename S, int kTiles, typename Staged>
 NA_DEVICE void write_rows(const CudaProblem& p, const Tile& tile, int first, const RunningSoftmax& softmax,
                           const float (&output)[kTiles][4], const Staged& staged) {

@@ -1,5 +1,5 @@
-// The shape of a tile kernel: queries of a tile, keys of a box, rows in shared memory; where a query stands and which
-// keys of a box it sees.
+// The shape of a tile kernel: queries of a tile, keys of a box, rows in shared memory, the position of a query and the
+// keys of a box that it sees.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +43,9 @@ struct Rows {
   }
 };
 
-// How kThreads threads bring the rows of a tile or box, 16 bytes at a time: the same piece of every kAtOnce-th row. Row
-// numbers of a thread differ in high bits alone, so that coordinates and places add up and little is worked out twice.
+// The loads of the rows of a tile or box by kThreads threads, 16 bytes at a time: a thread loads the same piece of
+// every kAtOnce-th row. A thread's row numbers differ in high bits only, so that coordinates and addresses add up and
+// little is computed twice.
 template <typename S, int kBytes, int kThreads>
 struct RowLoads {
   using R = Rows<kBytes>;
@@ -90,14 +91,14 @@ struct RowLoads {
   }
 };
 
-// What a query of the tile attends to, and where its biases begin: the index for the key with coordinates 0.
+// The keys that a query of the tile attends to, and the index of its bias for the key with coordinates 0.
 struct RowWindow {
   int32_t start[kAxes];
   int32_t end[kAxes];
   int32_t bias;
 };
 
-// What query `row` of a tile attends to. A query past the group's end is treated as the last one.
+// Returns the window of query `row` of a tile. A query past the group's end is treated as the last one.
 template <typename S>
 NA_DEVICE RowWindow row_window(const CudaProblem& p, const Tile& tile, int row) {
   int32_t coordinate[kAxes];
@@ -115,7 +116,7 @@ NA_DEVICE RowWindow row_window(const CudaProblem& p, const Tile& tile, int row) 
   return r;
 }
 
-// Query `row` of a tile: its flat position in the image, or -1 past the group's end.
+// Returns the flat position in the image of query `row` of a tile, or -1 past the group's end.
 template <typename S>
 NA_DEVICE int32_t query_position(const CudaProblem& p, const Tile& tile, int row) {
   int32_t coordinate[kAxes];
@@ -136,10 +137,11 @@ struct KeyBits {
   uint32_t word[kWords];
 };
 
-// Bits [from, to).
+// A word with the bits [from, to) set.
 NA_DEVICE uint32_t bit_range(int32_t from, int32_t to) { return dev::low_bits(to) & ~dev::low_bits(from); }
 
-// Takes away the keys outside places [from, to) of an axis of kBox places, each standing for kInner keys in a row.
+// Clears the bits of keys outside places [from, to) of an axis of kBox places, each of which stands for kInner keys in
+// a row.
 template <int kBox, int kInner, int kWords>
 NA_DEVICE void keep_seen(KeyBits<kWords>& bits, int32_t from, int32_t to) {
   constexpr int kPeriod = kBox * kInner;

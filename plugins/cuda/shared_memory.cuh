@@ -1,11 +1,12 @@
-// Leave for more shared memory than kernels get unasked.
+// Permission for a kernel to use more shared memory than the 48 KiB that every kernel gets.
 #pragma once
 
 #include <cuda_runtime.h>
 
 namespace na_deploy::cuda {
 
-// `bytes`: the most that any problem needs, since the leave is the kernel's, which other threads launch too.
+// `bytes`: the most that any problem needs, because the permission belongs to the kernel, which other threads launch
+// too.
 template <typename Kernel>
 cudaError_t allow_shared(Kernel* kernel, int bytes) {
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);

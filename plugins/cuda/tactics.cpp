@@ -1,4 +1,5 @@
-// The kernels that can compute a problem, the quickest first. Free of CUDA, so that it is tested everywhere.
+// Selection of the kernels that can compute a problem, the quickest first. Free of CUDA, so that it is tested
+// everywhere.
 #include "tactics.h"
 
 #include <algorithm>
@@ -42,16 +43,16 @@ constexpr bool is_wide(int32_t tactic) { return tactic >= kFirstWide && tactic <
 
 int width_of(const na_params& p) { return p.dtype == NA_FLOAT32 ? 4 : 2; }
 
-// A guess at a shape's time, for those who cannot measure it, in keys that a query is compared with: what instructions
-// of the compiled kernels amount to, or what must come from the second cache, whichever is more. A box costs as much as
-// 40 keys, a tile as 80; of the keys of boxes, warps compute 60 %; a multiprocessor's share of the cache's bandwidth
-// brings a byte in the time that one query needs for 0.4 keys. Hopper's products take half the time; boxes of 128 keys
-// leave room for fewer warps.
+// Estimates a shape's time where it cannot be measured, in units of one key compared with one query. The estimate is
+// the larger of the instructions of the compiled kernels and the traffic from the second-level cache. A box costs as
+// much as 40 keys, a tile as 80; warps compute 60 % of the keys of boxes; a multiprocessor's share of the cache's
+// bandwidth brings one byte in the time of 0.4 keys of one query. Products on Hopper take half the time; boxes of 128
+// keys leave room for fewer warps.
 double cost(const na_params& p, const TileShape& shape) {
   double keys = 1.0;
   double spans = 1.0;
   double boxes = 1.0;
-  double rows = 1.0;  // queries of all tiles, those past the ends of dilation groups too
+  double rows = 1.0;  // queries of all tiles, including those past the ends of dilation groups
   double queries = 1.0;
   for (int a = 0; a < p.rank; ++a) {
     const int tile = shape.tile[kAxes - p.rank + a];
@@ -72,11 +73,11 @@ double cost(const na_params& p, const TileShape& shape) {
   return warps * rows * larger(0.6 * keys + 40.0 * boxes + 80.0, loads);
 }
 
-// Instructions that a warp of a tile kernel spends on one unit of cost() for each of its 16 queries, as counted in
-// machine code: what brings the one-pass kernel's instructions into the same unit.
+// Instructions that a warp of a tile kernel spends on one unit of cost() for each of its 16 queries, counted in machine
+// code. It converts the one-pass kernel's instructions into that unit.
 constexpr double kTileInstructions = 6.7;
 
-// Tactics with costs, the cheapest first; among equals in the order they come.
+// Tactics with costs, the cheapest first; equal ones in the order of their addition.
 struct Ranking {
   int32_t tactic[kMostTactics];
   double cost[kMostTactics];
@@ -93,7 +94,7 @@ struct Ranking {
   }
 };
 
-// The one-pass kernel's tactics, those too that come to the same plan: engines keep a tactic for all sizes.
+// Adds the one-pass kernel's tactics, including those with the same plan: engines keep a tactic for all sizes.
 void add_onepass(const na_params& p, Ranking& ranking) {
   const onepass::Device device = present_device();
   for (const int32_t tactic : kOnePassTactics) {
@@ -117,7 +118,7 @@ bool hopper_takes(const na_params& p) {
   return device_is_hopper();
 }
 
-// Hopper's kernels read biases from shared memory alone.
+// Returns whether the bias fits shared memory, the only place where the kernels for Hopper read it.
 bool has_room_for_bias(const na_params& p, const TileShape& shape) {
   const Sizes tile{{shape.tile[0], shape.tile[1], shape.tile[2]}};
   const Sizes box{{shape.box[0], shape.box[1], shape.box[2]}};

@@ -2,9 +2,9 @@
 //
 // A block of threads takes a tile of queries (one image, head and dilation group), 16 of them to a warp, and goes
 // through boxes of 64 or 128 keys: loaded once for the whole tile from the tensors as they are, heads last, two boxes
-// in flight; scores, mask, bias and an online softmax in registers in float32. Boxes that no query sees do not come up,
-// those that all see are not masked, and a warp passes over each 16 keys that none of its queries sees. Nothing of the
-// size of scores leaves the registers.
+// in flight; scores, mask, bias and an online softmax in registers in float32. Boxes that no query sees are skipped,
+// those that all see are not masked, and a warp skips each 16 keys that none of its queries sees. Scores never leave
+// the registers.
 #pragma once
 
 #include <cmath>
@@ -38,7 +38,7 @@ struct Layout {
 template <typename T, int kDim, typename S>
 class TileKernel {
  public:
-  // `shared_bias`: what shared_bias_numbers() said.
+  // `shared_bias`: the result of shared_bias_numbers().
   NA_DEVICE TileKernel(const CudaProblem& problem, const TileGrid& grid, int32_t shared_bias)
       : p_(problem), grid_(grid), shared_bias_(shared_bias), tile_(dev::shared_object<Tile>(L::kTile)) {}
 
@@ -77,9 +77,9 @@ class TileKernel {
   using L = Layout<T, kDim, S>;
   using R = Rows<L::kRowBytes>;
   using F = Fragments<T, L::kRowBytes>;
-  static constexpr int kNumbers = 16 / static_cast<int>(sizeof(T));  // in a piece of 16 bytes
+  static constexpr int kNumbers = 16 / static_cast<int>(sizeof(T));  // numbers in a piece of 16 bytes
   static constexpr int kPairs = S::kKeys / 16;                       // pairs of eight keys, as they are multiplied
-  static constexpr int kWords = S::kKeys / 32;                       // of a bit for each key
+  static constexpr int kWords = S::kKeys / 32;                       // words with a bit for each key
   using Loads = RowLoads<S, L::kRowBytes, L::kThreads>;
 
   NA_DEVICE static dev::Shared stage(int number) {
@@ -108,7 +108,7 @@ class TileKernel {
     for (int k = 0; k < F::kSteps; ++k) F::read_queries(query_[k], R::at(from, row, 2 * k + lane / 16));
   }
 
-  // Where the tile's dilation group begins, and the first key that this thread loads would be with its box there.
+  // Finds the beginning of the tile's dilation group, and the first key that this thread would load there.
   NA_DEVICE void find_keys() {
     NA_UNROLL
     for (int a = S::kFirstAxis; a < kAxes; ++a) {
@@ -135,7 +135,7 @@ class TileKernel {
     }
   }
 
-  // Keys past the last one that any query sees are not loaded; zeros stand for them.
+  // Loads a box; zeros replace keys past the last one that any query sees.
   NA_DEVICE void load_box(const KeyStep& step, dev::Shared stage) const {
     const dev::Shared place = R::at(stage, Loads::row(), Loads::piece());
     Loads::each(S::box(), step.first, end_, distance_, [&](dev::Shared row, int32_t at, bool inside) {
@@ -144,14 +144,14 @@ class TileKernel {
     });
   }
 
-  // This thread's piece of a row, from wherever it is.
+  // Loads this thread's piece of a row from the given addresses.
   NA_DEVICE void load_row(dev::Shared stage, int row, const T* key, const T* value, bool inside) const {
     const int piece = Loads::piece();
     dev::copy_ahead(R::at(stage, row, piece), key, inside && has_key_);
     dev::copy_ahead(R::at(values_of(stage), row, piece), value, inside && has_value_);
   }
 
-  // Boxes where windows may reach behind the map: keys there are all alike.
+  // Loads a box where windows may reach past the map: every key there is the padding key.
   NA_DEVICE void load_padded_box(const KeyStep& step, dev::Shared stage) const {
     const int piece = Loads::piece();
     const int64_t channel = tile_.head * p_.head_dim + piece * kNumbers;
@@ -199,7 +199,7 @@ class TileKernel {
     return (words[pair / 2] >> (pair % 2 * 16) & kPairBits) != 0;
   }
 
-  // The products with a box's keys that the warp needs, as `place(score, key)` turns them into scores.
+  // Computes the products with a box's keys that the warp needs; `place(score, key)` turns them into scores.
   template <typename Place>
   NA_DEVICE void score_box(dev::Shared stage, const uint32_t (&needed)[kWords], float (&score)[2 * kPairs][4],
                            float (&highest)[2], const Place& place) const {
@@ -223,7 +223,7 @@ class TileKernel {
     }
   }
 
-  // The same where some keys are not seen or there is a bias.
+  // Computes the scores of a box where some keys are not seen or there is a bias.
   NA_DEVICE void score_masked(const KeyStep& step, dev::Shared stage, uint32_t (&needed)[kWords],
                               float (&score)[2 * kPairs][4], float (&highest)[2]) const {
     if (step.is_additional()) {
@@ -234,7 +234,7 @@ class TileKernel {
     const Seen<S> seen[2] = {look<S>(p_, window(row), step), look<S>(p_, window(row + 8), step)};
     NA_UNROLL
     for (int w = 0; w < kWords; ++w) {
-      // A lane's bits are moved by its first key; the first of four lanes has them all.
+      // Shifts a lane's bits back by its first key; the first of four lanes has them all.
       needed[w] = dev::any_bits((seen[0].keys.word[w] | seen[1].keys.word[w]) << (dev::thread() % 4 * 2));
     }
     if (p_.rel_pos_bias == nullptr) {
@@ -257,7 +257,7 @@ class TileKernel {
   NA_DEVICE void attend(const KeyStep& step, dev::Shared stage) {
     const int lane = dev::thread() % 32;
     const bool plain = is_plain<S>(p_, tile_, step);
-    uint32_t needed[kWords];  // by any row of the warp
+    uint32_t needed[kWords];  // keys that any row of the warp sees
     NA_UNROLL
     for (uint32_t& word : needed) word = 0xFFFFFFFFU;
     float score[2 * kPairs][4];
@@ -294,10 +294,10 @@ class TileKernel {
   Tile& tile_;
   int32_t origin_ = 0;       // position of the dilation group's first element
   int32_t distance_[kAxes];  // positions between neighbours of the group
-  int32_t end_[kAxes];       // behind the last key that a query sees
-  const T* keys_ = nullptr;  // what this thread loads of a box, were it at the group's beginning
+  int32_t end_[kAxes];       // one past the last key that a query sees
+  const T* keys_ = nullptr;  // this thread's first key of a box at the group's beginning
   const T* values_ = nullptr;
-  bool has_key_ = false;  // or zeros, behind a head's last channel
+  bool has_key_ = false;  // false past a head's last channel: zeros are loaded
   bool has_value_ = false;
   typename F::Queries query_[F::kSteps];
   float output_[kDim / 8][4] = {};

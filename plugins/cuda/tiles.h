@@ -1,5 +1,5 @@
-// How blocks of threads cut a problem: tiles of queries of one dilation group, and the boxes of keys that a tile needs.
-// Host and device share it; the host side is tested against the Python statement of the window.
+// The cut of a problem into tiles of queries of one dilation group, one for each block of threads, and boxes of keys
+// that a tile needs. Host and device share it; the host side is tested against the Python statement of the window.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@
 
 namespace na_deploy::cuda {
 
-// What the queries [first, first + tile) of a dilation group attend to on one axis. Windows move forward with queries.
+// The keys that the queries [first, first + tile) of a dilation group attend to on one axis. Windows move forward with
+// queries.
 struct AxisRange {
   int32_t lowest_start;
   int32_t highest_start;
@@ -23,16 +24,16 @@ NA_HOST_DEVICE AxisRange axis_range(const AxisSizes& axis, int32_t size, int32_t
   return {a.start, b.start, a.end, b.end};
 }
 
-// Whether every query of the tile sees every key of [first, first + box).
+// Returns whether every query of the tile sees every key of [first, first + box).
 NA_HOST_DEVICE bool box_is_inside(const AxisRange& range, int32_t first, int32_t box) {
   return (first >= range.highest_start) & (first + box <= range.lowest_end);
 }
 
-// How a shape of tiles covers a problem: what a block needs to find its tile without dividing.
+// The cover of a problem by tiles of one shape: the numbers with which a block finds its tile without dividing.
 struct TileGrid {
   Divisor heads;
   Divisor dilation[kAxes];
-  Divisor tiles[kAxes];  // of the longest dilation group
+  Divisor tiles[kAxes];  // tiles of the longest dilation group
   int64_t blocks = 0;
 };
 
@@ -54,14 +55,14 @@ struct Tile {
   int64_t image;
   int32_t head;
   int32_t group[kAxes];
-  int32_t size[kAxes];     // of the group
-  int32_t reached[kAxes];  // that its windows are laid over; more than that where windows reach behind the map
+  int32_t size[kAxes];     // positions of the group
+  int32_t reached[kAxes];  // the same, padded where windows reach past the map
   int32_t first[kAxes];
   AxisRange range[kAxes];
-  bool is_empty;  // the group is shorter than others, and this tile past its end
+  bool is_empty;  // the group is shorter than others, and this tile lies past its end
 };
 
-// Tile `number`; heads vary fastest, since their channels lie side by side.
+// Returns tile `number`; heads vary fastest, because their channels lie side by side.
 NA_HOST_DEVICE Tile tile_at(const CudaProblem& p, const TileGrid& grid, Sizes tile, int32_t number) {
   Tile r;
   r.head = divide(number, grid.heads);
@@ -78,10 +79,10 @@ NA_HOST_DEVICE Tile tile_at(const CudaProblem& p, const TileGrid& grid, Sizes ti
   return r;
 }
 
-// A step of a tile's loop over keys: a box of the map, or so many of the additional keys.
+// A step of a tile's loop over keys: a box of the map, or as many of the additional keys.
 struct KeyStep {
   int32_t first[kAxes];
-  int32_t additional = -1;  // the first additional key; -1 while there are boxes of the map
+  int32_t additional = -1;  // the first additional key; -1 in a box of the map
 
   NA_HOST_DEVICE bool is_additional() const { return additional >= 0; }
 };
@@ -109,7 +110,7 @@ NA_HOST_DEVICE void advance(const Tile& tile, Sizes box, int first_axis, KeyStep
 
 NA_HOST_DEVICE bool is_past(const KeyStep& step, int32_t additional) { return step.additional >= additional; }
 
-// Whether all queries of the tile see all keys of the step, so that no mask is needed.
+// Returns whether all queries of the tile see all keys of the step, so that no mask is needed.
 NA_HOST_DEVICE bool is_inside(const Tile& tile, Sizes box, int first_axis, const KeyStep& step, int32_t additional) {
   if (step.is_additional()) return step.additional + box[0] * box[1] * box[2] <= additional;
   int outside = 0;

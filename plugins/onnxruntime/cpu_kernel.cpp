@@ -16,9 +16,9 @@
 namespace na_deploy::ort {
 namespace {
 
-// Below this many multiply-adds, waking other threads costs more than they save.
+// Least number of multiply-adds to share: below it, waking other threads costs more than they save.
 constexpr double kWorthSharing = 250e3;
-// Tasks are handed out in this many pieces per thread, so that a late thread finds work left.
+// Pieces per thread in which tasks are handed out, so that a late thread finds work left.
 constexpr int64_t kPiecesPerThread = 8;
 
 // Scratch memory of the calling thread. It grows to the largest node's need and stays until the thread ends.
@@ -41,7 +41,7 @@ class Scratch {
 
 thread_local Scratch scratch_of_thread;
 
-// One call, as ONNX Runtime's threads see it: piece i is the tasks [i * per_piece, (i + 1) * per_piece).
+// One call on ONNX Runtime's threads: piece i is the tasks [i * per_piece, (i + 1) * per_piece).
 struct Work {
   na_params params;
   const na_cpu_plan* plan = nullptr;
@@ -73,8 +73,7 @@ double multiply_adds(const na_params& p) {
   return queries * (keys + static_cast<double>(p.additional)) * static_cast<double>(p.head_dim + p.value_dim);
 }
 
-// Returns the kind of the node's bias. One of zeros, which the exporter gives nodes with additional keys, counts as
-// none.
+// Returns the kind of the node's bias. A bias of zeros, which the exporter gives nodes with additional keys, is kZero.
 BiasKind kind_of_bias(const na_params& params, const OrtKernelInfo* info) {
   const auto index = static_cast<size_t>(bias_input(kind_of(params)));
   const Ort::ConstKernelInfo node{info};

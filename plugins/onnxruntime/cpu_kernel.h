@@ -1,4 +1,4 @@
-// One node of a session on the CPU: how a call becomes tasks on ONNX Runtime's threads.
+// One node of a session on the CPU, whose calls become tasks on ONNX Runtime's threads.
 #pragma once
 
 #include "node.h"
@@ -7,10 +7,10 @@
 
 namespace na_deploy::ort {
 
-// Whether the model fixes a node's bias.
+// The kind of a node's bias: variable, a constant of the model, or zeros.
 enum class BiasKind { kVariable, kConstant, kZero };
 
-// Immutable but for the plan it keeps: ONNX Runtime calls compute from several threads at once.
+// The kernel of one node. Immutable but for the plan it keeps: ONNX Runtime calls compute from several threads at once.
 class CpuKernel {
  public:
   CpuKernel(Node node, const OrtKernelInfo* info);

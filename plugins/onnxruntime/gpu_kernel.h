@@ -21,11 +21,12 @@ class TacticCache {
   int32_t tactic_ = 0;
 };
 
-// Immutable but for the tactic it keeps. Tries the GPU once in a process, when a session makes its first node.
-// Allocates nothing on the device and does not wait for it, so that calls can be captured into CUDA graphs.
+// The kernel of one node. Immutable but for the tactic it keeps. Tries the GPU once in a process, when a session makes
+// its first node. Allocates nothing on the device and does not wait for it, so that calls can be captured into CUDA
+// graphs.
 //
-// A constant bias of zeros is added like any other: constants of a GPU's nodes lie in its memory, where the host must
-// not look.
+// A constant bias of zeros is added like any other: constants of a GPU's nodes lie in its memory, which the host must
+// not read.
 class GpuKernel {
  public:
   GpuKernel(Node node, const OrtKernelInfo* info);

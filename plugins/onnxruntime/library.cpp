@@ -1,11 +1,11 @@
-// What ONNX Runtime calls when the library is registered.
+// The function that ONNX Runtime calls to register the library.
 #include "na_deploy_ort.h"
 
 #include "operators.h"
 
 namespace {
 
-// Made once and never released: session options and sessions refer to it until the process ends.
+// The domain, made once and never released: session options and sessions refer to it until the process ends.
 OrtCustomOpDomain* operator_domain() {
   static OrtCustomOpDomain* const domain = [] {
     auto* made = new Ort::CustomOpDomain("na_deploy");

@@ -16,8 +16,8 @@ extern "C" {
 #endif
 
 // Adds both operators of the domain na_deploy, for float32, float16 and bfloat16, to the session options: on the CPU
-// and, where the library is compiled with GPU kernels, in the CUDA execution provider, whether the session has that or
-// not. Once per session options: ONNX Runtime refuses a domain that it already has.
+// and, where the library is compiled with GPU kernels, in the CUDA execution provider, whether or not the session has
+// that provider. Call it once per session options: ONNX Runtime refuses a domain that it already has.
 NA_DEPLOY_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base);
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-// One node of a session: what is read when its kernel is created, and what with every call.
+// One node of a session: the parts read when its kernel is created, and the parts read with every call.
 #pragma once
 
 #include <string>
@@ -10,7 +10,7 @@
 namespace na_deploy::ort {
 
 struct Node {
-  na_params params{};   // kind, type and attributes; the rest is each call's
+  na_params params{};   // kind, type and attributes; the rest is set by each call
   std::string subject;  // "NeighborhoodAttentionQKV node 'levels.0.blocks.0.attn'"
 };
 

@@ -27,7 +27,7 @@ OrtStatusPtr create_kernel(OperatorKind kind, ONNXTensorElementDataType type, co
 }
 
 // An operator of one type in one execution provider, which Kernel computes for. Tensors lie in the provider's own
-// memory, as ONNX Runtime takes for granted unless told otherwise.
+// memory, which is ONNX Runtime's default.
 template <typename Kernel>
 class AttentionOperator : public Ort::CustomOpBase<AttentionOperator<Kernel>, Kernel, true> {
  public:
@@ -66,8 +66,8 @@ class AttentionOperator : public Ort::CustomOpBase<AttentionOperator<Kernel>, Ke
   const char* provider_;
 };
 
-// Adds both operators, for every type, to the domain. They are never released: sessions refer to them until the process
-// ends.
+// Adds both operators, for every type, to the domain. Operators are never released: sessions refer to them until the
+// process ends.
 template <typename Kernel>
 void add_operators(Ort::CustomOpDomain& domain, const char* provider) {
   for (const auto kind : {OperatorKind::kSeparate, OperatorKind::kPacked}) {

@@ -1,5 +1,4 @@
-// ONNX Runtime's C++ header, set up for a library that ONNX Runtime itself hands its functions to, and errors as
-// Status.
+// ONNX Runtime's C++ header, set up for a library that gets its functions from ONNX Runtime, and errors as Status.
 #pragma once
 
 #ifndef ORT_API_MANUAL_INIT
@@ -16,11 +15,10 @@
 
 namespace na_deploy::ort {
 
-// The oldest interface that has everything used here (KernelContext_ParallelFor); the library runs from that release
-// on.
+// The oldest interface with everything used here (KernelContext_ParallelFor). The library runs from that release on.
 constexpr uint32_t kOrtApi = 17;
 
-// A problem of the given model or tensors, in one sentence. Anything else that is thrown is a defect or lack of memory.
+// A problem of the given model or tensors, in one sentence. Any other exception is a defect or lack of memory.
 struct InvalidModel : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -37,7 +35,8 @@ inline OrtStatusPtr make_status(OrtErrorCode code, const std::string& text) noex
   return Ort::GetApi().CreateStatus(code, text.c_str());
 }
 
-// Runs the function; nothing that it throws crosses into ONNX Runtime. Messages begin with `subject`.
+// Runs the function and turns its exceptions into a Status, so that none reaches ONNX Runtime. Messages begin with
+// `subject`.
 template <typename Function>
 OrtStatusPtr as_status(const char* subject, Function&& function) noexcept {
   try {

@@ -45,7 +45,7 @@ PaddedCopy::PaddedCopy(const na_params& given) : given_(given), whole_(given) {
   }
   const size_t width = given.dtype == NA_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
   const auto heads = static_cast<size_t>(given.heads);
-  const size_t bytes = heads * static_cast<size_t>(given.head_dim) * width;  // of a position's output
+  const size_t bytes = heads * static_cast<size_t>(given.head_dim) * width;  // bytes of a position's output
   const size_t positions = positions_of(whole_);
   qkv_ = make_aligned<std::byte>(positions * 3 * bytes);
   output_ = make_aligned<std::byte>(positions * bytes);

@@ -1,4 +1,4 @@
-// What the CPU kernels, which take no padding, are given for a map that is smaller than its windows.
+// A padded copy for the CPU kernels, which take no padding, of a map that is smaller than its windows.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// What a node works out once for given sizes and keeps: how to cut the problem, and its bias if that is a constant.
+// Results that a node keeps for given sizes: the cut of the problem and, if its bias is a constant, the prepared bias.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ AlignedArray<T> make_aligned(size_t count) {
 }
 
 struct Planned {
-  na_params sizes;  // only sizes and attributes count
+  na_params sizes;  // only sizes and attributes are compared
   na_cpu_plan plan;
   AlignedArray<float> prepared_bias;  // null unless the bias is a constant and preparing it pays
 };
@@ -33,7 +33,7 @@ struct Planned {
 // The plan of the last sizes seen. Safe to use from several threads at once.
 class PlanCache {
  public:
-  // Returns the plan for checked parameters; their bias is kept in prepared form if it is a constant.
+  // Returns the plan for checked parameters; a constant bias is kept in prepared form.
   std::shared_ptr<const Planned> get(const na_params& params, bool constant_bias);
 
  private:

@@ -1,4 +1,5 @@
-// Uses the C interface: the C++ wrapper (1.21) writes symbolic sizes as -2, which ONNX Runtime refuses.
+// Shape inference through the C interface: the C++ wrapper (1.21) writes symbolic sizes as -2, which ONNX Runtime
+// refuses.
 #include "shape_inference.h"
 
 #include <memory>
@@ -22,7 +23,7 @@ struct ReleaseInfo {
   void operator()(OrtTensorTypeAndShapeInfo* info) const { Ort::GetApi().ReleaseTensorTypeAndShapeInfo(info); }
 };
 
-// Reads the shape and type of an input. ONNX Runtime keeps the info; it says rank 0 where it knows no shape.
+// Reads the shape and type of an input. ONNX Runtime owns the info, whose rank is 0 where the shape is unknown.
 Shape input_shape(const OrtShapeInferContext* context, size_t index, ONNXTensorElementDataType& type) {
   const OrtApi& api = Ort::GetApi();
   OrtTensorTypeAndShapeInfo* info = nullptr;
@@ -75,8 +76,8 @@ OrtStatusPtr infer_shapes(OperatorKind kind, OrtShapeInferContext* context) noex
       if (value.rank() != first.rank()) return nullptr;
       output.append(value, value.rank() - 1);
     }
-    // Nothing says whether the node has lse, and ONNX Runtime up to 1.24 at least ends the process where an output is
-    // set that it has not; so lse's shape is left to the file's own statements and to run time.
+    // Nothing tells whether the node has lse, and ONNX Runtime, at least up to 1.24, ends the process when the shape of
+    // an absent output is set. The shape of lse is therefore left to the file's own statements and to run time.
     set_output(context, 0, output, type);
   } catch (const std::exception&) {
   }

@@ -6,8 +6,8 @@
 
 namespace na_deploy::ort {
 
-// Sets the shapes of `output` and, where the node has it, `lse`. Shapes that cannot be told stay unknown: what is wrong
-// with a node is said when its kernel is created or run, where ONNX Runtime passes the message on.
+// Sets the shapes of `output` and, where the node has it, `lse`. Shapes that cannot be inferred stay unknown: errors of
+// a node are reported when its kernel is created or run, where ONNX Runtime passes the message on.
 OrtStatusPtr infer_shapes(OperatorKind kind, OrtShapeInferContext* context) noexcept;
 
 }  // namespace na_deploy::ort

@@ -29,7 +29,7 @@ bool read_integers(const PluginField& field, std::vector<int64_t>& values) {
   return true;
 }
 
-// Reads one field; empty, or a sentence. Fields of other names are left alone.
+// Reads one field. Returns an empty string, or a sentence about what is wrong. Fields of other names are ignored.
 std::string read_field(const PluginField& field, AttributeLists& lists, Attributes& attributes) {
   const auto is = [&](const char* name) { return std::strcmp(field.name, name) == 0; };
   for (const auto& [name, values] :

@@ -1,7 +1,7 @@
 // The functions of libna_deploy_trt.so that TensorRT calls, and the creators of both operators.
 //
 // A library is opened in three ways: by loadLibrary, which asks for getCreators; by Triton or LD_PRELOAD with plain
-// dlopen, for which it registers itself if TensorRT is already in the process; and before TensorRT, when only
+// dlopen, for which it registers its creators if TensorRT is already in the process; and before TensorRT, when only
 // loadLibrary helps.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
@@ -47,7 +47,7 @@ Creator packed_creator{OperatorKind::kPacked};
 Creator separate_creator{OperatorKind::kSeparate};
 nvinfer1::IPluginCreatorInterface* const kCreators[] = {&packed_creator, &separate_creator};
 
-// The TensorRT that is in the process, whether or not its names are visible to us.
+// The TensorRT in the process, whether or not its names are visible to this library.
 struct LoadedTensorRT {
   void* registry = nullptr;
   int32_t major = 0;
@@ -67,7 +67,7 @@ LoadedTensorRT loaded_tensorrt() {
   const auto version = reinterpret_cast<int32_t (*)()>(dlsym(library, "getInferLibVersion"));
   LoadedTensorRT found;
   if (registry != nullptr && version != nullptr) found = {registry(), version() / 10000};
-  if (library != RTLD_DEFAULT) dlclose(library);  // only our count: it stays loaded
+  if (library != RTLD_DEFAULT) dlclose(library);  // lowers the count only: the library stays loaded
   return found;
 }
 
@@ -83,7 +83,8 @@ int32_t register_with(nvinfer1::IPluginRegistry& registry) {
 }  // namespace
 }  // namespace na_deploy::trt
 
-// loadLibrary registers what it gets, and fails on what is there already: what was registered on opening gives way.
+// Returns the creators to loadLibrary, which registers them and fails on names that are registered already. The
+// creators registered on opening are therefore removed first.
 NA_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   using namespace na_deploy::trt;
   const LoadedTensorRT found = loaded_tensorrt();
@@ -98,17 +99,17 @@ NA_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) 
   return kCreators;
 }
 
-// TensorRT asks for it. The finder is not used: its interface differs between versions.
+// Accepts the logger finder that TensorRT offers. It is unused: its interface differs between versions.
 NA_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* /*finder*/) {}
 
-// Registers both creators with the TensorRT that is already in the process; returns how many it knows then, 0 where
-// there is no TensorRT or one whose registry has another interface than these headers'. What is registered already
-// stays.
+// Registers both creators with the TensorRT that is already in the process and keeps what is registered. Returns how
+// many creators it then knows: 0 without TensorRT, or with a registry of another interface than that of these headers.
 NA_EXPORT int32_t na_deploy_register() {
   const na_deploy::trt::LoadedTensorRT found = na_deploy::trt::loaded_tensorrt();
   if (found.registry == nullptr || found.major != NV_TENSORRT_MAJOR) return 0;
   return na_deploy::trt::register_with(*static_cast<nvinfer1::IPluginRegistry*>(found.registry));
 }
 
-// Registers the creators when the library is opened. It stands after them, since objects of a file are made in order.
+// Registers the creators when the library is opened. This object stands after the creators, because static objects of
+// one file are constructed in order.
 [[maybe_unused]] static const int32_t registered_when_opened = na_deploy_register();

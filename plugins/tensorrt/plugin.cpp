@@ -17,7 +17,7 @@ using nvinfer1::Dims;
 using nvinfer1::DynamicPluginTensorDesc;
 
 constexpr int32_t kMostTactics = 32;
-constexpr char kSomeTensor = 0;  // stands for a tensor that is given, while there is none to read
+constexpr char kSomeTensor = 0;  // placeholder for a tensor that is given but not yet in memory
 
 na_dtype dtype_of(DataType type) {
   return type == DataType::kHALF ? NA_FLOAT16 : type == DataType::kBF16 ? NA_BFLOAT16 : NA_FLOAT32;
@@ -25,7 +25,7 @@ na_dtype dtype_of(DataType type) {
 
 bool is_known(DataType type) { return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16; }
 
-// Returns whether the operator takes so many inputs; additional keys and values come together.
+// Returns whether the operator takes this number of inputs; additional keys and values come together.
 bool takes_inputs(OperatorKind kind, int32_t inputs) {
   if (inputs < required_inputs(kind) || inputs > most_inputs(kind)) return false;
   return kind == OperatorKind::kPacked || inputs != 5;
@@ -46,7 +46,7 @@ bool is_complete(const na_params& p) {
 }
 
 // Sets sizes and type of a call in `params`, which holds the attributes. Returns an empty string, or a sentence about
-// what no kernel takes. Sizes that are not known yet are -1.
+// why no kernel takes the call. Unknown sizes are -1.
 std::string set_call(const Input (&inputs)[kMostInputs], DataType type, na_params& params) {
   params.dtype = dtype_of(type);
   std::string wrong = set_inputs(inputs, params);
@@ -90,8 +90,8 @@ nvinfer1::IPluginV3* AttentionPlugin::clone() noexcept {
   }
 }
 
-// Checks all three shapes of a profile, and offers the tactics that compute all of them, those that are quickest for
-// the usual shape first.
+// Checks all three shapes of a profile, and offers the tactics that compute all of them, the quickest for the usual
+// shape first.
 int32_t AttentionPlugin::configurePlugin(const DynamicPluginTensorDesc* in, int32_t inputs,
                                          const DynamicPluginTensorDesc* /*out*/, int32_t /*outputs*/) noexcept {
   try {
@@ -187,7 +187,7 @@ int32_t AttentionPlugin::setTactic(int32_t tactic) noexcept {
   return 0;
 }
 
-// Works out everything that depends on shapes, so that enqueue only fills in pointers.
+// Prepares everything that depends on shapes, so that enqueue only fills in pointers.
 int32_t AttentionPlugin::onShapeChange(const nvinfer1::PluginTensorDesc* in, int32_t inputs,
                                        const nvinfer1::PluginTensorDesc* /*out*/, int32_t /*outputs*/) noexcept {
   try {

@@ -11,8 +11,8 @@
 
 namespace na_deploy::trt {
 
-// The second version of the build interface adds outputs that share memory with inputs, which attention has not;
-// without it the library loads into every release of TensorRT 10.
+// The plugin uses the first version of the build interface, so that the library loads into every release of TensorRT
+// 10. The second version adds only outputs that share memory with inputs, which attention does not have.
 class AttentionPlugin final : public nvinfer1::IPluginV3,
                               public nvinfer1::v_1_0::IPluginV3OneCore,
                               public nvinfer1::v_1_0::IPluginV3OneBuild,
@@ -57,10 +57,10 @@ class AttentionPlugin final : public nvinfer1::IPluginV3,
   std::vector<int32_t> tactics_;
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection serialized_{};
-  // The last shapes and the tactic for them; enqueue sets the pointers, those of inputs that the node has are not null.
+  // The last shapes and the tactic for them. Pointers to inputs that the node has are not null; enqueue sets them.
   na_params call_{};
   int32_t call_tactic_ = 0;
-  int32_t last_error_ = 0;  // of CUDA, so that an error that repeats is told once
+  int32_t last_error_ = 0;  // last error of CUDA, so that a repeated error is reported once
 };
 
 }  // namespace na_deploy::trt

@@ -1,8 +1,8 @@
 // Runs device code on the host: every thread of a block is a fiber, barriers and warp-wide instructions wait for all.
 //
-// It stands in for plugins/cuda/device.h and checks what a GPU would leave to chance: copies in flight are poison until
-// they are waited for, shared and copied memory is bounded and aligned, all lanes of a warp must arrive at the same
-// instruction, and threads run in another order every time. Register layouts are those of the PTX manual.
+// The emulator replaces plugins/cuda/device.h and checks things that a GPU leaves to chance: copies in flight are
+// poison until they are waited for, shared and copied memory is bounded and aligned, all lanes of a warp must arrive at
+// the same instruction, and threads run in another order every time. Register layouts are those of the PTX manual.
 #pragma once
 
 #include <ucontext.h>
@@ -35,14 +35,14 @@ struct Copy {
   bool inside;
 };
 
-// Products of a warp group that are under way (hopper_emulator.h).
+// A product of a warp group that is under way (hopper_emulator.h).
 struct Product {
   float* to;
   int columns;
   const uint32_t* left;  // in registers, or null
   uint64_t left_rows;
   uint64_t right;
-  bool right_is_rows;  // of what is summed over
+  bool right_is_rows;  // rows of the axis that is summed over
   bool accumulate;
   float (*element)(uint16_t bits);
 };
@@ -132,10 +132,10 @@ class Block {
   int thread() const { return static_cast<int>(current_); }
   int threads() const { return static_cast<int>(fibers_.size()); }
 
-  // Of all threads; as on a GPU, it has number 0.
+  // The barrier of all threads, which has number 0 as on a GPU.
   void barrier() { barrier_of(0, threads()); }
 
-  // Of some threads, under a number.
+  // A barrier of some threads, under a number.
   void barrier_of(int which, int threads) {
     Meeting& meeting = meetings_[which];
     const int64_t generation = meeting.generation;
@@ -154,11 +154,11 @@ class Block {
     ++progress_;
   }
 
-  // Has `what` write so many bytes of shared memory some time later, in any order.
+  // Has `what` write so many bytes of shared memory at some later time, in any order.
   void later(uint32_t to, size_t bytes, std::function<void()> what) {
     in_flight_.push_back({to, bytes, std::move(what), -1});
   }
-  // Shared memory must not be on its way where it is read.
+  // Checks that no copy to this shared memory is under way when it is read.
   void check_arrived(uint32_t at) const {
     for (const Flight& flight : in_flight_) {
       if (at >= flight.to && at < flight.to + flight.bytes) fail("shared memory is read before it was waited for");
@@ -171,7 +171,7 @@ class Block {
     return barriers_[at];
   }
 
-  // Waits for all lanes of the warp; the last one to come computes for all.
+  // Waits for all lanes of the warp; the last one to arrive computes for all.
   void together(Collective instruction, void* arguments) {
     Warp& warp = warps_[current_ / 32];
     if (warp.arrived > 0 && warp.instruction != instruction) fail("lanes of a warp are at different instructions");
@@ -246,10 +246,10 @@ class Block {
     uint32_t to;
     size_t bytes;
     std::function<void()> arrive;
-    int rounds = -1;  // to go; not drawn yet
+    int rounds = -1;  // rounds left; -1: not drawn yet
   };
 
-  // What is in flight takes a few rounds, now and then many.
+  // Delivers copies in flight, each after a few rounds, sometimes many.
   void deliver(uint64_t order) {
     for (size_t i = in_flight_.size(); i-- > 0;) {
       ++progress_;
@@ -464,7 +464,7 @@ inline void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
   emulated::block().together(&load_matrices_of_warp<true>, &own);
 }
 
-// Some blocks have it, so that both ways are tried.
+// Returns true for every other block, so that both ways are tried.
 inline bool stores_matrices() { return emulated::block().number % 2 == 0; }
 inline void store_shared4(Shared to, uint32_t word) { std::memcpy(emulated::block().shared(to, 4), &word, 4); }
 inline void store_matrices(Shared row, const uint32_t (&from)[4]) {

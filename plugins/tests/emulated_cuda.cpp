@@ -10,7 +10,7 @@
 namespace na_deploy::cuda {
 namespace {
 
-// Tensors that kernels may touch, for the emulator to check.
+// Lists the tensors that kernels may touch, for the emulator to check.
 std::vector<emulated::Range> tensors_of(const na_params& p, size_t width) {
   size_t positions = static_cast<size_t>(p.batch);
   for (int a = 0; a < p.rank; ++a) positions *= static_cast<size_t>(p.length[a]);
@@ -118,7 +118,7 @@ struct Emulator {
 
 bool device_is_hopper() { return true; }
 
-// Small, so that blocks take several images.
+// A small device, so that blocks take several images.
 onepass::Device present_device() { return {2, 99 * 1024, 100 * 1024}; }
 
 }  // namespace na_deploy::cuda
@@ -129,8 +129,9 @@ extern "C" NA_CUDA_API int32_t na_forward_emulated(const na_params* params, int3
   return na_deploy::cuda::choose(na_deploy::cuda::Emulator{*params}, *params, known);
 }
 
-// What tile `number` of a problem needs, for tests of the shared cutting: [first query, range, box flags …] as the
-// kernel sees it. Returns the number of boxes it would compute; `inside` receives how many of them without a mask.
+// Writes the needs of tile `number` of a problem, for tests of the shared cutting: [first query, range, box flags …] as
+// the kernel sees them. Returns the number of boxes that the kernel would compute; `inside` receives how many of them
+// need no mask.
 extern "C" NA_CUDA_API int32_t na_tile_boxes(const na_params* params, const int32_t* tile, const int32_t* box,
                                              int64_t number, int32_t* first_query, int32_t* groups, int32_t* firsts,
                                              int32_t* inside, int32_t capacity) {
@@ -152,8 +153,8 @@ extern "C" NA_CUDA_API int32_t na_tile_boxes(const na_params* params, const int3
   return count;
 }
 
-// Rows of queries that the one-pass kernel's warps take for a problem, those that are none too; -1 if it does not take
-// the problem.
+// Returns how many rows of queries the one-pass kernel's warps take for a problem, empty rows included; -1 if the
+// kernel does not take the problem.
 extern "C" NA_CUDA_API int64_t na_onepass_rows(const na_params* params, int32_t tactic) {
   using namespace na_deploy::cuda;
   const auto found = onepass::make_plan(*params, onepass::tactic_warps(tactic), present_device());

@@ -8,12 +8,12 @@
 
 extern "C" int32_t na_forward_emulated(const na_params* params, int32_t tactic);
 
-// Opens and closes the memory of the pretended CUDA runtime to the emulated GPU, in processes that have one.
+// Opens or closes the memory of the pretended CUDA runtime to the emulated GPU, in processes that have that runtime.
 extern "C" __attribute__((weak)) void na_test_device_memory(int32_t open);
 
 namespace {
 
-// What the next calls meet, and what the last launch was given.
+// Conditions of the next calls, and arguments of the last launch.
 void* given_stream = nullptr;
 bool refuses_stream = false;
 int32_t next_error = 0;
@@ -52,8 +52,8 @@ extern "C" NA_CUDA_API int32_t na_cuda_try(int32_t /*device*/) {
 
 extern "C" const char* na_cuda_capabilities() { return "8.0, 9.0"; }
 
-// Has ONNX Runtime answer with this stream, or refuse, in calls that follow the loading of a session; ONNX Runtime
-// itself has none on a CPU.
+// Has ONNX Runtime answer with this stream, or refuse, in calls after the loading of a session; on a CPU, ONNX Runtime
+// itself has no stream.
 extern "C" NA_CUDA_API void na_test_stream(void* stream, int32_t refuse) {
   static OrtApi replaced = Ort::GetApi();
   replaced.KernelContext_GetGPUComputeStream = emulated_stream;

@@ -1,4 +1,4 @@
-// How many float32 multiply-adds a second one core does at best: what the kernels' speed is measured against.
+// The highest rate of float32 multiply-adds of one core, with which the kernels' speed is compared.
 #include "../cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE

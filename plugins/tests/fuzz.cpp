@@ -1,6 +1,6 @@
-// Fuzz target over shapes and attributes: whatever na_check accepts runs without stepping outside its memory, small
-// maps filled up with padding included, and in float32 agrees with double precision. With clang's -fsanitize=fuzzer
-// this is a libFuzzer target; else it has a main of its own:
+// Fuzz target over shapes and attributes: every problem that na_check accepts, including small maps with padding, runs
+// inside its memory and, in float32, agrees with double precision. With clang's -fsanitize=fuzzer this is a libFuzzer
+// target; otherwise it has its own main:
 //
 //     fuzz_cpu [inputs] [seed]
 #include <algorithm>

@@ -35,7 +35,7 @@ FuzzProblem make_problem(Bytes& bytes) {
     p.dilation[a] = bytes.number(0, 4);
     p.stride[a] = bytes.number(0, 9);
     p.is_causal[a] = bytes.number(0, 3) == 0 ? 1 : 0;
-    if (bytes.number(0, 15) != 0) {  // most are made to fit
+    if (bytes.number(0, 15) != 0) {  // most problems are made to fit
       p.length[a] = std::max<int64_t>(p.length[a], 1);
       if (has_padding) {  // any window fits
         p.dilation[a] = std::max<int64_t>(p.dilation[a], 1);

@@ -1,5 +1,5 @@
-// A problem out of arbitrary bytes: sizes, attributes and tensors of exactly their size, so that sanitizers see every
-// step outside. Many of them are out of range, for na_check to refuse.
+// A problem made of arbitrary bytes: sizes, attributes and tensors of exactly their size, so that sanitizers see every
+// access outside. Many problems are out of range, for na_check to refuse.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@ class Bytes {
  public:
   Bytes(const uint8_t* data, size_t size) : data_(data), size_(size) {}
 
-  // A number in [low, high]; low when the bytes have run out.
+  // Returns a number in [low, high]; low when the bytes have run out.
   int64_t number(int64_t low, int64_t high) {
     if (at_ == size_) return low;
     return low + data_[at_++] % (high - low + 1);
@@ -34,7 +34,7 @@ struct FuzzProblem {
 
 FuzzProblem make_problem(Bytes& bytes);
 
-// Attention in double precision by definition; float32 problems only.
+// Computes attention in double precision by definition; float32 problems only.
 void reference(const na_params& params, std::vector<double>& output, std::vector<double>& lse);
 
 }  // namespace na_deploy::fuzz

@@ -1,5 +1,5 @@
 // Hopper's part of the emulated GPU: barriers that count bytes, copies of boxes by the tensor memory accelerator, and
-// products of warp groups, which happen no sooner than they are waited for. Descriptors and layouts are those of the
+// products of warp groups, which are computed only when they are waited for. Descriptors and layouts are those of the
 // PTX manual and of CUTLASS's canonical layouts (include/cute/atom/mma_traits_sm90_gmma.hpp).
 #pragma once
 
@@ -93,7 +93,7 @@ inline float element_of(uint16_t bits) {
   return dev::to_float(T{bits});
 }
 
-// A matrix of 16-bit numbers in shared memory, as a descriptor tells.
+// A matrix of 16-bit numbers in shared memory, as its descriptor states.
 struct Described {
   explicit Described(uint64_t text)
       : start(static_cast<uint32_t>(text & 0x3FFF) << 4),
@@ -102,15 +102,15 @@ struct Described {
     if (text >> 62 != 1) emulated::fail("a matrix is not described as swizzled in rows of 128 bytes");
     if ((text >> 49 & 7) != 0) emulated::fail("a matrix has a base offset");
   }
-  // Rows are not summed over: row, and channel that is.
+  // Reads a matrix whose rows are not summed over: a row, and the channel that is.
   uint16_t by_row(uint32_t row, uint32_t channel) const {
     return read(start + row / 8 * stride + row % 8 * 128 + channel * 2);
   }
-  // Rows are summed over.
+  // Reads a matrix whose rows are summed over.
   uint16_t by_sum(uint32_t row, uint32_t channel) const {
     return read(start + channel / 64 * leading + row / 8 * stride + row % 8 * 128 + channel % 64 * 2);
   }
-  // Copies bring blocks of 64 channels.
+  // Checks that all blocks of 64 channels, as copies bring them, have arrived.
   void check_arrived(int channels) const {
     for (uint32_t c = 0; c < static_cast<uint32_t>(channels); c += 64) {
       emulated::block().check_arrived(start + c / 64 * leading);
@@ -128,7 +128,7 @@ struct Described {
   uint32_t stride;
 };
 
-// Begins a product; its operands must be there by now, though it happens later.
+// Begins a product. Its operands must have arrived, although it is computed later.
 inline void begin_product(const emulated::Product& product) {
   if (product.left == nullptr) Described(product.left_rows).check_arrived(64);
   Described(product.right).check_arrived(product.right_is_rows ? product.columns : 64);

@@ -1,7 +1,7 @@
-// A CUDA runtime of one GPU that is not there, for ONNX Runtime's real CUDA provider in tests: streams are numbers, and
-// device memory is host memory that nobody may touch but copies and the emulated kernels. It launches no kernel.
+// A CUDA runtime that pretends to have one GPU, for ONNX Runtime's real CUDA provider in tests: streams are numbers,
+// and device memory is host memory that only copies and the emulated kernels may touch. It launches no kernel.
 //
-// What is not here, tests/support/pretended_cuda.py fills up with functions that do nothing and succeed.
+// Functions that are missing here are added by tests/support/pretended_cuda.py; they do nothing and succeed.
 #include <cuda_runtime_api.h>
 #include <sys/mman.h>
 
@@ -33,7 +33,7 @@ class DeviceMemory {
 
   bool holds(const void* at) const { return at >= base_ && at < base_ + kBytes; }
 
-  // May be touched while anybody has it open.
+  // Opens or closes the memory, which may be touched while anybody has it open.
   void open(bool wanted) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const int before = users_;
@@ -69,7 +69,7 @@ void expect_place(const void* at, bool on_device) {
 
 extern "C" {
 
-// What the emulated kernels call around a launch.
+// Opens or closes device memory; the emulated kernels call this around a launch.
 void na_test_device_memory(int32_t open) { device().open(open != 0); }
 
 cudaError_t cudaGetDeviceCount(int* count) {

@@ -1,4 +1,4 @@
-// A CUDA runtime that launches nothing and tells a test what it was asked to launch: the kernel, its grid and where its
+// A CUDA runtime that launches nothing and tells a test each requested launch: the kernel, its grid and where its
 // parameters are. Linked to one unit of kernels, so that tests execute machine code with the host's own parameters.
 //
 // A tensor that is encoded for the tensor memory accelerator is written down in plain words, which
@@ -13,7 +13,8 @@
 
 namespace {
 
-// Kernel's name, blocks, threads of a block, bytes of shared memory, and the parameters' addresses.
+// Receiver of a launch: the kernel's name, blocks, threads of a block, bytes of shared memory, and the parameters'
+// addresses.
 using Told = void (*)(const char* kernel, uint32_t blocks, uint32_t threads, uint64_t shared, void** parameters);
 
 Told& listener() {
@@ -34,7 +35,7 @@ struct Configuration {
 };
 Configuration pushed;
 
-// What stands in a CUtensorMap's 128 bytes.
+// Content of a CUtensorMap's 128 bytes, as recorded here.
 struct EncodedTensor {
   uint64_t base;
   uint64_t size[5];
@@ -118,7 +119,7 @@ cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-// An H100's.
+// Returns the attributes of an H100.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor:

@@ -1,6 +1,6 @@
 // Exercises libna_deploy_trt.so as TensorRT's builder would, without TensorRT: creators, fields, shapes, types,
-// formats, tactics, profiles, serialisation, clones, calls. Prints "ok", or a sentence and returns 1. Refusals of some
-// parts follow that part's name on standard error.
+// formats, tactics, profiles, serialisation, clones, calls. Prints "ok" and returns 0, or prints a sentence and returns
+// 1. On standard error, refusals follow the name of the part that they belong to.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -21,7 +21,7 @@ void expect(bool condition, const char* what) {
   std::exit(1);
 }
 
-// A dimension with a number for its name, so that shapes can be followed.
+// A dimension named by a number, so that shapes can be followed.
 class Dim final : public IDimensionExpr {
  public:
   explicit Dim(int64_t own_value) : value(own_value) {}
@@ -91,7 +91,7 @@ int main(int argc, char** argv) {
   PluginFieldCollection none{0, nullptr};
   expect(separate.createPlugin("attention", &none, TensorRTPhase::kBUILD) == nullptr, "kernel_size is required");
 
-  // One output, two where the node asks for lse.
+  // Outputs: one, or two where the node asks for lse.
   const auto outputs = [](IPluginV3& of) {
     return capability<v_1_0::IPluginV3OneBuild>(of, PluginCapabilityType::kBUILD)->getNbOutputs();
   };

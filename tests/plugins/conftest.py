@@ -21,7 +21,7 @@ _spec.loader.exec_module(cpu_library)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs the native library where it could not be compiled, unless it was asked for."""
+    """Skip tests of the native library where it could not be compiled, unless it was asked for."""
     if onnxruntime_library() is not None or os.environ.get("NA_DEPLOY_NATIVE") == "ON":
         return
     for item in items:

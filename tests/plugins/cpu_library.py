@@ -24,7 +24,7 @@ Sizes = ctypes.c_int64 * 3
 
 
 class Params(ctypes.Structure):
-    """``na_params`` of plugins/cpu/na_cpu.h."""
+    """``na_params`` of plugins/core/na_params.h."""
 
     _fields_ = (
         [(name, ctypes.c_int32) for name in ("rank", "packed", "dtype")]
@@ -39,7 +39,7 @@ class Params(ctypes.Structure):
 
 
 class Plan(ctypes.Structure):
-    """``na_cpu_plan``."""
+    """``na_cpu_plan`` of plugins/cpu/na_cpu.h."""
 
     _fields_ = (
         ("tasks", ctypes.c_int64),
@@ -54,7 +54,7 @@ def build(folder: Path, *options: str, target: str = "all") -> Path:
     """Compile the native tests into ``folder`` and return it.
 
     Raises:
-        RuntimeError: with the compiler's words.
+        RuntimeError: compilation failed; the message is the compiler's.
     """
     configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-DNA_DEPLOY_NATIVE=ON", "-DNA_DEPLOY_TESTS=ON", *options]
     compile_ = ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count()), "--target", target]
@@ -78,7 +78,7 @@ class Problem:
     """One call's parameters and tensors. ``query`` is packed qkv where ``key`` is left out."""
 
     expected: AttentionResult | None = None
-    """What float64 says, once somebody has asked."""
+    """The result of float64, once a test has asked for it."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class CpuLibrary:
         return int(self._library.na_test_targets())
 
     def use_targets(self, targets: int) -> None:
-        """Run the best of these from now on."""
+        """Run the kernels of the best of these instruction sets from now on."""
         self._library.na_test_use_targets(targets)
 
     def multiply_adds(self, rounds: int) -> float:
@@ -173,7 +173,7 @@ class CpuLibrary:
     def window_bounds(
         self, length: int, kernel_size: int, dilation: int, stride: int, is_causal: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As na_deploy.attention.windows.window_bounds."""
+        """Return the windows of an axis as na_deploy.attention.windows.window_bounds does."""
         start, end = np.empty(length, np.int64), np.empty(length, np.int64)
         self._library.na_cpu_window_bounds(
             length, kernel_size, dilation, stride, is_causal, start.ctypes.data, end.ctypes.data
@@ -181,7 +181,7 @@ class CpuLibrary:
         return start, end
 
     def check(self, problem: Problem) -> str:
-        """Return what is wrong with a problem; empty if nothing is."""
+        """Return what is wrong with a problem; empty if nothing is wrong."""
         message = ctypes.create_string_buffer(512)
         refused = self._library.na_cpu_check(ctypes.byref(problem.params), message, len(message))
         return message.value.decode() if refused else ""

@@ -45,7 +45,7 @@ def random_array(random: np.random.Generator, *shape: int, dtype: np.dtype) -> n
 
 
 def random_case(seed: int, dtype: np.dtype = DTYPES[0]) -> Case:
-    """Any rank, size and attribute, both operators; nothing about them is round."""
+    """Return a problem of any rank, size and attributes, for either operator; no size is a round number."""
     random = np.random.default_rng(seed)
     rank = int(random.integers(1, 4))
     largest = {1: 90, 2: 21, 3: 9}[rank]
@@ -185,7 +185,7 @@ def test_an_empty_batch_has_no_tasks(cpu: CpuLibrary):
 def test_a_number_that_is_none_stays_visible(cpu: CpuLibrary, number: float):
     random = np.random.default_rng(0)
     case = Case(NeighborhoodSpec.create(1, 5), {"qkv": random_array(random, 1, 40, 3, 1, 16, dtype=DTYPES[0])})
-    case.arrays["qkv"][0, 20, 2] = number  # a value: its 5 neighbours must show it, and nobody far away
+    case.arrays["qkv"][0, 20, 2] = number  # a value: its 5 neighbours must show it, and no distant position
     problem = case.problem()
     cpu.run(problem, cpu.plan(problem))
     finite = np.isfinite(problem.output).all(axis=(0, 2, 3))
@@ -200,7 +200,7 @@ def test_scores_of_any_size_do_not_overflow(cpu: CpuLibrary):
     problem = case.problem()
     cpu.run(problem, cpu.plan(problem))
     assert np.isfinite(problem.output).all()
-    # Such a softmax takes one key; rounding of scores in the thousands decides between close ones.
+    # The softmax then selects one key; rounding of scores in the thousands decides between close ones.
     expected = case.expected().output
     close = np.isclose(problem.output, expected, rtol=1e-2, atol=1e-2)
     assert close.mean() > 0.98
@@ -231,7 +231,7 @@ def test_what_cannot_be_computed_is_refused_in_a_sentence(cpu: CpuLibrary, chang
     ("packed", "dilation", "message"),
     [
         (1, 1, "the CPU kernels take no padding; give them a map that is filled up with it"),
-        (1, 9, "the CPU kernels take no padding"),  # what a kernel that takes it may get
+        (1, 9, "the CPU kernels take no padding"),  # valid for kernels that take padding
         (0, 1, "padding is for packed qkv alone"),
         (1, 2**59, "more elements than can be addressed"),
         (1, 2**62, "more elements than can be addressed"),

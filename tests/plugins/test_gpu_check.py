@@ -1,4 +1,4 @@
-"""The timings of the check for GPUs, on a CPU: everything but the clock and the device is as it is there."""
+"""The timings of the check for GPUs, on a CPU: everything but the clock and the device is real."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class EmulatedKernels:
         self._library = ctypes.CDLL(str(native_build / "plugins/tests/libna_deploy_cuda_emulated.so"))
 
     def tactics(self, params: Any) -> list[int]:
-        """Return the ways to compute a problem, the default first."""
+        """Return the tactics of a problem, the default first."""
         return list(importlib.import_module("gpu_check_build").tactics_of(self._library, params))
 
     def launch(self, params: Any, tactic: int) -> None:
-        """Compute."""
+        """Compute a problem."""
         assert self._library.na_forward_emulated(ctypes.byref(params), tactic) == 0
 
 
@@ -81,7 +81,7 @@ def test_hopper_s_kernels_are_timed_too(timings: Any, native_build: Path):
 
 
 def test_peers_with_inner_borders_agree_with_ours(timings: Any):
-    """Unfold's zeros at borders are not the operator's; away from borders it computes the same."""
+    """Unfold pads borders with zeros, unlike the operator; away from borders both compute the same."""
     case = timings.Case("stage", 1, (9, 11), 2, 8, (3, 3))
     query, key, value = torch.randn(3, 1, 2, 99, 8)
     found = timings.unfolded(case, query, key, value)().view(1, 2, 9, 11, 8)

@@ -1,5 +1,4 @@
-"""The GPU kernels compile with nvcc, nothing spills out of registers, and ONNX Runtime's library with them inside is of
-use without a GPU."""
+"""The GPU kernels compile with nvcc without spills, and ONNX Runtime's library that holds them runs without a GPU."""
 
 from __future__ import annotations
 

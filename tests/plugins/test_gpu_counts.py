@@ -70,7 +70,7 @@ def every_lane() -> np.ndarray:
         (np.zeros(32, int), 4, (1, 1)),  # one word for all
         (np.arange(32) * 16, 16, (4, 4)),  # eight lanes at a time
         (np.arange(32) * 128, 16, (32, 4)),  # rows of 128 bytes that are not swizzled
-        (np.arange(32) * 128 + (np.arange(32) % 8) * 16, 16, (4, 4)),  # and that are
+        (np.arange(32) * 128 + (np.arange(32) % 8) * 16, 16, (4, 4)),  # rows of 128 bytes that are swizzled
         (np.arange(32) * 8, 8, (2, 2)),
     ],
 )

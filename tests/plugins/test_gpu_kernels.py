@@ -41,13 +41,13 @@ class EmulatedGpu:
         )
 
     def check(self, problem: Problem) -> str:
-        """Return what is wrong with a problem; empty if nothing is."""
+        """Return what is wrong with a problem; empty if nothing is wrong."""
         message = ctypes.create_string_buffer(512)
         refused = self._library.na_cuda_check(ctypes.byref(problem.params), message, len(message))
         return message.value.decode() if refused else ""
 
     def tactics(self, problem: Problem) -> list[int]:
-        """Return the ways to compute a problem, the default first."""
+        """Return the tactics of a problem, the default first."""
         found = (ctypes.c_int32 * 16)()
         count = self._library.na_cuda_tactics(ctypes.byref(problem.params), found, len(found))
         return list(found[:count])
@@ -57,11 +57,11 @@ class EmulatedGpu:
         assert self._library.na_forward_emulated(ctypes.byref(problem.params), tactic) == 0
 
     def one_pass_rows(self, problem: Problem, tactic: int) -> int:
-        """Return how many rows of queries the one-pass kernel's warps take, those that are none too."""
+        """Return how many rows of queries the one-pass kernel's warps take, empty rows included."""
         return int(self._library.na_onepass_rows(ctypes.byref(problem.params), tactic))
 
     def accepts(self, problem: Problem, tactic: int) -> bool:
-        """Compute a problem unless the tactic is refused."""
+        """Compute a problem; return whether the tactic was accepted."""
         return bool(self._library.na_forward_emulated(ctypes.byref(problem.params), tactic) == 0)
 
     def knows(self, tactic: int) -> bool:
@@ -103,7 +103,7 @@ def gpu(native_build: Path) -> EmulatedGpu:
 def random_problem(
     seed: int, dtype: np.dtype, head_dims: Sequence[int], *, large_windows: bool = False
 ) -> tuple[Problem, NeighborhoodSpec, float]:
-    """Any rank and attribute, sizes that fill a few tiles badly; large windows are not dilated."""
+    """Return a problem of any rank and attributes whose sizes fill tiles only partly; large windows are not dilated."""
     random = np.random.default_rng(seed)
     rank = seed % 3 + 1
     kernel = random.integers(1, ({1: 400, 2: 26, 3: 11} if large_windows else {1: 30, 2: 8, 3: 5})[rank], rank)
@@ -244,7 +244,7 @@ def test_every_tile_shape_agrees_with_float64(gpu: EmulatedGpu, seed: int, dtype
 def test_hopper_s_kernels_agree_with_float64(gpu: EmulatedGpu, seed: int, dtype: np.dtype):
     problem, spec, scale = random_problem(seed, dtype, [64, 128], large_windows=True)
     tactics = [tactic for tactic in gpu.tactics(problem) if tactic in HOPPER[spec.rank]]
-    if problem.arrays["rel_pos_bias"] is None:  # else those whose shared memory has room for it
+    if problem.arrays["rel_pos_bias"] is None:  # with a bias: only those whose shared memory has room for it
         assert set(tactics) == HOPPER[spec.rank]
     for tactic in tactics:
         problem.output[...] = np.nan
@@ -373,7 +373,7 @@ def test_every_tactic_that_is_offered_is_known(gpu: EmulatedGpu):
 
 @pytest.mark.parametrize("part", range(3), ids=["query", "key", "value"])
 def test_what_is_not_a_number_does_not_get_lost(gpu: EmulatedGpu, part: int):
-    """float32 is split for tensor cores, by integers; a device's NaN is 0x7FFFFFFF."""
+    """Integer arithmetic splits float32 for tensor cores; a device's NaN is 0x7FFFFFFF."""
     spec = NeighborhoodSpec.create(2, 3)
     for dtype in (FLOAT, HALF):
         qkv = aligned(81 * 3 * 16, dtype).reshape(1, 9, 9, 3, 1, 16)
@@ -443,7 +443,7 @@ def test_boxes_cover_each_window_once_and_are_called_inside_only_where_all_see_t
                     mask[:, corner[3 - rank + axis] : corner[3 - rank + axis] + box[3 - rank + axis]]
                     for axis, mask in enumerate(seen)
                 ]
-                assert all(part.any() for part in parts)  # somebody sees it
+                assert all(part.any() for part in parts)  # some query sees the box
                 exact = [part.shape[1] == box[3 - rank + axis] for axis, part in enumerate(parts)]
                 assert whole == (all(exact) and all(part.all() for part in parts))
                 total += int(np.prod([part.sum() for part in parts]))

@@ -1,6 +1,6 @@
 """The GPU kernels' machine code, executed by the interpreter of tests/support/sass: it agrees with float64.
 
-nvcc makes it of plugins/cuda as of the library; the launch and its parameters are those of the host's own code.
+nvcc compiles it from plugins/cuda as for the library; the launch and its parameters are those of the host's own code.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Case:
     scale: float = 0.0
 
     def make(self, kind: str, dim: int) -> tuple[Problem, Any]:
-        """Return the problem and what float64 says."""
+        """Return the problem and the result of float64."""
         random, dtype = np.random.default_rng(7), KINDS[kind]
 
         def normal(*shape: int) -> np.ndarray:
@@ -88,7 +88,7 @@ class Case:
 
 
 def run(unit: Unit, case: Case, dim: int = 0) -> Machine:
-    """Execute a case and hold it to float64."""
+    """Execute a case and compare it with float64."""
     problem, expected = case.make(unit.kind, dim or unit.dim)
     problem.output[...] = np.nan
     arrays = {**problem.arrays, "output": problem.output, "lse": problem.lse}
@@ -185,7 +185,7 @@ def test_the_tile_kernel_has_no_bank_conflicts():
 
 
 def test_an_access_outside_the_tensors_is_found():
-    # The kernel is told of a larger map than there is.
+    # The kernel gets the size of a larger map than there is.
     problem = Case((22, 22), (7, 7), 3, bias=True).make("Half", 32)[0]
     params: Params = problem.params
     params.length[0] = params.length[1] = 30
@@ -198,7 +198,7 @@ def test_an_access_outside_the_tensors_is_found():
 @pytest.mark.parametrize("scale", [0.02, 2.0], ids=["slowly", "fast"])
 @pytest.mark.parametrize("unit", [Unit("Half", 32, 4), Unit("Half", 64, 20)], ids=told)
 def test_scores_may_rise_slowly_or_fast_from_box_to_box(unit: Unit, scale: float):
-    """Sums are faded where scores rise by more than 2^8; below, weights exceed 1."""
+    """Earlier sums are scaled down where scores rise by more than 8 in units of log2; below that, weights exceed 1."""
     case = Case((300,), (201,), heads=1, scale=scale) if unit.tactic == 20 else Case((13, 17), (7, 7), scale=scale)
     run(unit, case)
 
@@ -207,7 +207,7 @@ def without(wait: str, own: Instruction) -> Instruction:
     """Return an instruction that waits for nothing."""
     if own.name != wait or "ARRIVE" in own.modifiers or "EXCH" in own.modifiers:
         return own
-    if "TRYWAIT" in own.modifiers:  # asks whether to go on: yes
+    if "TRYWAIT" in own.modifiers:  # asks whether the wait is over: always yes
         true = (own.operands[0], "PT", "PT", "PT", "PT", "0x80", "0x0")
         return replace(own, name="PLOP3", modifiers=("LUT",), operands=true)
     return replace(own, name="NOP", modifiers=(), operands=())

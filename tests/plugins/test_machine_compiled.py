@@ -1,7 +1,7 @@
 """C++ that nvcc compiles gives C++'s results on the machine code's interpreter: divisions, wide numbers, the library.
 
-One kernel does one operation on each pair of numbers; what is expected comes from Python. So instructions are held to
-what the compiler means by them, operand by operand.
+One kernel does one operation on each pair of numbers; Python gives the expected results. Instructions are
+thus checked against the compiler's meaning, operand by operand.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def test_numbers_with_a_point(expression: str, architecture: str):
     expected, units = NUMERIC[expression]
     a = (RANDOM.normal(size=COUNT) * 10.0 ** RANDOM.integers(-30, 30, COUNT)).astype(F32)
     b = (RANDOM.normal(size=COUNT) * 10.0 ** RANDOM.integers(-3, 3, COUNT)).astype(F32)
-    a[:3] = 1e-41, 3e38, -1e-44  # a division goes the slow way
+    a[:3] = 1e-41, 3e38, -1e-44  # operands for which division takes its slow path
     found = apply("float", expression, architecture, a, b)
     exact = expected(a.astype(np.float64), b.astype(np.float64))
     finite = np.abs(exact) < 3.4e38

@@ -16,7 +16,7 @@ from sass.machine import KernelError, Machine
 from sass.memory import GlobalMemory
 
 BASE = 1024
-"""Where a block's shared memory begins."""
+"""Address of the beginning of a block's shared memory."""
 BARRIER = BASE + 512
 
 
@@ -26,7 +26,7 @@ def counted(arrivals: int) -> int:
 
 
 def barrier_lines(*lines: str) -> list[str]:
-    """Lines behind the set-up of a barrier by one lane, P0."""
+    """Return lines preceded by the set-up of a barrier by one lane, P0."""
     return ["@P0 SYNCS.EXCH.64 URZ, [R4], UR4", *lines]
 
 
@@ -72,7 +72,7 @@ def test_a_barrier_that_nobody_set_up_is_found():
 
 
 def test_the_swizzle_exchanges_pieces_by_the_row():
-    """Of each 1,024 bytes, piece p of 16 bytes of row r comes to piece p ^ r."""
+    """Piece p of 16 bytes of row r moves to piece p ^ r within each 1,024 bytes."""
     for row in range(8):
         for piece in range(8):
             assert swizzled(np.int64(2048 + row * 128 + piece * 16)) == 2048 + row * 128 + (piece ^ row) * 16
@@ -97,7 +97,7 @@ def test_a_box_is_copied_swizzled_with_zeros_outside_the_tensor():
         "SYNCS.PHASECHK.TRANS64.TRYWAIT P4, [R4], RZ",
     )  # fmt: skip
     machine = machine_of(lines, {4: np.full(32, BARRIER)}, {0: FIRST_LANE}, uniform, memory, encoded(tensor)).run()
-    assert (machine.warps.registers[6] == 0xFFFFFFFF).all()  # not there before it is waited for
+    assert (machine.warps.registers[6] == 0xFFFFFFFF).all()  # absent before the wait
     found = machine.shared.bytes[1024:2048].reshape(8, 8, 16)
     for row in range(8):
         y, x = row // 4 - 1, row % 4 + 3
@@ -157,7 +157,7 @@ def test_a_warp_group_multiplies_what_descriptors_describe(kind: type):
     machine.run()
     expected = left[:, 16:32].astype(np.float64) @ right[:, 16:32].astype(np.float64).T
     np.testing.assert_array_equal(result_of(machine, 24, 64), expected.astype(np.float32))
-    assert (machine.warps.registers[2] == 0).all()  # not there before it is waited for
+    assert (machine.warps.registers[2] == 0).all()  # absent before the wait
 
 
 def test_a_warp_group_multiplies_registers_by_rows_and_adds():

@@ -1,4 +1,4 @@
-"""Arithmetic of the machine code's interpreter gives what the PTX manual says of the instructions behind it.
+"""Arithmetic of the machine code's interpreter gives the results that the PTX manual states for its instructions.
 
 Expected values are worked out lane by lane with Python's own numbers, apart from the interpreter's arrays.
 """
@@ -23,12 +23,12 @@ def wide(low: int, high: int) -> int:
 
 
 def table(number: int, a: int, b: int, c: int) -> int:
-    """LOP3 by its truth table, bit by bit."""
+    """Return the result of LOP3 by its truth table, bit by bit."""
     return sum((number >> ((a >> n & 1) * 4 + (b >> n & 1) * 2 + (c >> n & 1)) & 1) << n for n in range(32))
 
 
 def permuted(a: int, b: int, c: int) -> int:
-    """PRMT of PTX, mode default: bytes of {c, a} chosen by b."""
+    """Return the result of PTX's PRMT in its default mode: bytes of {c, a} chosen by b."""
     whole, result = a | c << 32, 0
     for place in range(4):
         digit = b >> 4 * place & 15
@@ -38,7 +38,7 @@ def permuted(a: int, b: int, c: int) -> int:
 
 
 def clamped(value: int, by: int, left: bool) -> int:
-    """A shift of 32 bits that ends at 32."""
+    """Return 32 bits shifted by at most 32."""
     return (value << by if left else value >> by) % LIMIT if by < 32 else 0
 
 

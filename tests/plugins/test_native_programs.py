@@ -62,7 +62,7 @@ def test_a_cpp_program_runs_a_bundle_from_several_threads(
 
 @pytest.mark.slow
 def test_types_of_one_name_are_one_type_in_every_library():
-    """The linker compares all types: two that differ and share a name would be one type to the language."""
+    """The linker compares all types: two different types that share a name would be one type in C++."""
     folder = build(
         ROOT / "build" / "native-odr",
         "-DCMAKE_CXX_FLAGS=-O1 -flto -Wodr -Werror=odr -Wlto-type-mismatch -Werror=lto-type-mismatch",

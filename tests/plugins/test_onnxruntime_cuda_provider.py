@@ -166,7 +166,7 @@ def test_it_takes_the_nodes_of_models_that_embed_function_bodies(gpu: dict[str, 
 def test_a_gpu_that_refuses_the_trial_launch_gives_one_warning_and_function_bodies(
     gpu: dict[str, str], write_model, tmp_path: Path
 ):
-    """CUDA 13's runtime on an older driver, for one."""
+    """The case of CUDA 13's runtime on an older driver, for example."""
     command = [sys.executable, "-c", FUNCTION_BODIES, str(write_model())]
     refusing = gpu | {"NA_TEST_TRY": "35"}
     done = subprocess.run(command, capture_output=True, text=True, env=refusing, check=False)

@@ -71,7 +71,7 @@ class EmulatedGpu:
 
     @property
     def last(self) -> tuple[int | None, int, bool]:
-        """Stream, tactic and whether there was a bias, of the last launch."""
+        """Stream and tactic of the last launch, and whether it had a bias."""
         library = self._library
         return library.na_test_last_stream(), library.na_test_last_tactic(), bool(library.na_test_last_had_bias())
 
@@ -353,7 +353,7 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch, pretend: bool = False) -> list[An
     """Have onnxruntime offer the CUDA provider and open sessions without it; returns what sessions were asked for.
 
     Args:
-        monkeypatch: undoes it.
+        monkeypatch: undoes the change after the test.
         pretend: sessions say that they have the provider.
     """
     asked: list[Any] = []

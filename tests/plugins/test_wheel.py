@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.native]
 
 
 def build_wheel(source: Path, folder: Path, **environment: str) -> Path:
-    # With the build tools of this environment, which pip would otherwise install anew for every wheel.
+    # The build tools of this environment serve: pip would otherwise install them anew for every wheel.
     tools = ["--no-deps", "--no-build-isolation", "--quiet"]
     command = [sys.executable, "-m", "pip", "wheel", str(source), *tools, "--wheel-dir", str(folder)]
     done = subprocess.run(
@@ -46,7 +46,7 @@ def contents(wheel: Path) -> set[str]:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """A copy of what a wheel is built from, with nothing fetched."""
+    """A copy of a wheel's sources, without fetched dependencies."""
     copy = tmp_path / "sources"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = project["tool"]["scikit-build"]["wheel"]["packages"].values()

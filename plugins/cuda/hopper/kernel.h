@@ -4,7 +4,7 @@
 // A block takes a tile of 128 queries. One warp fetches: the tensor memory accelerator brings boxes of 128 keys, of as
 // many axes as the map has, straight from the tensors as they are, heads last. Two warp groups attend, 64 queries each:
 // the products of a box's keys run while the products with the values of the box before do, and the softmax of one
-// works beside the products of the other. Boxes that no query sees do not come up, those that all see are not masked.
+// works beside the products of the other. Boxes that no query sees are skipped, those that all see are not masked.
 #pragma once
 
 #include <cmath>
@@ -23,8 +23,8 @@ namespace na_deploy::cuda::hopper {
 
 constexpr int kQueries = 128;
 constexpr int kKeys = 128;
-constexpr int kGroups = 2;         // that attend
-constexpr int kThreads = 128 * 3;  // and one that fetches
+constexpr int kGroups = 2;         // groups that attend
+constexpr int kThreads = 128 * 3;  // one more group, which fetches
 
 // Shared memory. A block of 128 rows of 64 channels is swizzled by itself; wider heads have two, one after the other.
 template <int kDim, typename S>
@@ -70,7 +70,7 @@ class HopperKernel {
       SharedBias::at<S>(p_, L::kBias).template read<T>(p_, tile_.head);
       dev::sync();
     }
-    const int group = dev::first_lane(dev::thread() / 128);  // told to the compiler as one number for the warp
+    const int group = dev::first_lane(dev::thread() / 128);  // tells the compiler that the whole warp has one number
     if (group == 0) {
       give_registers<24>();
       if (dev::thread() == 0) fetch();
@@ -83,7 +83,7 @@ class HopperKernel {
  private:
   using L = HopperLayout<kDim, S>;
   using Stage = Ring<L::kStages>;
-  using R = Rows<2 * kBoxChannels>;  // swizzled as copies leave them
+  using R = Rows<2 * kBoxChannels>;  // swizzled as copies write them
   using F = Fragments<T, 2 * kBoxChannels>;
 
   NA_DEVICE static dev::Shared at(int offset) { return dev::shared_base() + static_cast<dev::Shared>(offset); }
@@ -121,7 +121,7 @@ class HopperKernel {
     }
   }
 
-  // One thread of the block.
+  // Fetches all queries and boxes; run by one thread of the block.
   NA_DEVICE void fetch() const {
     const int32_t key_head = quotient(tile_.head, p_.by_heads_per_key);
     fetch_part(queries(), tensors_.query, queries_full(), tile_.head, tile_.first[2], tile_.first[1], tile_.first[0]);
@@ -167,12 +167,13 @@ class HopperKernel {
     if (dev::thread() % 32 == 0) arrive(free);
   }
 
-  // Turns products into weights; gives what to multiply earlier sums by, and returns whether that is not 1.
+  // Turns products into weights. Sets the factors for earlier sums, and returns whether any of them is not 1.
   NA_DEVICE bool weigh(const Tile& tile, const KeyStep& step, float (&score)[16][4], float (&factor)[2]) {
     const int lane = dev::thread() % 32;
     const bool inside = is_inside(tile, S::box(), S::kFirstAxis, step, p_.additional);
     const bool biased = p_.rel_pos_bias != nullptr && !step.is_additional();
-    // The factor is left to the exponential, unless a bias is added first, or maxima would turn round.
+    // The exponential applies the scale, unless a bias is added first or the scale is not positive: a negative scale
+    // would turn the largest score into the smallest.
     const bool scaled = biased || p_.scale <= 0.0F;
     if (scaled) {
       NA_UNROLL
@@ -186,7 +187,7 @@ class HopperKernel {
       for (int n = 0; n < 16; ++n) hide_additional(p_, score[n], n * 8, step);
     } else if (!inside || biased) {
       NA_UNROLL
-      for (int half = 0; half < 2; ++half) {  // one after the other: there are no registers for both
+      for (int half = 0; half < 2; ++half) {  // one after the other: registers do not suffice for both
         const Seen<S> seen = look<S>(p_, window(first_row() + half * 8 + lane / 4), step);
         if (biased) {
           const SharedBias bias = SharedBias::at<S>(p_, L::kBias);
@@ -225,7 +226,7 @@ class HopperKernel {
     float score[16][4];
     float factor[2];
     typename F::Weights weight[kKeys / 16];
-    const Tile tile = tile_;  // what the loop asks of it stays in registers
+    const Tile tile = tile_;  // kept in registers for the loop
     KeyStep step = first_step(tile);
     Stage stage;
     const uint64_t own = describe(queries() + static_cast<dev::Shared>(group * 64 * 128), 16);
@@ -246,8 +247,8 @@ class HopperKernel {
       release(keys_free(stage.index));
       const bool changes = weigh(tile, step, score, factor);
       arrived(score);
-      // Two waits that differ, so that the compiler leaves them behind the branch, and what comes before the branch,
-      // the softmax, beside the sums that are under way; one alone it would move ahead. A warp goes one way.
+      // Two different waits, so that the compiler leaves them after the branch, and the softmax before the branch
+      // overlaps the sums under way. It would move a single wait ahead of both. The whole warp takes one branch.
       if (changes) {
         wait_products<0, 1>();
         arrived(output_);
@@ -262,7 +263,7 @@ class HopperKernel {
     start_sums(weight, stage);
     wait_products<0>();
     arrived(output_);
-    sync_group(1 + group);  // the group's queries are not needed any more, and their place is
+    sync_group(1 + group);  // the group's queries are no longer needed: their place takes its results
     write_rows<T, S>(p_, tile_, first_row(), softmax_, output_, [](int at_row, int piece) {
       return R::at(queries() + static_cast<dev::Shared>(piece / 8 * L::kBlock), at_row, piece % 8);
     });

@@ -57,7 +57,8 @@ int32_t launch_shape(const CudaProblem& problem, na_cuda_stream stream) {
   const TileGrid grid = make_tile_grid(problem, S::tile());
   if (grid.blocks == 0) return cudaSuccess;
   if (grid.blocks > kMostBlocks) return cudaErrorInvalidConfiguration;
-  // First, since it makes the device's context current on a new thread, and the driver encodes tensors with one alone.
+  // This call comes first, because it makes the device's context current on a new thread, and the driver encodes
+  // tensors only with a context.
   constexpr int kMostBytes = HopperLayout<kDim, S>::bytes(kMostSharedBias);
   const cudaError_t allowed = allow_shared(entry<T, kDim, S>, kMostBytes);
   if (allowed != cudaSuccess) return allowed;

@@ -1,4 +1,4 @@
-// Barriers in shared memory, and copies that arrive at them: what lets some warps of a block fetch for others.
+// Barriers in shared memory, and copies that arrive at them: they let some warps of a block fetch for others.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace na_deploy::cuda::hopper {
 
-// A place in a ring of stages, and which way round it is.
+// A place in a ring of stages, and the parity of the round.
 template <int kStages>
 struct Ring {
   int index = 0;
@@ -39,7 +39,7 @@ NA_DEVICE void publish_barriers() { asm volatile("fence.mbarrier_init.release.cl
 NA_DEVICE void arrive(dev::Shared barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
-// Arrives, and has the barrier wait for that many bytes as well.
+// Arrives, and makes the barrier wait for so many bytes as well.
 NA_DEVICE void expect_bytes(dev::Shared barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -65,7 +65,7 @@ NA_DEVICE void copy_box(dev::Shared to, const TensorMap& from, dev::Shared barri
 // Waits for the 128 threads of a warp group; `number` is from 1 on.
 NA_DEVICE void sync_group(int number) { asm volatile("bar.sync %0, 128;\n" ::"r"(number) : "memory"); }
 
-// A warp group gives up registers, or takes them.
+// Lowers or raises the number of registers of a warp group.
 template <int kRegisters>
 NA_DEVICE void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));

@@ -1,5 +1,5 @@
 // Tensors as the tensor memory accelerator sees them: five axes, channels first, then the map's last axis, and so on to
-// the images. One copy brings a box of 64 channels of neighbouring positions, whatever axes they neighbour on.
+// the images. One copy brings a box of 64 channels of neighbouring positions, on any axes.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace na_deploy::cuda::hopper {
 constexpr int kTensorAxes = 5;
 constexpr int kBoxChannels = 64;  // 128 bytes of 16-bit numbers, the widest row that is swizzled
 
-// What describes a tensor to the device, in elements of two bytes.
+// Description of a tensor for the device, in elements of two bytes.
 struct TensorBox {
   const void* base = nullptr;
   uint64_t size[kTensorAxes] = {1, 1, 1, 1, 1};
@@ -49,7 +49,7 @@ inline TensorBox additional_tensor(const CudaProblem& p, const void* base, int32
   return r;
 }
 
-// All tensors of a problem; the kernel reads boxes of them. `Map`: a tensor described in the device's own terms.
+// All tensors of a problem, of which the kernel reads boxes. `Map`: a tensor described in the device's own terms.
 template <typename Map>
 struct Tensors {
   Map query;
@@ -59,7 +59,7 @@ struct Tensors {
   Map additional_value;
 };
 
-// `encode(TensorBox)`: makes a Map.
+// Describes all tensors of a problem. `encode(TensorBox)`: makes a Map.
 template <typename S, typename Encode>
 auto make_tensors(const CudaProblem& p, const Encode& encode) -> Tensors<decltype(encode(TensorBox{}))> {
   const int32_t key_channels = p.key_heads * p.head_dim;

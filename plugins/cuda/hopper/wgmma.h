@@ -1,6 +1,6 @@
 // Products of a warp group (128 threads, 64 rows) on Hopper's tensor cores: wgmma, in the layouts of the PTX manual.
 //
-// They run on while threads go on: results and operands must be left alone until they are waited for.
+// Products run while threads go on: results and operands must not be touched before the wait for them.
 #pragma once
 
 #include <cstdint>
@@ -9,16 +9,16 @@
 
 namespace na_deploy::cuda::hopper {
 
-// Describes rows of 128 bytes in shared memory, swizzled as copies leave them, to the tensor cores. `rows`: the address
-// of the first; `leading`: bytes between 64 channels and the next 64, where channels are what is not summed over.
+// Describes rows of 128 bytes in shared memory, swizzled as copies write them, to the tensor cores. `rows`: the address
+// of the first; `leading`: bytes from 64 channels to the next 64, where the sum does not run over channels.
 NA_DEVICE uint64_t describe(dev::Shared rows, uint32_t leading) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
   constexpr uint64_t kEightRows = 8 * 128;
   return kSwizzle128 | (kEightRows >> 4) << 32 | uint64_t{(leading >> 4) & 0x3FFF} << 16 | ((rows >> 4) & 0x3FFF);
 }
 
-// The described rows, or channels, `bytes` further on. Only the address moves, within its 14 bits: a block's shared
-// memory is smaller than they reach.
+// Returns the described rows, or channels, moved on by `bytes`. Only the address changes, within its 14 bits, which
+// cover more than a block's shared memory.
 NA_DEVICE uint64_t further(uint64_t described, uint32_t bytes) {
   constexpr uint64_t kRest = 0xFFFFFFFF00000000U;
   return (described & kRest) | (static_cast<uint32_t>(described) + (bytes >> 4));
@@ -26,7 +26,7 @@ NA_DEVICE uint64_t further(uint64_t described, uint32_t bytes) {
 
 #ifndef NA_CUDA_EMULATED
 
-// Registers of what was written before may now be read, or overwritten, by products.
+// Lets products read and overwrite registers that were written before.
 NA_DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 NA_DEVICE void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 // Waits until at most kPending groups of products are under way. Waits of different kPlace are not merged.
@@ -34,7 +34,7 @@ template <int kPending, int kPlace = 0>
 NA_DEVICE void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;  // %1\n" ::"n"(kPending), "n"(kPlace) : "memory");
 }
-// Says that products may just have written these, so that nothing that reads them is moved ahead of the wait.
+// Tells the compiler that products may just have written these registers, so that it moves no read ahead of the wait.
 template <int kTiles>
 NA_DEVICE void arrived(float (&d)[kTiles][4]) {
   NA_UNROLL
@@ -48,7 +48,7 @@ NA_DEVICE void arrived(float (&d)[kTiles][4]) {
 #define NA_OUT32(n)                                                                                           \
   NA_OUT4(n), NA_OUT4(n + 1), NA_OUT4(n + 2), NA_OUT4(n + 3), NA_OUT4(n + 4), NA_OUT4(n + 5), NA_OUT4(n + 6), \
       NA_OUT4(n + 7)
-// The product that NA_PRODUCT(type) writes, for T.
+// The product NA_PRODUCT(type) for T.
 #define NA_OF_TYPE                 \
   if constexpr (dev::kIsHalf<T>) { \
     NA_PRODUCT("f16");             \
