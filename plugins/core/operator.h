@@ -1,5 +1,5 @@
-// From a node, as a runtime describes it, to na_params: its attributes once, its inputs with every call. Everything that
-// shapes and attributes must satisfy is checked here and in na_check, for every runtime and processor.
+// From a node, as a runtime describes it, to na_params: its attributes once, its inputs with every call. Everything
+// that shapes and attributes must satisfy is checked here and in na_check, for every runtime and processor.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ struct AttributeLists {
   float scale = 0.0F;  // 0: head_dim ** -0.5
 };
 
-// Sets rank, attributes and the kind of operator in `params`; a list of one value stands for every axis. Returns an empty
-// string, or a sentence about the attribute that is missing, out of range or not given for every axis.
+// Sets rank, attributes and the kind of operator in `params`; a list of one value stands for every axis. Returns an
+// empty string, or a sentence about the attribute that is missing, out of range or not given for every axis.
 std::string set_attributes(OperatorKind kind, const AttributeLists& lists, na_params& params);
 
 constexpr int kMostInputs = 6;
