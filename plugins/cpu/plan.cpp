@@ -9,7 +9,7 @@
 namespace na_deploy::cpu {
 namespace {
 
-// Keys, values and scores of a block: most of a first-level cache.
+// Bytes of the keys, values and scores of a block: most of a first-level cache.
 constexpr int64_t kBlockBytes = 40 << 10;
 constexpr int64_t kMinBlock = 32;
 constexpr int64_t kMaxBlock = 1024;

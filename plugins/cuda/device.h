@@ -78,18 +78,18 @@ NA_DEVICE uint32_t low_bits(int32_t count) {
   return ~above;
 }
 
-// Shared memory is addressed by its byte offset, as the instructions do.
+// Byte offset in shared memory, by which instructions address it.
 using Shared = uint32_t;
 extern __shared__ __align__(1024) unsigned char shared_memory[];
 NA_DEVICE Shared shared_base() { return static_cast<Shared>(__cvta_generic_to_shared(shared_memory)); }
 
-// An object of the block at a byte offset.
+// An object in the block's shared memory, at a byte offset.
 template <typename T>
 NA_DEVICE T& shared_object(int offset) {
   return *reinterpret_cast<T*>(shared_memory + offset);
 }
 
-// Starts copying 16 bytes; where `inside` is false, 16 zero bytes.
+// Starts copying 16 bytes, or writing 16 zero bytes where `inside` is false.
 NA_DEVICE void copy_ahead(Shared to, const void* from, bool inside) {
   const int bytes = inside ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");

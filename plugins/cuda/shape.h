@@ -55,9 +55,10 @@ struct RowLoads {
   NA_DEVICE static int row() { return static_cast<int>(static_cast<uint32_t>(dev::thread()) / R::kPieces); }
   NA_DEVICE static int piece() { return static_cast<int>(static_cast<uint32_t>(dev::thread()) % R::kPieces); }
 
-  // Calls copy(to, at, inside) for each of the thread's rows of a tile or box of `sizes`. `to`: bytes from its first
-  // row; `at`: positions from that row with the corner at element 0 to this one, the corner being `first`; `inside`:
-  // whether its elements are below `end`. `distance`: positions between elements.
+  // Calls copy(to, at, inside) for each of the thread's rows of a tile or box of `sizes` whose corner is the element
+  // `first`. `to`: distance from the thread's first row in shared memory, in bytes; `at`: distance in positions from
+  // the same first row of a box with its corner at element 0; `inside`: whether the row's elements are below `end`.
+  // `distance`: positions between neighbouring elements.
   template <typename Copy>
   NA_DEVICE static void each(Sizes sizes, const int32_t (&first)[kAxes], const int32_t (&end)[kAxes],
                              const int32_t (&distance)[kAxes], const Copy& copy) {

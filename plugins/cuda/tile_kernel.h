@@ -1,10 +1,9 @@
 // Fused neighborhood attention on tensor cores.
 //
 // A block of threads takes a tile of queries (one image, head and dilation group), 16 of them to a warp, and goes
-// through boxes of 64 or 128 keys: loaded once for the whole tile from the tensors as they are, heads last, two boxes
-// in flight; scores, mask, bias and an online softmax in registers in float32. Boxes that no query sees are skipped,
-// those that all see are not masked, and a warp skips each 16 keys that none of its queries sees. Scores never leave
-// the registers.
+// through boxes of 64 or 128 keys. A box is loaded once for the whole tile, from the tensors as they are, heads last;
+// two boxes are in flight. Scores, mask, bias and an online softmax stay in registers, in float32. Boxes that no query
+// sees are skipped, those that all see are not masked, and a warp skips each 16 keys that none of its queries sees.
 #pragma once
 
 #include <cmath>

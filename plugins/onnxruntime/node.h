@@ -21,7 +21,8 @@ na_params read_attributes(OperatorKind kind, ONNXTensorElementDataType type, con
 // they do not fit each other.
 na_params read_call(const Node& node, const OrtKernelContext* context);
 
-// Asks ONNX Runtime for the outputs that the node has and sets them. They lie where the inputs do.
+// Asks ONNX Runtime for the outputs that the node has and sets them. Outputs lie in the same kind of memory as the
+// inputs.
 void make_outputs(OrtKernelContext* context, na_params& params);
 
 }  // namespace na_deploy::ort
