@@ -72,7 +72,7 @@ def test_build_refuses_wrong_use_in_one_sentence(model: Path, tmp_path: Path, ca
     refused(capsys, 2, "give --batch smallest:usual:largest", "build", model, "-o", target)
     refused(capsys, 2, "it is the input", "build", model, "-o", model, "--batch", 1)
     refused(capsys, 2, "does not exist", "build", model, "-o", tmp_path / "no" / "b.zip", "--batch", 1)
-    refused(capsys, 2, "is not a file", "build", tmp_path / "none.onnx", "-o", target)
+    refused(capsys, 2, "none.onnx does not exist", "build", tmp_path / "none.onnx", "-o", target)
     assert not target.exists()
 
 

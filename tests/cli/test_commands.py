@@ -166,7 +166,7 @@ def test_inspect_draws(model: Path, tmp_path: Path, capsys):
 
 
 def test_inspect_refuses_bad_requests_in_a_sentence(model: Path, tmp_path: Path, capsys):
-    refused(capsys, 2, "is not a file", "inspect", tmp_path / "absent.onnx")
+    refused(capsys, 2, "absent.onnx does not exist", "inspect", tmp_path / "absent.onnx")
     refused(capsys, 2, "which 224 does not fit", "inspect", model, "--input", "224")
     refused(capsys, 2, "such as 1x3x224x224", "inspect", model, "--input", "1x-3x2x2")
 
