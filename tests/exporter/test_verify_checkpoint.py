@@ -101,7 +101,11 @@ def test_files_of_others_are_refused(checkpoints: dict[str, Path], exported: Pat
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "bare.onnx")
     (tmp_path / "text.onnx").write_text("not a model")
-    for name, sentence in (("bare", "no na-deploy metadata"), ("text", "not an ONNX model"), ("none", "does not exist")):
+    for name, sentence in (
+        ("bare", "no na-deploy metadata"),
+        ("text", "not an ONNX model"),
+        ("none", "does not exist"),
+    ):
         with pytest.raises(NaDeployError, match=sentence):
             verify_checkpoint(checkpoints["nat"], tmp_path / f"{name}.onnx")
 

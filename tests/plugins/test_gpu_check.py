@@ -63,7 +63,9 @@ def test_a_case_is_timed_beside_its_peers_and_checked(timings: Any, native_build
     row = timings.time_case(EmulatedKernels(native_build), case, copy_rate=1000.0, peers=True)
     peers = {"full attention, SDPA", "dense mask, SDPA", "unfold, borders of zeros", "compiled flex"}
     assert peers < set(row["all"])
-    assert len(row["all"]) == 5 + len(peers)  # five shapes of tiles
+    ours = set(row["all"]) - peers
+    assert {"one pass, 4 warps", "8×8"} < ours
+    assert len(ours) == 8  # three sizes of one pass, five shapes of tiles
     assert row["difference"] < 3e-3
     assert row["published, H100"] == "3"
     operations = 4.0 * 32 * (12 * 5) * (10 * 3) * 2

@@ -95,7 +95,7 @@ def test_half_a_request_does_not_hold_the_end(tmp_path: Path, caplog: pytest.Log
 def test_a_run_that_outlasts_the_drain_ends_without_a_traceback(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path = save(slow_model(), tmp_path / "slow.onnx")
     with running(path, drain=1.0) as server:
-        entry = {"name": "turns", "datatype": "INT64", "shape": [1], "data": [400_000]}
+        entry = {"name": "turns", "datatype": "INT64", "shape": [1], "data": [2_000_000]}
         body = json.dumps({"inputs": [entry]}).encode()
         connection = server.connect()
         connection.sendall(head(len(body), "/v2/models/slow/infer") + body)

@@ -393,7 +393,10 @@ def test_an_embedded_library_is_the_one_that_runs(model: Path, image: np.ndarray
         return
     build(model, tmp_path / "model.bundle", BuildOptions(plugins="embed"))
     with na_deploy.load(tmp_path / "model.bundle") as session:
-        assert session.library == tmp_path / "model.bundle" / "lib" / "libna_deploy_ort.so"
+        embedded = tmp_path / "model.bundle" / "lib" / "libna_deploy_ort.so"
+        assert session.library is not None
+        assert session.library != embedded  # a private copy, which nobody can change under the session
+        assert session.library.read_bytes() == embedded.read_bytes()
         np.testing.assert_allclose(session.run(image)["logits"], answer(model, image), rtol=1e-5)
     forge(tmp_path / "model.bundle", lambda c: c["requires"].update(platform="plan9-mips"))
     with pytest.raises(NaDeployError, match="was built for plan9-mips, this machine is"):
