@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
-from na_deploy.errors import NaDeployError
+from na_deploy.errors import NaDeployError, one_line
 
 
 def check_file(path: Path) -> str | None:
@@ -24,7 +24,7 @@ def check_file(path: Path) -> str | None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        raise NaDeployError(f"the exported graph is not valid ONNX, so it was not kept: {_one_line(error)}") from error
+        raise NaDeployError(f"the exported graph is not valid ONNX, so it was not kept: {one_line(error)}") from error
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -38,9 +38,5 @@ def check_file(path: Path) -> str | None:
             "that has them, such as TensorRT; it was verified in float32 with every result rounded to bfloat16"
         )
     except Exception as error:
-        raise NaDeployError(f"ONNX Runtime {ort.__version__} refuses {path.name}: {_one_line(error)}") from error
+        raise NaDeployError(f"ONNX Runtime {ort.__version__} refuses {path.name}: {one_line(error)}") from error
     return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from na_deploy.attention import torch_ops, torch_tiles
 from na_deploy.attention.schema import DOMAIN, OPERATORS
-from na_deploy.errors import NaDeployError
+from na_deploy.errors import NaDeployError, one_line
 from na_deploy.exporter.bfloat16_emulation import holds_bfloat16, widen_bfloat16
 
 FloatArray = NDArray[np.float32]
@@ -175,7 +175,7 @@ def run_onnx(session: ort.InferenceSession, names: list[str], image: Tensor, pat
         found: list[FloatArray] = session.run(names, {session.get_inputs()[0].name: image.numpy()})
     except Exception as error:
         size = "x".join(map(str, image.shape))
-        raise NaDeployError(f"ONNX Runtime cannot run {path.name} on an input of {size}: {_one_line(error)}") from error
+        raise NaDeployError(f"ONNX Runtime cannot run {path.name} on an input of {size}: {one_line(error)}") from error
     return found
 
 
@@ -195,8 +195,4 @@ def open_session(path: Path, proto: onnx.ModelProto | None = None) -> ort.Infere
     try:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise NaDeployError(f"ONNX Runtime {ort.__version__} refuses {path.name}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
+        raise NaDeployError(f"ONNX Runtime {ort.__version__} refuses {path.name}: {one_line(error)}") from error

@@ -19,7 +19,7 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from na_deploy.errors import NaDeployError
+from na_deploy.errors import NaDeployError, one_line
 from na_deploy.model_file.graph import read_model
 
 EXTERNAL_DATA_BYTES = 2_000_000_000
@@ -62,7 +62,7 @@ def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
         _fold(flat)
         _drop_copies(flat)
     except shape_inference.InferenceError as error:
-        raise NaDeployError(f"the model cannot be flattened, its shapes contradict: {_one_line(error)}") from error
+        raise NaDeployError(f"the model cannot be flattened, its shapes contradict: {one_line(error)}") from error
     used = {domain for domain, _ in _operators(flat.graph)}
     opsets = [opset for opset in flat.opset_import if opset.domain in used or opset.domain == ""]
     del flat.opset_import[:]
@@ -321,8 +321,4 @@ def _evaluate(model: onnx.ModelProto, computed: list[onnx.NodeProto], results: l
         session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return dict(zip(results, session.run(results, {}), strict=True))
     except Exception as error:
-        raise NaDeployError(f"ONNX Runtime cannot fold the model's constants: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
+        raise NaDeployError(f"ONNX Runtime cannot fold the model's constants: {one_line(error)}") from error

@@ -31,3 +31,8 @@ class MissingDependencyError(NaDeployError):
 
 class VerificationError(NaDeployError):
     """An exported model does not reproduce the PyTorch model within tolerance (exit code 1)."""
+
+
+def one_line(error: BaseException, most: int = 400) -> str:
+    """Return another library's message without its line breaks, cut to ``most`` characters, for use in a sentence."""
+    return " ".join(str(error).split())[:most]

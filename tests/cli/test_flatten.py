@@ -62,3 +62,22 @@ def test_what_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "is not an ONNX model" in capsys.readouterr().err
     assert run(["flatten", str(tmp_path / "absent.onnx")]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["text.onnx"]
+
+
+def test_a_flat_file_that_is_not_finite_is_not_kept(
+    write_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from na_deploy.model_file import flatten as flattening
+
+    def broken(source: Path, target: Path) -> list[Path]:
+        model = onnx.load(source)
+        weights = next(tensor for tensor in model.graph.initializer if tensor.name == "head")
+        weights.CopyFrom(onnx.numpy_helper.from_array(np.full(list(weights.dims), np.nan, np.float32), "head"))
+        onnx.save(model, target)
+        return [target]
+
+    monkeypatch.setattr(flattening, "flatten_file", broken)
+    model = write_model("small.onnx")
+    assert run(["flatten", str(model)]) == 1
+    assert "differs from small.onnx by inf" in capsys.readouterr().err
+    assert [path.name for path in model.parent.iterdir()] == ["small.onnx"]
