@@ -51,7 +51,7 @@ def test_blocks_run_as_printed_from_first_to_last(
 def test_every_block_is_run_or_says_why_not():
     for reason, count in Counter(block.not_run for block in all_blocks() if block.not_run).items():
         assert count <= MOST_NOT_RUN.get(reason, 0), f"{count} blocks are not run because: {reason}"
-    assert sum(followed().values()) >= 14
+    assert sum(followed().values()) >= 12
     assert {"README.md", "docs/engines.md", "docs/triton.md", "docs/natten/README.md"} <= followed().keys()
     for document in documents():
         assert unfenced_commands(document) == [], f"{document}: put commands into a fenced block"
