@@ -42,9 +42,28 @@ def manifest_as_dict(manifest: Manifest) -> dict[str, Any]:
             name: {"minimum": p.minimum, "optimum": p.optimum, "maximum": p.maximum}
             for name, p in manifest.profiles.items()
         },
+        "settings": dict(manifest.settings),
         "build": dict(manifest.build),
         "tool_version": manifest.tool_version,
     }
+
+
+def print_choice(manifest: Manifest) -> None:
+    """Print what was measured where a bundle was built for the fastest backend, and the difference that was found."""
+    from rich.markup import escape
+
+    out, choice = console(), manifest.build.get("choice")
+    if isinstance(choice, dict):
+        chosen = " ".join(filter(None, (manifest.backend, manifest.settings.get("precision"))))
+        rows = table("backend", "p50 ms", "difference", "", right=("p50 ms", "difference"))
+        for each in choice["candidates"]:
+            difference = "–" if each["difference"] is None else f"{each['difference']:.1e}"
+            mark = "chosen" if each["backend"] == chosen else ""
+            rows.add_row(escape(each["backend"]), f"{each['p50_ms']:.2f}", difference, mark)
+        rows.title = escape(f"measured on {choice['machine']}, tolerance {choice['tolerance']:.0e}")
+        out.print(rows)
+    if isinstance(difference := manifest.build.get("difference"), float):
+        out.print(f"largest relative difference to ONNX Runtime's function bodies: {difference:.1e}")
 
 
 def print_engine(manifest: Manifest) -> None:

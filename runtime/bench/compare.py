@@ -139,7 +139,11 @@ class _Worker(Closeable):
         )
         load: dict[str, Any] = {"kind": target.kind, "path": str(target.path), "options": target.options}
         load |= {"threads": threads, "shapes": list(shapes)}
-        self.loaded = self.ask(do="load", **load)
+        try:
+            self.loaded = self.ask(do="load", **load)
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, **request: Any) -> dict[str, Any]:
         process = self._process
@@ -175,6 +179,7 @@ def measure(
     threads: int | None = None,
     duration_s: float = 5.0,
     progress: Progress | None = None,
+    leave_out: bool = False,
 ) -> Report:
     """Measure targets side by side.
 
@@ -185,6 +190,7 @@ def measure(
         threads: threads of each target; ``None`` leaves its default.
         duration_s: seconds each target is timed for each batch size.
         progress: called with a few words as each step begins.
+        leave_out: leave targets out that do not load, with a remark.
 
     Raises:
         NaDeployError: a target does not load or run, or its process dies; it is named.
@@ -192,10 +198,16 @@ def measure(
     progress = progress or silent
     order = random.Random(0)
     workers: list[_Worker] = []
+    remarks: list[str] = []
     with contextlib.ExitStack() as stack:
         for target in targets:
             progress(f"loading {target.label}")
-            workers.append(stack.enter_context(_Worker(target, threads, shapes)))
+            try:
+                workers.append(stack.enter_context(_Worker(target, threads, shapes)))
+            except NaDeployError as error:
+                if not leave_out:
+                    raise
+                remarks.append(f"{target.label} is left out: {str(error).removeprefix(f'{target.label}: ')}")
         answers = stack.enter_context(_Answers(shapes))
         measurements = []
         startups: tuple[Startup, ...] = ()
@@ -219,7 +231,7 @@ def measure(
                 label = worker.target.label
                 row = _measurement(label, actual[label], times[label], worker.loaded["runs_on"])
                 measurements.append(replace(row, difference=answers.difference(worker, batch)))
-        return Report(tuple(measurements), startups, threads, machine(), tuple(answers.remarks))
+        return Report(tuple(measurements), startups, threads, machine(), (*remarks, *answers.remarks))
 
 
 class _Answers(Closeable):
