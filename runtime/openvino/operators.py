@@ -16,6 +16,7 @@ from openvino import opset13
 from openvino.frontend.onnx import ConversionExtension
 
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
+from na_deploy.errors import NaDeployError
 from na_deploy.runtime.openvino.library import (
     AXES,
     BFLOAT16,
@@ -24,11 +25,15 @@ from na_deploy.runtime.openvino.library import (
     CallKind,
     LibraryNode,
     OpenVinoLibrary,
+    Shape,
 )
 
 _DTYPES = {openvino.Type.f32: FLOAT32, openvino.Type.f16: FLOAT16, openvino.Type.bf16: BFLOAT16}
 _BIAS = {PACKED_OPERATOR: 1, SEPARATE_OPERATOR: 3}
 _DEFAULTS = {"dilation": 1, "stride": 1, "is_causal": 0}
+_HANDLES = {name: [type(name, (), {})()] * 100_000 for name in _BIAS}
+"""Objects that OpenVINO names operators by and keeps for them. It lets go of them without holding Python's lock, which
+must not be for the last time and may lose a count: so each has many references that stay."""
 _PASSING = 512
 """Nodes that exist for a moment, while OpenVINO infers shapes, of which so many are kept."""
 
@@ -36,8 +41,8 @@ _PASSING = 512
 class OperatorNodes:
     """The attention nodes of one model: makes OpenVINO read them, and keeps them while the model is in use.
 
-    OpenVINO can keep Python operators alive by itself, and then never lets go of them or of the model's weights. So it
-    is not asked to; :meth:`release` ends the nodes after the compiled model.
+    OpenVINO can keep Python operators alive by itself, and then never lets go of them or of the model's weights. So
+    they are kept here; :meth:`release` ends them after the compiled model.
 
     Args:
         core: an ``openvino.Core`` for this model alone.
@@ -46,11 +51,14 @@ class OperatorNodes:
     Attributes:
         library: the same.
         is_compiled: the model is compiled; to be set when it is.
+        failures: sentences of nodes that refused their inputs, the oldest first. An exception would end the process:
+            OpenVINO passes it on without holding Python's lock.
     """
 
     def __init__(self, core: Any, library: OpenVinoLibrary) -> None:
         self.library = library
         self.is_compiled = False
+        self.failures: deque[str] = deque(maxlen=_PASSING)
         self._lock = threading.Lock()
         self._lasting: list[Any] = []
         self._passing: deque[Any] = deque(maxlen=_PASSING)
@@ -64,18 +72,16 @@ class OperatorNodes:
         with self._lock:
             (self._passing if for_a_moment else self._lasting).append(operator)
 
-    def complete(self, model: Any, bfloat16: bool) -> int:
-        """Adapt the nodes of a model that was just read, and return how many there are.
+    def complete(self, model: Any, bfloat16: bool) -> None:
+        """Adapt the nodes of a model that was just read.
 
         Nodes whose lse nobody reads lose that output. With ``bfloat16`` attention reads and writes bfloat16, without
         conversions between it and the products around it; its bias stays float32.
         """
-        nodes = [node for node in model.get_ordered_ops() if isinstance(node, AttentionOperator)]
-        for node in nodes:
-            node.give_way(bfloat16)
-        if nodes:
-            model.validate_nodes_and_infer_types()
-        return len(nodes)
+        for node in model.get_ordered_ops():
+            if isinstance(node, AttentionOperator):
+                node.give_way(bfloat16)
+        model.validate_nodes_and_infer_types()
 
     def release(self) -> None:
         """Let go of all nodes. The compiled model must not run any more."""
@@ -121,8 +127,7 @@ class AttentionOperator(openvino.Op):  # type: ignore[misc]
         attributes: dict[str, Any] | None = None,
         node: LibraryNode | None = None,
     ) -> None:
-        # OpenVINO would keep the object that it is given alive for ever, and calls the operator by its class.
-        super().__init__(type(self.name, (), {})())
+        super().__init__(_HANDLES[self.name][0])
         unknown = {name: [0] for name in (*AXES, "given")} | {"scale": 0.0, "results": 1}
         self.attributes: dict[str, Any] = attributes or unknown
         self._node = node
@@ -156,23 +161,36 @@ class AttentionOperator(openvino.Op):  # type: ignore[misc]
 
     def validate_and_infer_types(self) -> None:
         """Set types and shapes of the outputs; sizes may still be free."""
+        try:
+            shapes = self._infer_shapes()
+        except NaDeployError as error:
+            self._fail(error)
+            shapes = [None, None]
+        for index in range(int(self.attributes["results"])):
+            element = openvino.Type.f32 if index else self.get_input_element_type(0)
+            sizes = shapes[index]
+            shape = openvino.PartialShape.dynamic() if sizes is None else openvino.PartialShape(list(sizes))
+            self.set_output_type(index, element, shape)
+
+    def _infer_shapes(self) -> list[Shape | None]:
+        """Return the sizes of output and lse, -1 for those not known yet; ``None`` where an input's rank is not."""
+        own = self.attributes
         if self._node is None:
-            own = self.attributes
             self._node = self.owner.library.make_node(self.name == PACKED_OPERATOR, own, own["scale"])
-        self._given = tuple(int(slot) for slot in self.attributes["given"])
+        self._given = tuple(int(slot) for slot in own["given"])
         if _BIAS[self.name] in self._given:
             self._bias = self._given.index(_BIAS[self.name])
             self._constant_bias = self.input_value(self._bias).get_node().get_type_name() == "Constant"
         shapes = [self.get_input_partial_shape(index) for index in range(self.get_input_size())]
-        ranks_known = all(shape.rank.is_static for shape in shapes)
-        kind = CallKind(self._given, tuple(_sizes(shape) for shape in shapes)) if ranks_known else None
-        for index, element in enumerate((self.get_input_element_type(0), openvino.Type.f32)):
-            if index == int(self.attributes["results"]):
-                break
-            shape = openvino.PartialShape.dynamic()
-            if kind is not None:
-                shape = openvino.PartialShape(list(self._node.output_sizes(kind, with_channels=index == 0)))
-            self.set_output_type(index, element, shape)
+        if not all(shape.rank.is_static for shape in shapes):
+            return [None, None]
+        kind = CallKind(self._given, tuple(_sizes(shape) for shape in shapes))
+        return [self._node.output_sizes(kind, with_channels) for with_channels in (True, False)]
+
+    def _fail(self, error: NaDeployError) -> None:
+        name = self.get_friendly_name()
+        node = "" if name.startswith(f"{self.name}_") else f" node {name!r}"  # OpenVINO's own, while the file is read
+        self.owner.failures.append(f"{self.name}{node}: {error}")
 
     def clone_with_new_inputs(self, new_inputs: Sequence[Any]) -> AttentionOperator:
         """Return a node like this one over other inputs."""
@@ -188,8 +206,17 @@ class AttentionOperator(openvino.Op):  # type: ignore[misc]
         return True
 
     def evaluate(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> bool:
-        """Compute one call."""
-        assert self._node is not None
+        """Compute one call; return whether that was possible."""
+        try:
+            self._evaluate(outputs, inputs)
+        except NaDeployError as error:
+            self._fail(error)
+            return False
+        return True
+
+    def _evaluate(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> None:
+        if self._node is None:  # the attributes were refused
+            raise NaDeployError("it has no valid attributes")
         arrays = [tensor.data for tensor in inputs]
         kind = CallKind(
             self._given,
@@ -203,7 +230,6 @@ class AttentionOperator(openvino.Op):  # type: ignore[misc]
                 tensor.shape = self._node.output_sizes(kind, with_channels=index == 0)
         output, *rest = [tensor.data.ctypes.data for tensor in outputs]
         self._node.run(kind, [array.ctypes.data for array in arrays], output, rest[0] if rest else None)
-        return True
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from na_deploy.attention.schema import DOMAIN, OPERATORS
 from na_deploy.errors import NaDeployError
 from na_deploy.model_file.flatten import flatten, foreign_operators, is_flat
 from na_deploy.runtime.native_libraries import openvino_library
-from na_deploy.runtime.openvino.library import OpenVinoLibrary
+from na_deploy.runtime.openvino.library import AXES, OpenVinoLibrary
 from na_deploy.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class Graph:
 
     model: Any
     nodes: OperatorNodes | None = None
+
+    def failure(self) -> str | None:
+        """Return a node's sentence about inputs or attributes that it refused, once; ``None`` where there is none."""
+        return self.nodes.failures.popleft() if self.nodes is not None and self.nodes.failures else None
 
     @property
     def library(self) -> Path | None:
@@ -61,6 +65,7 @@ def read_graph(core: Any, path: Path, model: onnx.ModelProto, options: SessionOp
         if _takes_operators(inlined):
             from na_deploy.runtime.openvino.operators import OperatorNodes
 
+            _check_attributes(path, inlined)
             nodes = OperatorNodes(core, library)
             graph = core.read_model(_serialized(path, inlined) if others else str(path))
             nodes.complete(graph, bfloat16)
@@ -93,6 +98,21 @@ def _takes_operators(model: onnx.ModelProto) -> bool:
     inside = {(node.domain, node.op_type) for graph in _inner_graphs(model.graph) for node in graph.node}
     ours = _attention()
     return bool(ours & at_top) and not ours & inside and ours.issuperset(foreign_operators(model.graph))
+
+
+def _check_attributes(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse attributes of another type than the operators', for which OpenVINO has no words."""
+    expected = dict.fromkeys(AXES, (onnx.AttributeProto.INTS, "a list of integers (INTS), one per spatial axis"))
+    expected["scale"] = (onnx.AttributeProto.FLOAT, "a number (FLOAT)")
+    for node in model.graph.node:
+        if (node.domain, node.op_type) not in _attention():
+            continue
+        for attribute in node.attribute:
+            kind, words = expected.get(attribute.name, (attribute.type, ""))
+            if attribute.type != kind:
+                raise NaDeployError(
+                    f"{path}: {node.op_type} node {node.name!r}: the attribute {attribute.name} must be {words}"
+                )
 
 
 def _inner_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

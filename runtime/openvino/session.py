@@ -13,11 +13,12 @@ from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any
 
+import numpy as np
 import onnx
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.graph import read_model, tensor_specs
-from na_deploy.model_file.tensors import Array
+from na_deploy.model_file.tensors import Array, TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.openvino.reading import Graph, read_graph
 from na_deploy.runtime.session import Session, SessionOptions
@@ -41,6 +42,9 @@ def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:
         settings["CACHE_DIR"] = str(options.cache)
     try:
         graph = read_graph(core, path, model, options, precision == "bf16")
+        failure = graph.failure()
+        if failure:
+            raise NaDeployError(f"OpenVINO {version(openvino)} refuses {path}: {failure}")
         compiled = core.compile_model(graph.model, "CPU", settings)
     except NaDeployError:
         raise
@@ -91,15 +95,34 @@ def reason(error: BaseException) -> str:
     return (telling or lines or [type(error).__name__])[0].rstrip(".")
 
 
+def _tensor(spec: TensorSpec, array: Array) -> Any:
+    """Return an input as OpenVINO takes it: NumPy's bfloat16 is a type that it does not know."""
+    if spec.dtype != "bfloat16":
+        return array
+    from openvino import Shape, Tensor, Type
+
+    return Tensor(np.ascontiguousarray(array).view(np.uint16), Shape(array.shape), Type.bf16)
+
+
+def _array(spec: TensorSpec, result: Any) -> Array:
+    if spec.dtype != "bfloat16":
+        array: Array = result
+        return array
+    import ml_dtypes
+
+    return np.asarray(result).view(ml_dtypes.bfloat16)
+
+
 class _Compiled:
     """A compiled model, its requests and its attention nodes, which end with the last call in progress."""
 
     def __init__(self, model: Any, graph: Graph) -> None:
         self.model = model
-        self._nodes = graph.nodes
+        self.graph = graph
         self._idle: LifoQueue[Any] = LifoQueue()
-        if self._nodes is not None:
-            self._nodes.is_compiled = True
+        graph.model = None  # what is compiled needs it no more
+        if graph.nodes is not None:
+            graph.nodes.is_compiled = True
 
     def take_request(self) -> Any:
         try:
@@ -112,8 +135,8 @@ class _Compiled:
 
     def __del__(self) -> None:
         del self._idle, self.model  # before the nodes that they run on
-        if self._nodes is not None:
-            self._nodes.release()
+        if self.graph.nodes is not None:
+            self.graph.nodes.release()
 
 
 class OpenVinoSession(Session):
@@ -148,13 +171,14 @@ class OpenVinoSession(Session):
             raise UsageError(f"the session of {self.path.name} is closed; load the model again")
         request = compiled.take_request()
         try:
-            results = request.infer([inputs[spec.name] for spec in self.inputs], share_inputs=True)
-            found = {name: results[self._places[name]] for name in outputs}
+            results = request.infer([_tensor(spec, inputs[spec.name]) for spec in self.inputs], share_inputs=True)
+            found = {name: _array(self.outputs[place], results[place]) for name, place in self._places.items()}
         except Exception as error:
-            raise NaDeployError(f"OpenVINO could not run {self.path.name}: {reason(error)}") from error
+            sentence = compiled.graph.failure() or reason(error)
+            raise NaDeployError(f"OpenVINO could not run {self.path.name}: {sentence}") from error
         finally:
             compiled.give_back(request)
-        return found
+        return {name: found[name] for name in outputs}
 
     def close(self) -> None:
         """Release the model once calls in progress have finished."""

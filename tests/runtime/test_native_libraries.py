@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ VARIABLE = native.ONNXRUNTIME_LIBRARY_VARIABLE
 @pytest.fixture
 def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder lib/ of an installation that has nothing compiled."""
+    import_module("na_deploy.cli.output")  # what commands import later must not be looked for in the new place
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(na_deploy, "__path__", [str(tmp_path / "elsewhere"), str(tmp_path)])
     (tmp_path / "lib").mkdir()
