@@ -25,6 +25,7 @@ from na_deploy.runtime.native_libraries import (
     tensorrt_library,
     why_missing,
 )
+from na_deploy.runtime.tensorrt.api import RTX, TENSORRT, load_module
 
 OPERATOR_LIBRARY = "operator library"
 OPENVINO_OPERATORS = "operator library for OpenVINO"
@@ -78,7 +79,7 @@ def examine() -> list[Component]:
         _package("natten", "comparison with NATTEN in tests and benchmarks", "pip install natten==0.21.7"),
         _gpu(),
         _gpu_kernels(),
-        _package("tensorrt", "TensorRT engines", "pip install tensorrt-cu13 (Linux with an NVIDIA GPU)"),
+        _package("tensorrt", "TensorRT engines", TENSORRT.install),
         _tensorrt_plugin(),
         _package("polygraphy", "building engines", "pip install 'na-deploy[tensorrt]'"),
         _tensorrt_rtx(),
@@ -215,8 +216,6 @@ def _tensorrt_plugin() -> Component:
 
 
 def _tensorrt_rtx() -> Component:
-    from na_deploy.runtime.tensorrt.api import RTX, load_module
-
     name, needed_for = "TensorRT-RTX", "building TensorRT-RTX engines, also without a GPU"
     try:
         module = load_module(RTX)

@@ -132,9 +132,14 @@ def _chosen(variable: str, name: str) -> Path | None:
     return Path(chosen)
 
 
+def package_folders() -> list[Path]:
+    """Return the folders of the installed package, each of which may hold compiled libraries in lib/."""
+    return [Path(folder) for folder in na_deploy.__path__]
+
+
 def _installed(name: str) -> Path | None:
-    for folder in na_deploy.__path__:
-        candidate = Path(folder) / "lib" / name
+    for folder in package_folders():
+        candidate = folder / "lib" / name
         if candidate.is_file():
             return candidate
     return None

@@ -20,11 +20,9 @@ from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.graph import read_model, tensor_specs
 from na_deploy.model_file.tensors import Array, TensorSpec
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.backend_names import PRECISIONS
 from na_deploy.runtime.openvino.reading import Graph, read_graph
 from na_deploy.runtime.session import Session, SessionOptions
-
-PRECISIONS = ("f32", "bf16")
-"""Arithmetic of products, convolutions and what lies between them. Inputs and outputs keep their types."""
 
 
 def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:

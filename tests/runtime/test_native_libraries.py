@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-import na_deploy
 from na_deploy.cli.main import run
 from na_deploy.errors import UsageError
 from na_deploy.runtime import native_libraries as native
@@ -22,9 +20,8 @@ VARIABLE = native.ONNXRUNTIME_LIBRARY_VARIABLE
 @pytest.fixture
 def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder lib/ of an installation that has nothing compiled."""
-    import_module("na_deploy.cli.output")  # what commands import later must not be looked for in the new place
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(na_deploy, "__path__", [str(tmp_path / "elsewhere"), str(tmp_path)])
+    monkeypatch.setattr(native, "package_folders", lambda: [tmp_path / "elsewhere", tmp_path])
     (tmp_path / "lib").mkdir()
     return tmp_path / "lib"
 
