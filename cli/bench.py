@@ -111,7 +111,7 @@ def choose_targets(
         UsageError: a file does not exist, is given twice, or ``torch`` lacks its checkpoint.
     """
     from na_deploy.runtime.bench.candidates import ALL, all_candidates, read_candidates
-    from na_deploy.runtime.bench.compare import Target
+    from na_deploy.runtime.bench.compare import BODIES, Target
 
     if precision is not None and (backends is None or ":" in backends or ALL in backends):
         raise UsageError("--precision goes with --backend openvino; several are written openvino:f32,openvino:bf16")
@@ -135,8 +135,7 @@ def choose_targets(
             for candidate in candidates:
                 targets.append(Target(f"{name}, {candidate}", "session", path, candidate.options | running, path))
         if "bodies" in compare_to:
-            options = {"backend": "onnxruntime", "custom_operators": False}
-            targets.append(Target(f"{name}, function bodies", "session", path, options, path))
+            targets.append(Target(f"{name}, function bodies", "session", path, BODIES, path))
     if "torch" in compare_to:
         if checkpoint is None:
             raise UsageError("--compare-to torch needs the model's checkpoint; give --checkpoint model.pth")

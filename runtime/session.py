@@ -302,9 +302,7 @@ def load(
         raise UsageError(f"tolerance is for backend {AUTO!r}, which measures; remove it")
     if backend == AUTO:
         if precision is not None:
-            raise UsageError(
-                f"backend {AUTO!r} chooses the precision within a tolerance; give tolerance, not precision"
-            )
+            raise UsageError(f"backend {AUTO!r} chooses the precision; give a tolerance for it instead")
         from na_deploy.runtime.bench.choice import chosen_backend
 
         backend, precision = chosen_backend(location, tolerance, threads)

@@ -32,6 +32,9 @@ from na_deploy.runtime.native_libraries import CPU_PROVIDER
 
 _GOODBYE_S = 5
 WORKER = "na_deploy.runtime.bench.worker"
+BODIES = {"backend": "onnxruntime", "custom_operators": False}
+"""Options of a target on a file's function bodies."""
+
 SLICE_S = 0.25
 """Seconds that a target runs before the next one's turn: long enough to be warm, short against changes of load."""
 SETTLE_S = 0.02
@@ -208,7 +211,7 @@ def measure(
                 if not leave_out:
                     raise
                 remarks.append(f"{target.label} is left out: {str(error).removeprefix(f'{target.label}: ')}")
-        answers = stack.enter_context(_Answers(shapes))
+        answers = stack.enter_context(_Answers(shapes, workers))
         measurements = []
         startups: tuple[Startup, ...] = ()
         for batch in batches:
@@ -241,10 +244,14 @@ class _Answers(Closeable):
         remarks: sentences on references that do not run.
     """
 
-    def __init__(self, shapes: Sequence[str]) -> None:
+    def __init__(self, shapes: Sequence[str], workers: Sequence[_Worker]) -> None:
         self.remarks: list[str] = []
         self._shapes = list(shapes)
-        self._references: dict[Path, _Worker | None] = {}
+        self._own: list[_Worker] = []
+        bodies = [each for each in workers if each.target.options == BODIES]
+        self._references: dict[Path, _Worker | None] = {
+            each.target.path: each for each in bodies if each.loaded["runs_on"].startswith("onnxruntime CPU")
+        }
         self._folder = tempfile.TemporaryDirectory(prefix="na-deploy-bench-")
 
     def difference(self, worker: _Worker, batch: int | None) -> float | None:
@@ -264,9 +271,10 @@ class _Answers(Closeable):
 
     def _reference(self, path: Path) -> _Worker | None:
         if path not in self._references:
-            options = {"backend": "onnxruntime", "custom_operators": False, "providers": [CPU_PROVIDER]}
+            options = BODIES | {"providers": [CPU_PROVIDER]}
             try:
-                self._references[path] = _Worker(Target(path.name, "session", path, options), None, self._shapes)
+                self._own.append(_Worker(Target(path.name, "session", path, options), None, self._shapes))
+                self._references[path] = self._own[-1]
             except NaDeployError as error:
                 self._references[path] = None
                 self.remarks.append(f"differences are not known: ONNX Runtime does not run the reference, {error}")
@@ -274,9 +282,8 @@ class _Answers(Closeable):
 
     def close(self) -> None:
         """End the references' processes."""
-        for worker in self._references.values():
-            if worker is not None:
-                worker.close()
+        for worker in self._own:
+            worker.close()
         self._folder.cleanup()
 
 

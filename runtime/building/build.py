@@ -30,7 +30,7 @@ from na_deploy.runtime.building.lint import lint
 from na_deploy.runtime.building.options import BuildOptions, BuildTask, Built
 from na_deploy.runtime.bundle.archive import check_target, read_manifest, write_bundle
 from na_deploy.runtime.bundle.manifest import Manifest, Member, Profile
-from na_deploy.runtime.native_libraries import onnxruntime_library, tensorrt_library
+from na_deploy.runtime.native_libraries import onnxruntime_library, openvino_library, tensorrt_library
 
 if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.progress import Phases
@@ -201,7 +201,8 @@ _BUILDERS: dict[str, str] = {
 
 
 def _check_nodes(model: Path, options: BuildOptions) -> None:
-    library = {"onnxruntime": onnxruntime_library, "tensorrt": tensorrt_library}.get(options.backend)
+    libraries = {"onnxruntime": onnxruntime_library, "openvino": openvino_library, "tensorrt": tensorrt_library}
+    library = libraries.get(options.backend)
     plugins = library is not None and library() is not None
     refused = lint(model, options.backend, plugins)
     if refused:

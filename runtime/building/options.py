@@ -109,7 +109,7 @@ class BuildOptions:
             raise UsageError(f"plugins are {' or '.join(PLUGINS)}, got {self.plugins!r}")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise UsageError(f"precision must be {' or '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.plugins == "embed" and self.backend in ("tensorrt-rtx", "openvino"):
+        if self.plugins == "embed" and self.backend == "tensorrt-rtx":
             raise UsageError(f"{self.backend} takes no operator library, so none can be embedded")
         if self.workspace is not None and self.workspace < 1:
             raise UsageError(f"workspace must be at least one byte, got {self.workspace}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from na_deploy.errors import NaDeployError
 from na_deploy.model_file.differences import worst_difference
 from na_deploy.model_file.example_inputs import example_inputs, example_shapes
 from na_deploy.runtime.building.options import BuildTask, Built
+from na_deploy.runtime.native_libraries import OPENVINO_LIBRARY, why_missing
 from na_deploy.runtime.openvino import compiled
-from na_deploy.runtime.openvino.session import OpenVinoSession, import_openvino, version
-from na_deploy.runtime.session import load
+from na_deploy.runtime.openvino.session import import_openvino, open_session, version
+from na_deploy.runtime.session import SessionOptions, load
 
 
 def build_files(task: BuildTask) -> Built:
@@ -23,14 +26,18 @@ def build_files(task: BuildTask) -> Built:
     usual = {name: profile.optimum for name, profile in task.profiles.items()}
     task.progress("compiling with OpenVINO")
     figures: dict[str, object] = {"openvino": version(openvino)}
-    files = {}
+    files: dict[str, tuple[str, Path]] = {}
     requires = {"openvino": f">={compiled.OLDEST}"}
-    with load(task.model, "openvino", precision=precision, threads=task.options.threads) as session:
-        assert isinstance(session, OpenVinoSession)
+    options = SessionOptions(precision=precision, threads=task.options.threads, library=task.options.library)
+    with open_session(task.model, options) as session:
         feeds = example_inputs(session.inputs, example_shapes(session.inputs, session.metadata, usual=usual))
         task.progress("running the model once")
         found = session.run(feeds)
         attention = session.attention
+        if task.options.plugins == "embed":
+            if session.library is None:
+                raise NaDeployError(f"there is no operator library to embed: it is {why_missing(OPENVINO_LIBRARY)}")
+            files[f"lib/{session.library.name}"] = ("library", session.library)
         if session.library is None:
             blob = task.scratch / compiled.NAME
             blob.write_bytes(session.compiled_bytes())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any
@@ -21,6 +22,8 @@ from na_deploy.model_file.graph import read_model, tensor_specs
 from na_deploy.model_file.tensors import Array, TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.backend_names import PRECISIONS
+from na_deploy.runtime.bundle.manifest import Manifest
+from na_deploy.runtime.openvino.compiled import import_compiled
 from na_deploy.runtime.openvino.reading import Graph, read_graph
 from na_deploy.runtime.session import Session, SessionOptions
 
@@ -30,7 +33,6 @@ def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:
     openvino = import_openvino()
     core = openvino.Core()
     precision = check_precision(options.precision or "f32", core)
-    model = read_model(path)
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
@@ -38,6 +40,11 @@ def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:
         settings["NUM_STREAMS"] = options.streams
     if options.cache is not None:
         settings["CACHE_DIR"] = str(options.cache)
+    if options.compiled is not None and options.manifest is not None:
+        found = import_compiled(openvino, core, options.compiled, options.manifest, precision, settings)
+        if found is not None:
+            return OpenVinoSession(path, _described(options.manifest), _Compiled(found, Graph(None)), None)
+    model = read_model(path)
     try:
         graph = read_graph(core, path, model, options, precision == "bf16")
         failure = graph.failure()
@@ -48,7 +55,26 @@ def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:
         raise
     except Exception as error:
         raise NaDeployError(f"OpenVINO {version(openvino)} refuses {path}: {reason(error)}") from error
-    return OpenVinoSession(path, model, _Compiled(compiled, graph), graph.library)
+    return OpenVinoSession(path, _described(model), _Compiled(compiled, graph), graph.library)
+
+
+@dataclass(frozen=True)
+class _Description:
+    """Inputs, outputs and metadata of a model."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: ModelMetadata | None
+
+
+def _described(source: onnx.ModelProto | Manifest) -> _Description:
+    if isinstance(source, Manifest):
+        return _Description(source.inputs, source.outputs, ModelMetadata.from_props(source.metadata))
+    weights = frozenset(tensor.name for tensor in source.graph.initializer)
+    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in source.metadata_props})
+    return _Description(
+        tensor_specs(list(source.graph.input), skip=weights), tensor_specs(list(source.graph.output)), metadata
+    )
 
 
 def import_openvino() -> Any:
@@ -147,13 +173,10 @@ class OpenVinoSession(Session):
 
     backend = "openvino"
 
-    def __init__(self, path: Path, model: onnx.ModelProto, compiled: _Compiled, library: Path | None) -> None:
+    def __init__(self, path: Path, described: _Description, compiled: _Compiled, library: Path | None) -> None:
         self.path = path
         self.library = library
-        weights = frozenset(tensor.name for tensor in model.graph.initializer)
-        self.inputs = tensor_specs(list(model.graph.input), skip=weights)
-        self.outputs = tensor_specs(list(model.graph.output))
-        self.metadata = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
+        self.inputs, self.outputs, self.metadata = described.inputs, described.outputs, described.metadata
         chosen = compiled.model.get_property("INFERENCE_PRECISION_HINT")
         self.precision = "bf16" if "bfloat16" in str(chosen) or "bf16" in str(chosen) else "f32"
         self.streams = int(compiled.model.get_property("NUM_STREAMS"))
@@ -177,6 +200,18 @@ class OpenVinoSession(Session):
         finally:
             compiled.give_back(request)
         return {name: found[name] for name in outputs}
+
+    def compiled_bytes(self) -> bytes:
+        """Return the compiled model, which OpenVINO of the same version loads on a like processor.
+
+        Raises:
+            NaDeployError: attention runs in the operator library, whose nodes OpenVINO cannot write.
+        """
+        compiled = self._compiled
+        if compiled is None or self.library is not None:
+            raise NaDeployError(f"{self.path.name} runs in the operator library, so OpenVINO cannot write it compiled")
+        exported = compiled.model.export_model()
+        return exported.getvalue() if hasattr(exported, "getvalue") else bytes(exported)
 
     def close(self) -> None:
         """Release the model once calls in progress have finished."""
