@@ -23,6 +23,7 @@ from na_deploy.cli.main import run
         ["run", "nothing.onnx", "x.jpg"],
         ["inspect", "nothing.onnx"],
         ["bench", "nothing.onnx"],
+        ["eval", "nothing.onnx", "--images", "folder"],
         ["verify", "nothing.pth", "nothing.onnx"],
         ["build", "nothing.onnx", "-o", "x.bundle"],
         ["package", "nothing.onnx", "-o", "repository"],
