@@ -1,12 +1,60 @@
-"""Reading option values that more than one command takes."""
+"""Options that more than one command takes, in the same words everywhere, and reading their values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from na_deploy.errors import UsageError
+from na_deploy.runtime.backend_names import PRECISIONS, SESSION_BACKENDS
+
+AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
+
+RUNNING = ("backend", "precision", "device", "threads")
+"""Parameters of :func:`running_options`, for headings in a command's help."""
+
+
+def running_options(*, with_torch: bool = True) -> Callable[[AnyCommand], AnyCommand]:
+    """Add the options of every command that runs a model: ``--backend``, ``--precision``, ``--device``, ``--threads``.
+
+    Args:
+        with_torch: also offer PyTorch, which runs checkpoints.
+    """
+    backends = [name for name in SESSION_BACKENDS if with_torch or name != "torch"]
+    options = (
+        click.option("--backend", type=click.Choice(backends), help="Runtime to use; by default the model's own."),
+        precision_option(),
+        device_option(),
+        threads_option(),
+    )
+
+    def add(command: AnyCommand) -> AnyCommand:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def precision_option() -> Callable[[AnyCommand], AnyCommand]:
+    """Return ``--precision``."""
+    return click.option(
+        "--precision", type=click.Choice(PRECISIONS), help="Arithmetic of OpenVINO: f32 by default, bf16 on request."
+    )
+
+
+def device_option() -> Callable[[AnyCommand], AnyCommand]:
+    """Return ``--device``."""
+    return click.option("--device", type=click.IntRange(min=0), help="Number of the GPU to run on.")
+
+
+def threads_option() -> Callable[[AnyCommand], AnyCommand]:
+    """Return ``--threads``."""
+    return click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads per operator; the runtime decides by default."
+    )
 
 
 class GroupedCommand(click.Command):

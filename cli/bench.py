@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from na_deploy.cli.arguments import device_option, precision_option, threads_option
 from na_deploy.cli.output import check_plot, console, print_json, table
 from na_deploy.cli.progress import progress_line
 from na_deploy.errors import UsageError
@@ -25,7 +27,16 @@ if TYPE_CHECKING:
     metavar="1x3x224x224",
     help="Input size, or name=size.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of each target; its own default otherwise.")
+@click.option(
+    "--backend",
+    "--backends",
+    "backends",
+    metavar="all",
+    help="Runtimes to compare, as onnxruntime,openvino:f32,openvino:bf16, or all there are; by default each model's.",
+)
+@precision_option()
+@device_option()
+@threads_option()
 @click.option("--duration", default=5.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds per row.")
 @click.option(
     "--compare-to",
@@ -41,6 +52,9 @@ def command(
     targets: tuple[Path, ...],
     batch: str | None,
     inputs: tuple[str, ...],
+    backends: str | None,
+    precision: str | None,
+    device: int | None,
     threads: int | None,
     duration: float,
     compare_to: tuple[str, ...],
@@ -49,14 +63,19 @@ def command(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure MODELs (.onnx files and bundles) in one run: latency, throughput, memory, cold start.
+    """Measure MODELs (.onnx files and bundles) in one run: latency, throughput, memory, cold start, difference.
 
     Each lives in a process of its own; they take turns of a quarter of a second in changing order, so that whatever
-    else the machine does hits all alike. Compare rows of one run, not of two.
+    else the machine does hits all alike. Compare rows of one run, not of two. The difference is the largest relative
+    one of an output to ONNX Runtime on the file's function bodies.
     """
     from na_deploy.runtime.bench.compare import measure
 
-    chosen = choose_targets(targets, compare_to, checkpoint, arch)
+    chosen, left_out = choose_targets(
+        targets, compare_to, checkpoint, arch, backends=backends, precision=precision, device=device
+    )
+    for sentence in left_out:
+        click.echo(f"note: {sentence}", err=True)
     check_plot(plot, *targets, checkpoint)
     with progress_line("starting") as progress:
         report = measure(
@@ -77,34 +96,58 @@ def command(
 
 
 def choose_targets(
-    paths: tuple[Path, ...], compare_to: tuple[str, ...], checkpoint: Path | None, arch: str | None
-) -> list[Target]:
-    """Return what to measure, each with a label of its own.
+    paths: tuple[Path, ...],
+    compare_to: tuple[str, ...],
+    checkpoint: Path | None,
+    arch: str | None,
+    *,
+    backends: str | None = None,
+    precision: str | None = None,
+    device: int | None = None,
+) -> tuple[list[Target], list[str]]:
+    """Return what to measure, each with a label of its own, and sentences on backends that are left out.
 
     Raises:
         UsageError: a file does not exist, is given twice, or ``torch`` lacks its checkpoint.
     """
+    from na_deploy.runtime.bench.candidates import ALL, all_candidates, read_candidates
     from na_deploy.runtime.bench.compare import Target
 
-    targets = []
+    if precision is not None and (backends is None or ":" in backends or ALL in backends):
+        raise UsageError("--precision goes with --backend openvino; several are written openvino:f32,openvino:bf16")
+    running: dict[str, Any] = {} if device is None else {"device": device}
+    targets: list[Target] = []
+    left_out: list[str] = []
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path} does not exist; give .onnx files or bundles")
         if paths.count(path) > 1:
             raise UsageError(f"{path} is given twice; give each target once")
         name = path.name if sum(other.name == path.name for other in paths) == 1 else str(path)
-        targets.append(Target(name, "session", path, {}))
+        if backends is None:
+            targets.append(Target(name, "session", path, running, path))
+        else:
+            if backends == ALL:
+                candidates, left_out = all_candidates(path)
+            else:
+                text = backends if precision is None else backends.replace("openvino", f"openvino:{precision}")
+                candidates = read_candidates(text)
+            for candidate in candidates:
+                targets.append(Target(f"{name}, {candidate}", "session", path, candidate.options | running, path))
         if "bodies" in compare_to:
-            targets.append(Target(f"{name}, function bodies", "session", path, {"custom_operators": False}))
+            options = {"backend": "onnxruntime", "custom_operators": False}
+            targets.append(Target(f"{name}, function bodies", "session", path, options, path))
     if "torch" in compare_to:
         if checkpoint is None:
             raise UsageError("--compare-to torch needs the model's checkpoint; give --checkpoint model.pth")
         if not checkpoint.exists():
             raise UsageError(f"{checkpoint} does not exist; give the checkpoint that the model was exported from")
         targets.append(Target(f"{checkpoint.name}, PyTorch", "torch", checkpoint, {"arch": arch} if arch else {}))
+        if len(paths) == 1:
+            targets[-1] = replace(targets[-1], reference=paths[0])
     elif checkpoint is not None or arch is not None:
         raise UsageError("--checkpoint and --arch are for --compare-to torch")
-    return targets
+    return targets, left_out
 
 
 def parse_batches(text: str | None) -> list[int | None]:
@@ -134,7 +177,7 @@ def _print(report: Report) -> None:
     from na_deploy.model_file.example_inputs import shapes_text
 
     out = console()
-    numbers = ("batch", "p50 ms", "p90 ms", "p99 ms", "items/s", "calls", "times the first")
+    numbers = ("batch", "p50 ms", "p90 ms", "p99 ms", "items/s", "calls", "times the first", "difference")
     listing = table("target", "input", *numbers, "runs on", right=numbers)
     first = {m.batch: m.p50_ms for m in reversed(report.measurements)}
     for m in report.measurements:
@@ -146,6 +189,7 @@ def _print(report: Report) -> None:
             f"{m.items_per_s:.1f}",
             str(m.calls),
             f"{m.p50_ms / first[m.batch]:.2f}",
+            "–" if m.difference is None else f"{m.difference:.1e}",
             escape(m.runs_on),
         )
     out.print(listing)
@@ -156,3 +200,5 @@ def _print(report: Report) -> None:
     out.print(startup)
     threads = "each target's own threads" if report.threads is None else f"{report.threads} threads each"
     out.print(escape(f"{report.machine}; {threads}"))
+    for remark in report.remarks:
+        out.print(escape(f"note: {remark}"))

@@ -13,6 +13,7 @@ from na_deploy.cli.bundles import manifest_as_dict, print_engine, print_manifest
 from na_deploy.cli.output import console, print_json, size_text
 from na_deploy.cli.progress import build_progress
 from na_deploy.errors import UsageError
+from na_deploy.runtime.backend_names import BUNDLE_BACKENDS, PLUGINS
 
 if TYPE_CHECKING:
     from na_deploy.runtime.building.build import BuildSummary
@@ -25,8 +26,8 @@ _LOG_SHOWN = 10
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder, or a .zip archive.")
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
-    default="onnxruntime",
+    type=click.Choice(BUNDLE_BACKENDS),
+    default=BUNDLE_BACKENDS[0],
     show_default=True,
     help="What will run it.",
 )
@@ -34,8 +35,8 @@ _LOG_SHOWN = 10
 @click.option("--size", metavar="224:256:384", help="The same for height and width (224 or 224x256), where free.")
 @click.option(
     "--plugins",
-    type=click.Choice(["beside", "embed"]),
-    default="beside",
+    type=click.Choice(PLUGINS),
+    default=PLUGINS[0],
     show_default=True,
     help="Use the installed operator library, or put it into the bundle.",
 )

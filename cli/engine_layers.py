@@ -15,16 +15,14 @@ if TYPE_CHECKING:
 _NAME_SHOWN = 80
 
 
-def read_engine_layers(
-    path: Path, bundle: Bundle | None, times: bool, size: tuple[int, ...] | None
-) -> list[EngineLayer]:
+def read_engine_layers(path: Path, bundle: Bundle | None, times: bool, sizes: tuple[str, ...]) -> list[EngineLayer]:
     """Return the layers of a bundle's engine, with ``times`` measured on the GPU.
 
     Raises:
         UsageError: it is no bundle with an engine.
         NaDeployError: the bundle does not describe the layers, or the engine does not run here.
     """
-    from na_deploy.runtime.session import ENGINE_BACKENDS
+    from na_deploy.runtime.backend_names import ENGINE_BACKENDS
     from na_deploy.runtime.tensorrt.layers import read_layers
 
     if bundle is None or bundle.manifest.backend not in ENGINE_BACKENDS:
@@ -36,17 +34,15 @@ def read_engine_layers(
             )
         return read_layers(bundle.file("report"))
 
-    from na_deploy.model_file.tensors import random_input
+    from na_deploy.model_file.example_inputs import example_inputs, example_shapes, parse_inputs
     from na_deploy.runtime.tensorrt.profiling import profile_layers
     from na_deploy.runtime.tensorrt.session import open_bundle_engine
 
-    profiles = bundle.manifest.profiles
+    usual = {name: profile.optimum for name, profile in bundle.manifest.profiles.items()}
     with open_bundle_engine(bundle) as session:
-        feeds = {}
-        for spec in session.inputs:
-            usual = profiles[spec.name].optimum if spec.name in profiles else None
-            feeds[spec.name] = random_input(spec, size if size is not None else usual)
-        return profile_layers(session, feeds)
+        given = parse_inputs(sizes, [spec.name for spec in session.inputs])
+        shapes = example_shapes(session.inputs, session.metadata, given, usual=usual)
+        return profile_layers(session, example_inputs(session.inputs, shapes))
 
 
 def print_engine_layers(layers: list[EngineLayer]) -> None:

@@ -11,6 +11,8 @@ from na_deploy.cli.export_module import export_factory, names_a_factory
 from na_deploy.cli.output import console, print_json, size_text, table
 from na_deploy.cli.progress import progress_line
 from na_deploy.errors import UsageError
+from na_deploy.exporter.options import DTYPES, PARTS
+from na_deploy.models.metadata import SEGMENT_TASKS
 
 if TYPE_CHECKING:
     from na_deploy.exporter import ExportReport
@@ -19,19 +21,27 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="ONNX file; by default CHECKPOINT's name.")
-@click.option("--arch", help="Architecture (see `na-deploy models`), where the weights alone do not settle it.")
-@click.option("--dilations", help="Dilations: a preset of `na-deploy models --dilations`, or text as 1,8,1/1,4,1,4/…")
-@click.option("--out-indices", help="Levels whose feature maps a backbone returns, as 0,1,2,3.")
+@click.option(
+    "--arch",
+    metavar="dinat_tiny",
+    help="Architecture (see `na-deploy models`), where the weights alone do not settle it.",
+)
+@click.option(
+    "--dilations",
+    metavar="coco",
+    help="Dilations: a preset of `na-deploy models --dilations`, or text as 1,8,1/1,4,1,4/…",
+)
+@click.option("--out-indices", metavar="0,1,2,3", help="Levels whose feature maps a backbone returns.")
 @click.option(
     "--part",
-    type=click.Choice(["whole", "backbone"]),
-    default="whole",
+    type=click.Choice(PARTS),
+    default=PARTS[0],
     show_default=True,
     help="All of a segmenter, or the feature maps of its backbone.",
 )
 @click.option(
     "--task",
-    type=click.Choice(["semantic", "instance", "panoptic"]),
+    type=click.Choice(SEGMENT_TASKS),
     help="What OneFormer is asked, and how the answers of a segmenter are read.",
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory.")
@@ -39,37 +49,43 @@ if TYPE_CHECKING:
     "--input",
     "inputs",
     multiple=True,
-    help="Example input, as 1x3x224x224; for package.module:factory name=1x3x256x256:fp16, one for each argument.",
+    metavar="1x3x224x224",
+    help="Example input; for package.module:factory name=1x3x256x256:fp16, one for each argument.",
 )
 @click.option(
     "--dynamic",
     multiple=True,
+    metavar="batch,spatial",
     help="Leave 'batch', 'spatial' (height and width) or both free; for package.module:factory name=0:batch,2:height.",
 )
 @click.option(
     "--natten",
+    metavar="0.17",
     help="Interface that package.module:factory needs where natten is not installed: 0.14, 0.15, 0.17 or 0.21.",
 )
 @click.option(
     "--set-window",
     "windows",
     multiple=True,
+    metavar="layer=…,kernel=…",
     help="Turn full attention of package.module:factory into a window: "
     "layer=blocks.*.attn,grid=16x64x64,kernel=8x16x16,stride=1x4x8,text=first.",
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    default="fp32",
+    type=click.Choice(DTYPES),
+    default=DTYPES[0],
     show_default=True,
     help="Type of the arithmetic; inputs and outputs stay fp32.",
 )
-@click.option("--opset", type=int, help="ONNX operator set, 20 to 23; 22 by default.")
+@click.option("--opset", type=int, metavar="22", help="ONNX operator set, 20 to 23; 22 by default.")
 @click.option("--external-data", is_flag=True, help="Write weights beside the model (always done above 2 GB).")
 @click.option(
     "--flat", is_flag=True, help="Standard operators only, for runtimes that know no ONNX functions (docs/runtimes.md)."
 )
-@click.option("--tolerance", type=float, help="Largest accepted relative difference to PyTorch float32.")
+@click.option(
+    "--tolerance", type=float, metavar="1e-4", help="Largest accepted relative difference to PyTorch float32."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     checkpoint: Path,

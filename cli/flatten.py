@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,7 @@ def command(model: Path, output: Path | None, inputs: tuple[str, ...], as_json: 
 
 def _compare(model: Path, flat: Path, inputs: tuple[str, ...]) -> tuple[float, float]:
     """Return the largest relative difference of all outputs, and the accepted one."""
-    import numpy as np
-
+    from na_deploy.model_file.differences import worst_difference
     from na_deploy.model_file.example_inputs import example_inputs, example_shapes, parse_inputs
     from na_deploy.runtime.session import load
 
@@ -73,10 +71,4 @@ def _compare(model: Path, flat: Path, inputs: tuple[str, ...]) -> tuple[float, f
         feeds = example_inputs(one.inputs, example_shapes(one.inputs, one.metadata, given))
         expected, found = one.run(feeds), other.run(feeds)
         precision = {"fp16": "float16", "bf16": "bfloat16"}.get(one.metadata.dtype if one.metadata else "", "")
-    worst = 0.0
-    for name, array in expected.items():
-        scale = float(np.abs(array.astype(np.float64)).max(initial=0.0)) or 1.0
-        gap = np.abs(array.astype(np.float64) - found[name].astype(np.float64))
-        share = float(gap.max(initial=0.0)) / scale
-        worst = max(worst, share if math.isfinite(share) else math.inf)  # max() alone would pass over NaN
-    return worst, TOLERANCES.get(precision, 1e-5)
+    return worst_difference(found, expected).relative, TOLERANCES.get(precision, 1e-5)

@@ -11,7 +11,6 @@ import click
 from na_deploy.cli.bundles import manifest_as_dict, opened_bundle, print_engine, print_manifest
 from na_deploy.cli.engine_layers import print_engine_layers, read_engine_layers
 from na_deploy.cli.output import check_plot, console, print_json, size_text, table
-from na_deploy.model_file.example_inputs import parse_shape
 from na_deploy.models.metadata import HEADS
 
 if TYPE_CHECKING:
@@ -26,7 +25,9 @@ WIDE = 108
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--input", "input_size", metavar="1x3x224x224", help="Input size, for a model with dynamic axes.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="1x3x224x224", help="Input size where some are free, or name=size."
+)
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
@@ -38,7 +39,7 @@ WIDE = 108
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: Path,
-    input_size: str | None,
+    inputs: tuple[str, ...],
     plot: Path | None,
     engine_layers: bool,
     times: bool,
@@ -53,11 +54,10 @@ def command(
     from na_deploy.model_file.inspection import group_layers, inspect_model
 
     check_plot(plot, model)
-    size = parse_shape(input_size) if input_size else None
     with opened_bundle(model) as (file, bundle):
-        summary = inspect_model(file, size)
+        summary = inspect_model(file, inputs)
         manifest = None if bundle is None else bundle.manifest
-        engine = read_engine_layers(model, bundle, times, size) if engine_layers or times else None
+        engine = read_engine_layers(model, bundle, times, inputs) if engine_layers or times else None
     if as_json:
         content = as_dict(summary) | ({} if manifest is None else {"bundle": manifest_as_dict(manifest)})
         if engine is not None:

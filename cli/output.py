@@ -40,11 +40,15 @@ def console() -> Console:
 
 
 def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
-    """Return an empty table; columns in ``right`` are aligned right. The first column is never cut."""
-    from rich import box
-    from rich.table import Table
+    """Return an empty table; columns in ``right`` are aligned right. The first column is never cut.
 
-    result = Table(
+    On a screen too narrow for its words the rows become blocks of "column  value" lines.
+    """
+    from rich import box
+
+    from na_deploy.cli.narrow_table import StackingTable
+
+    result = StackingTable(
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
         title=title,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.arguments import grouped
-from na_deploy.cli.build import parse_sizes
+from na_deploy.cli.arguments import grouped, threads_option
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
+from na_deploy.deployment.options import DEVICES, TRITON_BACKENDS
 from na_deploy.errors import NaDeployError, UsageError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
         {
             "Repository": ("output", "target", "checked", "mount", "cluster"),
             "Model": ("backend", "name", "version", "serve_versions", "labels", "preprocess", "operators"),
-            "Batches and queue": ("max_batch", "preferred", "batch_delay_us", "queue", "timeout_ms", "cache"),
-            "Running": ("instances", "device", "gpus", "threads", "warm_up", "size", "cuda_graphs"),
+            "Batches and queue": ("max_batch", "preferred", "batch_delay_ms", "queue", "timeout_ms", "cache"),
+            "Running": ("instances", "device", "gpus", "threads", "warm_up", "inputs", "cuda_graphs"),
         }
     )
 )
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
     "--target", type=click.Choice(["triton"]), default="triton", show_default=True, help="What will serve it."
 )
 @click.option("--check", "checked", type=click.Path(path_type=Path), metavar="REPOSITORY", help="Check a repository.")
-@click.option(
-    "--backend", type=click.Choice(["onnxruntime", "tensorrt", "python"]), help="Triton's; by default what fits."
-)
+@click.option("--backend", type=click.Choice(TRITON_BACKENDS), help="Triton's; by default what fits.")
 @click.option("--name", help="The model's name; by default the file's.")
 @click.option("--version", type=int, help="Number of the new version; by default the next.")
 @click.option("--serve-versions", metavar="latest:1", help="Versions that are served: latest:N, all, or 1,3.")
 @click.option("--max-batch", type=int, help="Largest batch; by default the engine's, or 8.")
 @click.option("--preferred", metavar="4,8", help="Batch sizes to prefer.")
-@click.option("--batch-delay-us", type=int, default=0, show_default=True, help="Wait so long for a batch to fill.")
+@click.option("--batch-delay-ms", type=float, default=0.0, show_default=True, help="Wait so long for a batch to fill.")
 @click.option("--queue", type=int, default=0, show_default=True, help="Requests that may wait; 0: any number.")
 @click.option("--timeout-ms", type=float, default=0.0, show_default=True, help="Refuse what waits longer; 0: never.")
 @click.option("--instances", type=int, default=1, show_default=True, help="Copies of the model, on each GPU.")
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), help="By default gpu for tensorrt, else cpu.")
+@click.option("--device", type=click.Choice(DEVICES), help="By default gpu for tensorrt, else cpu.")
 @click.option("--gpus", metavar="0,1", help="Numbers of the GPUs; by default all.")
-@click.option("--threads", type=int, help="Threads inside one operator.")
+@threads_option()
 @click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="Run the model before it is ready.")
-@click.option("--size", metavar="224x224", help="Height and width for warm-up, where free.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="1x3x224x224", help="Input size for warm-up, where free, or name=size."
+)
 @click.option("--cuda-graphs", is_flag=True, help="Capture CUDA graphs (tensorrt).")
 @click.option("--cache", is_flag=True, help="Answer repeated requests from Triton's response cache.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names; by default the model's.")
@@ -83,7 +83,7 @@ def command(models: tuple[Path, ...], output: Path | None, checked: Path | None,
         version=given["version"],
         max_batch=given["max_batch"],
         preferred=_numbers(given["preferred"], "--preferred"),
-        delay_us=given["batch_delay_us"],
+        delay_ms=given["batch_delay_ms"],
         queue=given["queue"],
         timeout_ms=given["timeout_ms"],
         instances=given["instances"],
@@ -98,7 +98,7 @@ def command(models: tuple[Path, ...], output: Path | None, checked: Path | None,
         preprocess=given["preprocess"],
         operators=given["operators"],
         mount=given["mount"],
-        sizes=None if given["size"] is None else parse_sizes(given["size"])[1],
+        shapes=given["inputs"],
     )
     with progress_line("reading the models") as progress:
         written = package(models, output, options, progress)

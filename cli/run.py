@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from na_deploy.cli.arguments import running_options
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.errors import UsageError
 from na_deploy.files import check_output
@@ -32,13 +33,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write a picture of the segments (.png, .jpg, or a folder for several), or the raw outputs (.npy, .npz).",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads per operator; the runtime decides by default.")
-@click.option(
-    "--backend",
-    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx", "openvino", "torch"]),
-    help="Runtime to use; by default the model's own.",
-)
-@click.option("--device", type=click.IntRange(min=0), help="Number of the GPU to run on.")
+@running_options()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: Path,
@@ -48,9 +43,10 @@ def command(
     threshold: float | None,
     task: str | None,
     output: Path | None,
-    threads: int | None,
     backend: str | None,
+    precision: str | None,
     device: int | None,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Run MODEL on INPUTS: images, or one .npy array that is passed as it is.
@@ -73,7 +69,7 @@ def command(
             "segments"
         )
     started = perf_counter()
-    with load(model, backend, threads=threads, device=device) as session:
+    with load(model, backend, precision=precision, threads=threads, device=device) as session:
         if segments_asked(session, inputs, output):
             loaded = perf_counter()
             run_segmenter(session, inputs, labels, threshold, task, output, loaded - started, as_json=as_json)

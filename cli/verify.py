@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from na_deploy.cli.arguments import running_options
 from na_deploy.cli.bundles import opened_bundle
 from na_deploy.cli.export_module import names_a_factory
 from na_deploy.cli.output import console, print_json, table
@@ -18,17 +19,16 @@ from na_deploy.optional_dependencies import export_libraries
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from na_deploy.cli.verify_bundle import BundleReport
-    from na_deploy.exporter.verify import Difference
+    from na_deploy.cli.verify_session import SessionReport
     from na_deploy.exporter.verify_checkpoint import VerificationReport
-    from na_deploy.runtime.bundle import Bundle
+    from na_deploy.model_file.differences import Difference
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--arch", help="Architecture; by default what MODEL's metadata says.")
-@click.option("--dilations", help="Dilations; by default what MODEL's metadata says.")
+@click.option("--arch", metavar="dinat_tiny", help="Architecture; by default what MODEL's metadata says.")
+@click.option("--dilations", metavar="coco", help="Dilations; by default what MODEL's metadata says.")
 @click.option(
     "--input",
     "inputs",
@@ -45,7 +45,13 @@ if TYPE_CHECKING:
     metavar="layer=…,kernel=…",
     help="Windows that package.module:factory was exported with.",
 )
-@click.option("--tolerance", type=float, help="Largest accepted relative difference; by default that of MODEL's dtype.")
+@click.option(
+    "--tolerance",
+    type=float,
+    metavar="1e-4",
+    help="Largest accepted relative difference; by default that of MODEL's dtype.",
+)
+@running_options(with_torch=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     checkpoint: Path,
@@ -58,19 +64,23 @@ def command(
     windows: tuple[str, ...],
     tolerance: float | None,
     as_json: bool,
+    **running: Any,
 ) -> None:
     """Compare MODEL, an exported ONNX file or a bundle, with CHECKPOINT run in PyTorch float32.
 
     Written package.module:factory, CHECKPOINT is a function that returns the module MODEL was exported from; this
     imports and runs that Python.
 
-    Every output and every neighborhood attention layer is compared on a random image. A bundle is also run as it was
-    built, with its engine or library; where that differs, its attention layers are compared one by one. The exit code
-    is 1 above the tolerance.
+    Every output and every neighborhood attention layer is compared on a random image, in ONNX Runtime. A bundle is also
+    run as it was built, with its engine or library, and with --backend, --precision, --device or --threads MODEL is run
+    so too; where that differs, its attention layers are compared one by one. The exit code is 1 above the tolerance.
     """
     if names_a_factory(checkpoint):
         if arch is not None or dilations is not None:
             raise UsageError(f"--arch and --dilations are for checkpoints; {checkpoint} builds its own module")
+        for option, given in running.items():
+            if given is not None:
+                raise UsageError(f"--{option} is for checkpoints; a module's file is compared in ONNX Runtime alone")
         verify_factory(str(checkpoint), model, inputs, weights, natten, windows, tolerance, as_json=as_json)
         return
     for option, given in (("--weights", weights), ("--natten", natten), ("--set-window", windows or None)):
@@ -81,7 +91,7 @@ def command(
     shape = inputs[0] if inputs else None
     with progress_line("starting") as progress:
         with export_libraries("comparing with a checkpoint"):
-            from na_deploy.cli.verify_bundle import usual_input, verify_bundle
+            from na_deploy.cli.verify_session import usual_input, verify_session
             from na_deploy.exporter.verify_checkpoint import verify_checkpoint
 
         with opened_bundle(model) as (file, bundle):
@@ -91,21 +101,20 @@ def command(
                 checkpoint, file, arch=arch, dilations=dilations, input=shape, tolerance=tolerance, progress=progress
             )
             built = None
-            if bundle is not None:
-                size, limit = report.input_shape, report.tolerance
-                arch = arch or (None if dilations else report.architecture)
-                built = verify_bundle(bundle, checkpoint, size, limit, progress, arch, dilations or _dilations(bundle))
+            options = {name: value for name, value in running.items() if value is not None}
+            if bundle is not None or options:
+                built = verify_session(model, file, bundle, report, options, tolerance, progress)
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
-        print_json(_as_json(report) | ({} if built is None else {"bundle": _bundle_as_json(built)}))
+        print_json(_as_json(report) | ({} if built is None else {"session": _session_as_json(built)}))
     else:
         _print(report)
         if built is not None:
-            _print_bundle(built)
+            _print_session(built)
     if built is not None and report.passed and not built.passed:
         raise VerificationError(
-            f"{model.name} holds a model that is right, but run on {built.runs_on} its output {built.worst.name} "
+            f"{model.name} is right in ONNX Runtime, but run on {built.runs_on} its output {built.worst.name} "
             f"differs by {built.worst.relative:.1e} (relative), above the tolerance of {built.tolerance:.0e}"
         )
     if not report.passed:
@@ -141,10 +150,10 @@ def _add(rows: Table, difference: Difference, tolerance: float) -> None:
     )
 
 
-def _print_bundle(report: BundleReport) -> None:
+def _print_session(report: SessionReport) -> None:
     out = console()
     rows = table("", "shape", "largest difference", "relative", "", right=("largest difference", "relative"))
-    rows.title = f"the bundle on {report.runs_on} against PyTorch float32"
+    rows.title = f"on {report.runs_on} against PyTorch float32, tolerance {report.tolerance:.0e}"
     for difference in report.outputs:
         _add(rows, difference, report.tolerance)
     if report.layers:
@@ -158,16 +167,6 @@ def _print_bundle(report: BundleReport) -> None:
         out.print(f"{text} (layers are compared with ONNX Runtime on the function bodies)")
 
 
-def _dilations(bundle: Bundle) -> str | None:
-    """Return the dilations that a bundle's metadata states, as the checkpoint's reader takes them."""
-    from na_deploy.models.metadata import ModelMetadata
-
-    metadata = ModelMetadata.from_props(dict(bundle.manifest.metadata))
-    if metadata is None or not metadata.dilations:
-        return None
-    return "/".join(",".join(map(str, level)) for level in metadata.dilations)
-
-
 def _entry(difference: Difference) -> dict[str, object]:
     return {
         "name": difference.name,
@@ -177,7 +176,7 @@ def _entry(difference: Difference) -> dict[str, object]:
     }
 
 
-def _bundle_as_json(report: BundleReport) -> dict[str, object]:
+def _session_as_json(report: SessionReport) -> dict[str, object]:
     return {
         "runs_on": report.runs_on,
         "passed": report.passed,

@@ -13,6 +13,7 @@ from na_deploy.deployment.options import DEFAULT_MAX_BATCH, PackageOptions, pars
 from na_deploy.deployment.protobuf import Config, data_type, messages
 from na_deploy.deployment.source import ModelSource
 from na_deploy.errors import UsageError
+from na_deploy.model_file.example_inputs import example_shapes, parse_inputs
 from na_deploy.model_file.tensors import TensorSpec
 
 PLATFORMS = {"tensorrt": "tensorrt_plan", "onnxruntime": "onnxruntime_onnx", "python": ""}
@@ -129,7 +130,7 @@ def set_batching(config: Config, source: ModelSource, options: PackageOptions) -
         UsageError: a delay or a queue is asked for where Triton cannot batch.
     """
     if config.max_batch_size == 0:
-        if options.delay_us or options.queue or options.timeout_ms:
+        if options.delay_ms or options.queue or options.timeout_ms:
             raise UsageError(
                 f"{source.path} has a fixed batch: Triton's delay, queue limit and timeout belong to batching; "
                 "export it with --dynamic batch, or leave them out"
@@ -138,7 +139,7 @@ def set_batching(config: Config, source: ModelSource, options: PackageOptions) -
     batching = config.dynamic_batching
     batching.SetInParent()
     batching.preferred_batch_size.extend(sorted(options.preferred))
-    batching.max_queue_delay_microseconds = options.delay_us
+    batching.max_queue_delay_microseconds = round(options.delay_ms * 1000)
     if options.queue or options.timeout_ms:
         policy = batching.default_queue_policy
         policy.max_queue_size = options.queue
@@ -173,8 +174,8 @@ def _set_backend(config: Config, source: ModelSource, options: PackageOptions, l
         config.optimization.cuda.graphs = True
         for batch in batches(config):
             graph = config.optimization.cuda.graph_spec.add(batch_size=batch)
-            for spec in source.inputs:
-                graph.input[spec.name].dim.extend(example_dims(spec, source, options, batch > 0))
+            for name, sizes in example_dims(source, options, batch > 0).items():
+                graph.input[name].dim.extend(sizes)
 
 
 def batches(config: Config) -> list[int]:
@@ -184,37 +185,30 @@ def batches(config: Config) -> list[int]:
     return sorted({1, *config.dynamic_batching.preferred_batch_size, config.max_batch_size})
 
 
-def example_dims(spec: TensorSpec, source: ModelSource, options: PackageOptions, batched: bool) -> Sequence[int]:
-    """Return usual sizes of an input, without the batch where Triton batches.
+def example_dims(source: ModelSource, options: PackageOptions, batched: bool) -> dict[str, Sequence[int]]:
+    """Return usual sizes of every input, without the batch where Triton batches.
 
     Raises:
-        UsageError: some are free and nothing says what is usual.
+        UsageError: some are free and nothing says what is usual, or those given do not fit.
     """
-    shape: list[int] = []
-    profile = source.profiles.get(spec.name)
-    image = options.sizes or (source.metadata.preprocessing.size if source.metadata is not None else None)
-    for axis, size in enumerate(spec.shape):
-        if isinstance(size, int):
-            shape.append(size)
-        elif options.sizes is None and profile is not None:
-            shape.append(profile.optimum[axis])
-        elif axis == 0:
-            shape.append(1)
-        elif image is not None and len(spec.shape) == 4 and axis in (2, 3):
-            shape.append(image[axis - 2])
-        else:
-            raise UsageError(
-                f"input {spec} has free sizes; give --size 224x224, or leave warm-up out with --no-warm-up"
-            )
-    return shape[1:] if batched else shape
+    given = parse_inputs(options.shapes, [spec.name for spec in source.inputs])
+    usual = {name: profile.optimum for name, profile in source.profiles.items()}
+    shapes = example_shapes(source.inputs, source.metadata, given, usual=usual)
+    return {name: shape[1:] if batched else shape for name, shape in shapes.items()}
 
 
 def _add_warm_up(config: Config, source: ModelSource, options: PackageOptions) -> None:
+    try:
+        sizes = example_dims(source, options, config.max_batch_size > 0)
+    except UsageError as error:
+        if options.shapes:
+            raise
+        raise UsageError(f"{error}, or leave warm-up out with --no-warm-up") from None
     for batch in batches(config):
         # A model of fixed batch is run once as it is: Triton skips warm-up of batch 0.
         sample = config.model_warmup.add(name=f"batch_{max(batch, 1)}", batch_size=max(batch, 1), count=1)
         for spec, entry in zip(source.inputs, config.input, strict=True):
             value = sample.inputs[spec.name]
             value.data_type = entry.data_type
-            value.dims.extend(example_dims(spec, source, options, batch > 0))
+            value.dims.extend(sizes[spec.name])
             value.zero_data = True

@@ -13,10 +13,10 @@ from na_deploy.deployment.options import PackageOptions
 from na_deploy.deployment.source import ModelSource
 from na_deploy.errors import UsageError
 from na_deploy.model_file.answers import answer_of
+from na_deploy.runtime.backend_names import SESSION_BACKENDS
 from na_deploy.runtime.bundle.manifest import NAME as MANIFEST
 from na_deploy.runtime.native_libraries import ONNXRUNTIME_LIBRARY, gpu_capabilities, onnxruntime_library
 from na_deploy.runtime.results.classification import read_labels
-from na_deploy.runtime.session import SESSION_BACKENDS
 
 
 def write_model(source: ModelSource, folder: Path, options: PackageOptions) -> tuple[str, ...]:

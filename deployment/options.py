@@ -27,7 +27,7 @@ class PackageOptions:
         version: number of the version to write; ``None`` takes the next free one.
         max_batch: largest batch of a model whose batch is free; ``None`` takes what the engine allows, else 8.
         preferred: batch sizes to prefer; none leaves the choice to Triton.
-        delay_us: microseconds that a request may wait for others to join its batch.
+        delay_ms: milliseconds that a request may wait for others to join its batch.
         queue: requests that may wait, beyond which more are refused; 0 sets no limit.
         timeout_ms: milliseconds after which a waiting request is refused; 0 sets no limit.
         instances: copies of the model, on each GPU where it runs on GPUs.
@@ -42,7 +42,8 @@ class PackageOptions:
         preprocess: write a preprocessing model and an ensemble from image bytes to the model's outputs too.
         operators: the operator library for the onnxruntime backend: "auto", "none" or a file.
         mount: the repository's place as Triton sees it, which needs the operator library's full path.
-        sizes: (H, W) for warm-up where the model leaves them free; ``None`` takes the model's own.
+        shapes: input sizes for warm-up and CUDA graphs where the model leaves some free, as users write them:
+            ``1x3x512x512`` or ``name=1x3x512x512``; by default the model's own.
     """
 
     backend: str | None = None
@@ -50,7 +51,7 @@ class PackageOptions:
     version: int | None = None
     max_batch: int | None = None
     preferred: tuple[int, ...] = ()
-    delay_us: int = 0
+    delay_ms: float = 0.0
     queue: int = 0
     timeout_ms: float = 0.0
     instances: int = 1
@@ -65,7 +66,7 @@ class PackageOptions:
     preprocess: bool = False
     operators: str = "auto"
     mount: str = "/models"
-    sizes: tuple[int, int] | None = None
+    shapes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.backend is not None and self.backend not in TRITON_BACKENDS:
@@ -87,7 +88,7 @@ class PackageOptions:
             ("the largest batch", self.max_batch, 1),
             ("the number of instances", self.instances, 1),
             ("the number of threads", self.threads, 1),
-            ("the delay", self.delay_us, 0),
+            ("the delay", self.delay_ms, 0),
             ("the queue", self.queue, 0),
             ("the timeout", self.timeout_ms, 0),
         ):

@@ -12,11 +12,12 @@ from na_deploy.optional_dependencies import export_libraries
 if TYPE_CHECKING:
     from na_deploy.exporter.entry import export
     from na_deploy.exporter.module_export import ModuleExportReport
+    from na_deploy.exporter.natten_api import importable_natten
     from na_deploy.exporter.options import ExportOptions
     from na_deploy.exporter.pipeline import ExportReport
     from na_deploy.exporter.rewindow import SetWindow
 
-__all__ = ["ExportOptions", "ExportReport", "ModuleExportReport", "SetWindow", "export"]
+__all__ = ["ExportOptions", "ExportReport", "ModuleExportReport", "SetWindow", "export", "importable_natten"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,11 @@ def __getattr__(name: str) -> Any:
             from na_deploy.exporter import entry
 
         return getattr(entry, name)
+    if name == "importable_natten":
+        with export_libraries("importing natten's stand-in"):
+            from na_deploy.exporter import natten_api
+
+        return natten_api.importable_natten
     if name == "ExportOptions":
         from na_deploy.exporter.options import ExportOptions
 

@@ -19,16 +19,18 @@ from na_deploy.exporter.file_check import check_file
 from na_deploy.exporter.module_run import PlainOutputs, first_run, is_traceable, tensors_of
 from na_deploy.exporter.module_verify import Dynamic, ModuleCase, verify_module
 from na_deploy.exporter.natten_api import replaced_natten
-from na_deploy.exporter.options import DEFAULT_OPSET, TOLERANCE, ExportOptions
+from na_deploy.exporter.options import DEFAULT_OPSET, ExportOptions
 from na_deploy.exporter.rewindow import SetWindow, WindowErrors, window_errors, windowed
 from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import quiet, root_cause
 from na_deploy.exporter.transformers_dinat import working_dinat
 from na_deploy.exporter.translation import translation_table
 from na_deploy.exporter.unfused_pairs import fuse_pairs, pair_translations, register_pair_schemas
-from na_deploy.exporter.verify import Difference, refusal
+from na_deploy.exporter.verify import refusal
 from na_deploy.exporter.wrappers import unwrapped, without_wrappers
 from na_deploy.files import check_output, staged_output
+from na_deploy.model_file.differences import Difference
+from na_deploy.model_file.tolerances import TOLERANCE
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import unprepared
 from na_deploy.progress import Progress, silent

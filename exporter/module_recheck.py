@@ -14,12 +14,12 @@ from na_deploy.exporter.module_request import example_inputs
 from na_deploy.exporter.module_run import run_module, tensors_of
 from na_deploy.exporter.module_verify import ModuleCase, verify_module
 from na_deploy.exporter.natten_api import replaced_natten
-from na_deploy.exporter.options import TOLERANCE
 from na_deploy.exporter.rewindow import SetWindow, windowed
 from na_deploy.exporter.wrappers import unwrapped, without_wrappers
 from na_deploy.model_file.example_inputs import example_shapes, parse_inputs
 from na_deploy.model_file.graph import read_model, tensor_specs
 from na_deploy.model_file.tensors import TensorSpec
+from na_deploy.model_file.tolerances import TOLERANCE
 from na_deploy.models.metadata import ModelMetadata
 
 _KINDS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int64": "int64", "int32": "int32", "bool": "bool"}

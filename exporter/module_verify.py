@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from na_deploy.errors import NaDeployError
 from na_deploy.exporter.module_run import run_module, tensors_of
-from na_deploy.exporter.verify import Difference, open_session
+from na_deploy.exporter.verify import open_session
+from na_deploy.model_file.differences import Difference
 
 Dynamic = Mapping[str, Mapping[int, str]]
 """Names of the free axes of each input: ``{"image": {0: "batch"}}``."""

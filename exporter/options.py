@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from na_deploy.errors import UsageError
+from na_deploy.model_file.tolerances import TOLERANCE
 
 DTYPES = ("fp32", "fp16", "bf16")
+PARTS = ("whole", "backbone")
+"""All of a segmenter or a detector, or the feature maps of its backbone."""
+
 DYNAMIC = ("batch", "spatial")
 DEFAULT_OPSET = 22
 """Opset 22 is the first whose Conv takes bfloat16; ONNX Runtime 1.21 and later read it."""
 OPSETS = range(20, 24)
 """Gelu is one operator from 20 on; 23 is the last that is checked."""
-
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
-"""Largest accepted ``max |onnx - pytorch| / max |pytorch|`` of any output, PyTorch running in float32."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ExportOptions:
         dtype: precision of weights and computation, typed in the file; inputs and outputs stay float32.
         opset: ONNX operator set.
         external_data: write weights beside the model even if they would fit into it.
-        tolerance: largest accepted relative difference to PyTorch float32; ``None`` takes :data:`TOLERANCE`.
+        tolerance: largest accepted relative difference to PyTorch float32; ``None`` takes that of the dtype.
         flat: standard operators only, for runtimes that know no model-local functions.
     """
 

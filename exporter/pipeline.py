@@ -11,7 +11,7 @@ from pathlib import Path
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import passes
 from na_deploy.exporter.file_check import check_file
-from na_deploy.exporter.options import ExportOptions, parse_dynamic, parse_shape
+from na_deploy.exporter.options import PARTS, ExportOptions, parse_dynamic, parse_shape
 from na_deploy.exporter.saving import drop_stale_weights, save
 from na_deploy.exporter.tracing import trace
 from na_deploy.exporter.verify import VerificationCase, refusal
@@ -20,7 +20,6 @@ from na_deploy.files import check_output, staged_output
 from na_deploy.models import LoadedModel, load_model
 from na_deploy.progress import Progress, silent
 
-PARTS = ("whole", "backbone")
 Shape = tuple[int, int, int, int]
 
 

@@ -19,41 +19,12 @@ from na_deploy.attention import torch_ops, torch_tiles
 from na_deploy.attention.schema import DOMAIN, OPERATORS
 from na_deploy.errors import NaDeployError, one_line
 from na_deploy.exporter.bfloat16_emulation import holds_bfloat16, widen_bfloat16
+from na_deploy.model_file.differences import Difference
 
 FloatArray = NDArray[np.float32]
 
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 SEED = 20221
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Distance of one tensor of the file from PyTorch's.
-
-    Attributes:
-        name: output or layer.
-        shape: the compared tensor's.
-        largest: largest absolute difference.
-        relative: ``largest`` over the largest magnitude of PyTorch's tensor; infinite if anything is not finite.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    largest: float
-    relative: float
-
-    @classmethod
-    def between(cls, name: str, found: NDArray[np.floating], expected: NDArray[np.floating]) -> Difference:
-        """Compare two arrays of one shape."""
-        if found.shape != expected.shape:
-            raise NaDeployError(f"{name} has shape {found.shape} in the file and {expected.shape} in PyTorch")
-        if not found.size:
-            return cls(name, found.shape, 0.0, 0.0)
-        if not np.isfinite(found).all() or not np.isfinite(expected).all():
-            return cls(name, found.shape, float("inf"), float("inf"))
-        largest = float(np.abs(found.astype(np.float64) - expected).max())
-        magnitude = float(np.abs(expected).max())
-        return cls(name, found.shape, largest, largest / magnitude if magnitude else float(largest > 0))
 
 
 @dataclass(frozen=True)

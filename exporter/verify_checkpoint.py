@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
+from torch import nn
 
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.exporter.options import TOLERANCE, parse_shape
-from na_deploy.exporter.verify import Difference, verify_layers
+from na_deploy.exporter.options import parse_shape
+from na_deploy.exporter.verify import verify_layers
 from na_deploy.exporter.verify_masks import judged
+from na_deploy.model_file.differences import Difference
 from na_deploy.model_file.graph import read_model
+from na_deploy.model_file.tolerances import TOLERANCE
 from na_deploy.models import load_model
+from na_deploy.models.architecture_evidence import DILATED_KINDS
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.models.registry import normalise
 from na_deploy.progress import Progress, silent
 
 
@@ -31,6 +36,7 @@ class VerificationReport:
         outputs: the file's outputs.
         layers: the neighborhood attention layers, in order of execution.
         warnings: remarks, such as a checkpoint other than the one the file was made from.
+        network: the checkpoint's, in float32.
     """
 
     architecture: str
@@ -40,6 +46,7 @@ class VerificationReport:
     outputs: tuple[Difference, ...]
     layers: tuple[Difference, ...]
     warnings: tuple[str, ...]
+    network: nn.Module = field(repr=False)
 
     @property
     def worst(self) -> Difference:
@@ -87,7 +94,7 @@ def verify_checkpoint(
     loaded = load_model(
         Path(checkpoint),
         arch=arch or (None if dilations else metadata.architecture),
-        dilations=dilations or (metadata.dilations or None),
+        dilations=dilations or _recorded_dilations(metadata, arch),
         out_indices=metadata.config.out_indices if metadata.config and metadata.task == "backbone" else None,
         task=metadata.task if metadata.head else None,
     )
@@ -109,7 +116,15 @@ def verify_checkpoint(
         outputs=case.differences,
         layers=tuple(layers),
         warnings=tuple(warnings),
+        network=loaded.module,
     )
+
+
+def _recorded_dilations(metadata: ModelMetadata, arch: str | None) -> tuple[tuple[int, ...], ...] | None:
+    """Return the file's dilations, but where an architecture is asked for that brings its own."""
+    if arch is None or normalise(arch) in (normalise(metadata.architecture), *DILATED_KINDS):
+        return metadata.dilations or None
+    return None
 
 
 def _input_shape(proto: onnx.ModelProto, metadata: ModelMetadata, given: str | None) -> tuple[int, int, int, int]:

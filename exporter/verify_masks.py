@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from na_deploy.errors import NaDeployError
 from na_deploy.exporter.passes import ATTENTION_MASK
 from na_deploy.exporter.verify import (
-    Difference,
     VerificationCase,
     open_session,
     random_image,
@@ -30,6 +29,7 @@ from na_deploy.exporter.verify import (
     run_torch,
     verify_outputs,
 )
+from na_deploy.model_file.differences import Difference
 from na_deploy.models.heads.mask2former import AttentionMask
 
 BoolArray = NDArray[np.bool_]

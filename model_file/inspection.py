@@ -20,7 +20,7 @@ from na_deploy.attention.cost import attention_cost
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file import graph
-from na_deploy.model_file.example_inputs import example_shapes
+from na_deploy.model_file.example_inputs import example_shapes, parse_inputs
 from na_deploy.model_file.flatten import is_flat
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import ModelMetadata
@@ -156,13 +156,13 @@ class LayerGroup:
         return sum(layer.share for layer in self.layers)
 
 
-def inspect_model(path: str | Path, input_size: Sequence[int] | None = None) -> ModelSummary:
+def inspect_model(path: str | Path, sizes: Sequence[str] = ()) -> ModelSummary:
     """Read an exported model.
 
     Args:
         path: the ONNX file.
-        input_size: size of the (first) input for a model with dynamic axes; by default batch 1 and, for
-            images, the size in the model's metadata.
+        sizes: of inputs with free axes, as users write them, ``1x3x512x512`` or ``name=1x3x512x512``; by default batch
+            1 and what the model's metadata says.
 
     Raises:
         UsageError: the file does not exist, or the input size does not fit the model.
@@ -173,8 +173,8 @@ def inspect_model(path: str | Path, input_size: Sequence[int] | None = None) -> 
     metadata = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
     weights = frozenset(tensor.name for tensor in model.graph.initializer)
     inputs = graph.tensor_specs(list(model.graph.input), skip=weights)
-    sizes = example_shapes(inputs, metadata, {} if input_size is None else {inputs[0].name: input_size})
-    shapes, types = graph.known_types(model, graph.bind_sizes(inputs, sizes))
+    chosen = example_shapes(inputs, metadata, parse_inputs(sizes, [spec.name for spec in inputs]))
+    shapes, types = graph.known_types(model, graph.bind_sizes(inputs, chosen))
 
     layers = []
     other, uncounted = 0, 0
@@ -194,7 +194,7 @@ def inspect_model(path: str | Path, input_size: Sequence[int] | None = None) -> 
         metadata=metadata,
         inputs=inputs,
         outputs=graph.tensor_specs(list(model.graph.output)),
-        input_sizes=sizes,
+        input_sizes=chosen,
         opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
         file_bytes=graph.bytes_on_disk(path, model),
         parameters=graph.parameter_count(model),

@@ -5,6 +5,7 @@ Knows no runtime: every backend describes its model with :class:`TensorSpec` and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +38,14 @@ class TensorSpec:
 
 
 def format_shape(shape: Sequence[Dimension]) -> str:
-    """Return a shape as people write it: ``1×3×224×224``, ``batch×1000``; ``scalar`` for no axes."""
-    return "×".join(str(dimension) for dimension in shape) or "scalar"
+    """Return a shape as people write it: ``1×3×224×224``, ``batch×(height//4)``; ``scalar`` for no axes."""
+    return "×".join(_factor(dimension) for dimension in shape) or "scalar"
+
+
+def _factor(dimension: Dimension) -> str:
+    """Return a dimension, in parentheses where it is arithmetic over free sizes."""
+    text = str(dimension)
+    return text if re.fullmatch(r"[\w.]+", text) else f"({text})"
 
 
 def check_inputs(

@@ -23,6 +23,7 @@ from na_deploy.runtime.native_libraries import (
     tensorrt_library,
     why_missing,
 )
+from na_deploy.runtime.tensorrt.api import RTX, TENSORRT, load_module
 
 OPERATOR_LIBRARY = "operator library"
 GPU = "NVIDIA GPU"
@@ -73,7 +74,7 @@ def examine() -> list[Component]:
         _package("natten", "comparison with NATTEN in tests and benchmarks", "pip install natten==0.21.7"),
         _gpu(),
         _gpu_kernels(),
-        _package("tensorrt", "TensorRT engines", "pip install tensorrt-cu13 (Linux with an NVIDIA GPU)"),
+        _package("tensorrt", "TensorRT engines", TENSORRT.install),
         _tensorrt_plugin(),
         _package("polygraphy", "building engines", "pip install 'na-deploy[tensorrt]'"),
         _tensorrt_rtx(),
@@ -189,8 +190,6 @@ def _tensorrt_plugin() -> Component:
 
 
 def _tensorrt_rtx() -> Component:
-    from na_deploy.runtime.tensorrt.api import RTX, load_module
-
     name, needed_for = "TensorRT-RTX", "building TensorRT-RTX engines, also without a GPU"
     try:
         module = load_module(RTX)

@@ -21,23 +21,12 @@ from na_deploy.closeable import Closeable
 from na_deploy.errors import UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec, check_inputs, random_input
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.backend_names import SESSION_BACKENDS
 from na_deploy.runtime.bundle.archive import is_bundle
 
 if TYPE_CHECKING:
     from na_deploy.runtime.bundle.manifest import Manifest
     from na_deploy.runtime.results.predict import Picture, Result
-
-SESSION_BACKENDS = {
-    "onnxruntime": "na_deploy.runtime.backends.onnxruntime:open_session",
-    "openvino": "na_deploy.runtime.openvino:open_session",
-    "tensorrt": "na_deploy.runtime.tensorrt.session:open_session",
-    "tensorrt-rtx": "na_deploy.runtime.tensorrt.session:open_rtx_session",
-    "torch": "na_deploy.runtime.backends.torch:open_session",
-}
-"""Module and function ``(path, options) -> Session`` of each backend."""
-
-ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
-"""Backends that run an engine, not a model."""
 
 _BY_SUFFIX = {".engine": "tensorrt", ".plan": "tensorrt", ".trt": "tensorrt"} | dict.fromkeys(
     (".pt", ".pth", ".pkl", ".bin", ".safetensors"), "torch"
@@ -92,11 +81,13 @@ class Session(Closeable):
         backend: the backend's name.
         device: the processor or GPU it runs on, in words.
         library: the operator library, where attention runs on it; ``None`` where the function bodies do.
+        precision: "f32" or "bf16" of OpenVINO; ``None`` where the file's types say it.
         batches: smallest and largest batch that an engine takes; ``None`` for any.
         usual_shapes: shapes that a bundle was built for, by input; empty for others.
     """
 
     library: Path | None = None
+    precision: str | None = None
     batches: tuple[int, int] | None = None
     usual_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     path: Path

@@ -13,8 +13,9 @@ from time import perf_counter
 
 import numpy as np
 
-from na_deploy.errors import NaDeployError
+from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file.answers import Answer, answer_of
+from na_deploy.model_file.example_inputs import example_inputs, example_shapes
 from na_deploy.model_file.tensors import Array, TensorSpec, random_input
 from na_deploy.models.preprocessing import Preprocessing
 from na_deploy.runtime.results.classification import read_labels
@@ -55,12 +56,19 @@ def open_model(source: Source, options: ServeOptions) -> OpenedModel:
         NaDeployError: it cannot be loaded or does not run; a sentence.
     """
     started = perf_counter()
-    session = load(source.path, threads=options.threads, custom_operators=options.custom_operators)
+    session = load(
+        source.path,
+        options.backend,
+        precision=options.precision,
+        device=options.device,
+        threads=options.threads,
+        custom_operators=options.custom_operators,
+    )
     try:
         preprocessing = _preprocessing(session)
         answer = answer_of(session.outputs, session.metadata, labelled=source.labels is not None)
         labels = _labels(session, source, options, answer)
-        one = _example(session, preprocessing)
+        one = _example(session)
         max_batch = 0
         if one is None:
             log.warning("%s/%d has free sizes of unknown meaning, so it is not warmed up", source.name, source.version)
@@ -98,22 +106,14 @@ def _labels(session: Session, source: Source, options: ServeOptions, answer: Ans
     return {} if session.metadata is None else dict(session.metadata.labels)
 
 
-def _example(session: Session, preprocessing: Preprocessing | None) -> dict[str, Array] | None:
+def _example(session: Session) -> dict[str, Array] | None:
     """Return random inputs of batch 1, or ``None`` where free sizes have no known value."""
-    feeds = {}
-    for index, spec in enumerate(session.inputs):
-        shape = list(spec.shape)
-        if shape and isinstance(shape[0], str):
-            shape[0] = 1
-        if preprocessing is not None and len(shape) == 4:
-            shape[2:] = [
-                given if isinstance(given, int) else size
-                for given, size in zip(shape[2:], preprocessing.size, strict=True)
-            ]
-        if not all(isinstance(size, int) for size in shape):
-            return None
-        feeds[spec.name] = random_input(spec, [int(size) for size in shape], seed=index)
-    return feeds
+    batch = 1 if _free_first_axis(session) else None
+    try:
+        shapes = example_shapes(session.inputs, session.metadata, batch=batch, usual=session.usual_shapes or None)
+    except UsageError:
+        return None
+    return example_inputs(session.inputs, shapes)
 
 
 def _free_first_axis(session: Session) -> bool:

@@ -19,6 +19,9 @@ class ServeOptions:
         grpc_port: gRPC port; 0 takes a free one, ``None`` serves no gRPC.
         batching: the rules by which requests share runs.
         versions: the number of versions of a model that are served, the newest that load.
+        backend: the runtime; ``None`` takes each model's own.
+        precision: arithmetic of OpenVINO, "f32" or "bf16".
+        device: number of the GPU.
         threads: threads inside one operator; ``None`` leaves the choice to the runtime.
         custom_operators: use our operator library where it is installed.
         labels: class names for models that bring none.
@@ -40,6 +43,9 @@ class ServeOptions:
     grpc_port: int | None = 8001
     batching: Batching = field(default_factory=Batching)
     versions: int = 1
+    backend: str | None = None
+    precision: str | None = None
+    device: int | None = None
     threads: int | None = None
     custom_operators: bool = True
     labels: Path | None = None

@@ -14,15 +14,21 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
+import numpy as np
+
 from na_deploy.closeable import Closeable
 from na_deploy.errors import NaDeployError
+from na_deploy.model_file.differences import worst_difference
+from na_deploy.model_file.tensors import Array
 from na_deploy.progress import Progress, silent
+from na_deploy.runtime.native_libraries import CPU_PROVIDER
 
 _GOODBYE_S = 5
 WORKER = "na_deploy.runtime.bench.worker"
@@ -41,12 +47,14 @@ class Target:
         kind: "session" for a model or bundle, "torch" for a checkpoint in PyTorch.
         path: the file.
         options: arguments of the worker for loading it.
+        reference: a file whose answers, by ONNX Runtime on its function bodies, the target's are compared with.
     """
 
     label: str
     kind: str
     path: Path
     options: dict[str, Any]
+    reference: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class Measurement:
         p99_ms: 99 of 100 were faster; the slowest where there were fewer calls.
         items_per_s: throughput of one caller: items over the time of its calls.
         runs_on: device, and the part that computes attention, in words.
+        difference: largest relative difference of an output to the reference; ``None`` without one.
     """
 
     label: str
@@ -74,6 +83,7 @@ class Measurement:
     p99_ms: float
     items_per_s: float
     runs_on: str
+    difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,12 +114,14 @@ class Report:
         startups: every target.
         threads: threads that each target was given; ``None`` for its own default.
         machine: processor and its cores, in words.
+        remarks: sentences on what could not be measured or compared.
     """
 
     measurements: tuple[Measurement, ...]
     startups: tuple[Startup, ...]
     threads: int | None
     machine: str
+    remarks: tuple[str, ...] = ()
 
 
 class _Worker(Closeable):
@@ -180,11 +192,13 @@ def measure(
     progress = progress or silent
     order = random.Random(0)
     workers: list[_Worker] = []
-    try:
+    with contextlib.ExitStack() as stack:
         for target in targets:
             progress(f"loading {target.label}")
-            workers.append(_Worker(target, threads, shapes))
+            workers.append(stack.enter_context(_Worker(target, threads, shapes)))
+        answers = stack.enter_context(_Answers(shapes))
         measurements = []
+        startups: tuple[Startup, ...] = ()
         for batch in batches:
             shown = "" if batch is None else f"batch {batch}: "
             times: dict[str, list[float]] = {worker.target.label: [] for worker in workers}
@@ -199,14 +213,59 @@ def measure(
                 for worker in order.sample(workers, len(workers)):
                     sleep(SETTLE_S)
                     times[worker.target.label] += worker.ask(do="time", seconds=SLICE_S)["ms"]
+            startups = tuple(_startup(worker) for worker in workers)
+            progress(f"{shown}comparing answers")
             for worker in workers:
                 label = worker.target.label
-                measurements.append(_measurement(label, actual[label], times[label], worker.loaded["runs_on"]))
-        startups = tuple(_startup(worker) for worker in workers)
-        return Report(tuple(measurements), startups, threads, machine())
-    finally:
-        for worker in workers:
-            worker.close()
+                row = _measurement(label, actual[label], times[label], worker.loaded["runs_on"])
+                measurements.append(replace(row, difference=answers.difference(worker, batch)))
+        return Report(tuple(measurements), startups, threads, machine(), tuple(answers.remarks))
+
+
+class _Answers(Closeable):
+    """The answers of targets beside those of their reference files, each of which gets a process of its own.
+
+    Attributes:
+        remarks: sentences on references that do not run.
+    """
+
+    def __init__(self, shapes: Sequence[str]) -> None:
+        self.remarks: list[str] = []
+        self._shapes = list(shapes)
+        self._references: dict[Path, _Worker | None] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="na-deploy-bench-")
+
+    def difference(self, worker: _Worker, batch: int | None) -> float | None:
+        """Return the largest relative difference of a target's outputs at the sizes it was timed with."""
+        path = worker.target.reference
+        reference = None if path is None else self._reference(path)
+        if reference is None:
+            return None
+        reference.ask(do="prepare", batch=batch, shapes=self._shapes, warm_up=False)
+        return worst_difference(self._answer(worker), self._answer(reference)).relative
+
+    def _answer(self, worker: _Worker) -> dict[str, Array]:
+        file = Path(self._folder.name) / "answer.npz"
+        worker.ask(do="answer", path=str(file))
+        with np.load(file) as arrays:
+            return dict(arrays)
+
+    def _reference(self, path: Path) -> _Worker | None:
+        if path not in self._references:
+            options = {"backend": "onnxruntime", "custom_operators": False, "providers": [CPU_PROVIDER]}
+            try:
+                self._references[path] = _Worker(Target(path.name, "session", path, options), None, self._shapes)
+            except NaDeployError as error:
+                self._references[path] = None
+                self.remarks.append(f"differences are not known: ONNX Runtime does not run the reference, {error}")
+        return self._references[path]
+
+    def close(self) -> None:
+        """End the references' processes."""
+        for worker in self._references.values():
+            if worker is not None:
+                worker.close()
+        self._folder.cleanup()
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

@@ -5,14 +5,18 @@ Started as ``python -m na_deploy.runtime.bench.worker``; never imported.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+import numpy as np
 
 from na_deploy.errors import NaDeployError
 from na_deploy.model_file.example_inputs import example_inputs, example_shapes, parse_inputs
@@ -44,8 +48,8 @@ class Worker:
         self.inputs: tuple[TensorSpec, ...] = ()
         self.metadata: ModelMetadata | None = None
         self.usual: Mapping[str, tuple[int, ...]] = {}
-        self.run: Callable[[dict[str, Array]], object] = lambda _: None
-        self.call: Callable[[], object] = lambda: None
+        self.run: Callable[[dict[str, Array]], Mapping[str, Array]] = lambda _: {}
+        self.call: Callable[[], Mapping[str, Array]] = dict
         self.imported_mb = 0.0
 
     def load(
@@ -59,7 +63,7 @@ class Worker:
         self.imported_mb = resident_mb()
         runs_on = prepare()
         loaded = perf_counter()
-        self.prepare(None, shapes)
+        self.prepare(None, shapes, warm_up=False)
         self.call()
         return {
             "import_s": imported - started,
@@ -69,8 +73,9 @@ class Worker:
         }
 
     def _session(self, path: str, threads: int | None, options: dict[str, Any]) -> Callable[[], str]:
-        import onnxruntime  # noqa: F401  # imported now so that loading is timed alone
-
+        # Imported now so that loading is timed alone.
+        with contextlib.suppress(ImportError):  # which loading says
+            import_module("openvino" if options.get("backend") == "openvino" else "onnxruntime")
         from na_deploy.runtime.session import load
 
         def prepare() -> str:
@@ -97,23 +102,25 @@ class Worker:
             channels = loaded.metadata.input_size[1]
             self.inputs = (TensorSpec("image", "float32", ("batch", channels, "height", "width")),)
 
-            def run(arrays: dict[str, Array]) -> object:
+            def run(arrays: dict[str, Array]) -> Mapping[str, Array]:
                 with torch.inference_mode():
-                    return module(torch.from_numpy(arrays["image"]))
+                    outputs = module(torch.from_numpy(arrays["image"]))
+                tensors = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+                return {str(place): tensor.numpy() for place, tensor in enumerate(tensors)}
 
             self.run = run
             return f"PyTorch {torch.__version__}, tiles"
 
         return prepare
 
-    def prepare(self, batch: int | None, shapes: list[str]) -> dict[str, Any]:
+    def prepare(self, batch: int | None, shapes: list[str], warm_up: bool = True) -> dict[str, Any]:
         """Choose the inputs and warm up."""
         given = parse_inputs(shapes, [spec.name for spec in self.inputs])
         chosen = example_shapes(self.inputs, self.metadata, given, batch=batch, usual=self.usual)
         arrays = example_inputs(self.inputs, chosen)
         self.call = lambda: self.run(arrays)
         started = perf_counter()
-        while perf_counter() - started < WARM_UP_S:
+        while warm_up and perf_counter() - started < WARM_UP_S:
             self.call()
         first = next(iter(chosen.values()), ())
         return {"batch": first[0] if first else 1, "shapes": {name: list(shape) for name, shape in chosen.items()}}
@@ -128,6 +135,12 @@ class Worker:
             self.call()
             times.append(1e3 * (perf_counter() - started))
         return {"ms": times}
+
+    def answer(self, path: str) -> dict[str, Any]:
+        """Write the outputs of the call, in their order and in float32 at least, into an ``.npz`` file."""
+        arrays = [array if array.dtype.kind in "fiub" else array.astype(np.float32) for array in self.call().values()]
+        np.savez(path, *arrays)
+        return {}
 
     def memory(self) -> dict[str, Any]:
         """Return the peak beyond the imported libraries."""

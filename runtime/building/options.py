@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Any
 from na_deploy.errors import UsageError
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.progress import Progress
+from na_deploy.runtime.backend_names import BUNDLE_BACKENDS, PLUGINS
 from na_deploy.runtime.bundle.manifest import Profile
 
 if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.progress import Phases
-
-BUNDLE_BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
-"""Backends that bundles can be built for."""
-
-PLUGINS = ("beside", "embed")
-"""Tell whether our compiled library stays with the installation or travels in the bundle."""
 
 _ENGINES_ONLY = "builds no engine; remove it, or build for tensorrt"
 _REFUSALS = {

@@ -12,9 +12,10 @@ from typing import Any
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array
+from na_deploy.runtime.backend_names import ENGINE_BACKENDS, SESSION_BACKENDS
 from na_deploy.runtime.bundle.archive import Bundle, open_bundle
 from na_deploy.runtime.bundle.manifest import Manifest
-from na_deploy.runtime.session import ENGINE_BACKENDS, SESSION_BACKENDS, Session, SessionOptions, open_session
+from na_deploy.runtime.session import Session, SessionOptions, open_session
 
 
 def open_bundle_session(path: Path, backend: str | None, options: SessionOptions) -> Session:
@@ -58,6 +59,7 @@ class BundleSession(Session):
         self.inputs, self.outputs = session.inputs, session.outputs
         self.metadata, self.backend, self.device = session.metadata, session.backend, session.device
         self.library, self.batches = session.library, session.batches
+        self.precision = session.precision
         self.usual_shapes = {name: profile.optimum for name, profile in bundle.manifest.profiles.items()}
         self._bundle = bundle
         self._session = session

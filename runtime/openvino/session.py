@@ -19,10 +19,8 @@ from na_deploy.model_file.flatten import flatten, is_flat
 from na_deploy.model_file.graph import read_model, tensor_specs
 from na_deploy.model_file.tensors import Array
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.backend_names import PRECISIONS
 from na_deploy.runtime.session import Session, SessionOptions
-
-PRECISIONS = ("f32", "bf16")
-"""Arithmetic of products, convolutions and what lies between them. Inputs and outputs keep their types."""
 
 
 def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:

@@ -1,8 +1,9 @@
 """Neighborhood-attention models from a PyTorch checkpoint to production inference.
 
 Public: :func:`export` (PyTorch to ONNX), :func:`load` (a :class:`Session` over an exported model), :class:`SetWindow`
-(windows set at export), and the errors, all of them kinds of :class:`NaDeployError`. Everything else may change with
-any version. Names that need libraries are imported on first use, so that running a model never imports PyTorch.
+(windows set at export), :func:`importable_natten` (building modules without natten), and the errors, all of them kinds
+of :class:`NaDeployError`. Everything else may change with any version. Names that need libraries are imported on first
+use, so that running a model never imports PyTorch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from na_deploy.errors import (
 )
 
 if TYPE_CHECKING:
-    from na_deploy.exporter import SetWindow, export
+    from na_deploy.exporter import SetWindow, export, importable_natten
     from na_deploy.runtime import Session, load
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "export",
+    "importable_natten",
     "load",
 ]
 
@@ -42,6 +44,7 @@ _LAZY = {
     "Session": "na_deploy.runtime",
     "SetWindow": "na_deploy.exporter",
     "export": "na_deploy.exporter",
+    "importable_natten": "na_deploy.exporter",
     "load": "na_deploy.runtime",
 }
 

@@ -32,7 +32,7 @@ def test_package_writes_a_repository_and_says_how_to_serve_it(write_model: Write
 
 def test_options_reach_the_configuration(write_model: WriteModel, tmp_path: Path, capsys) -> None:
     model, repository = write_model(batch="batch"), tmp_path / "repository"
-    options = "--name m --max-batch 4 --preferred 2,4 --batch-delay-us 300 --queue 9 --serve-versions all --no-warm-up"
+    options = "--name m --max-batch 4 --preferred 2,4 --batch-delay-ms 0.3 --queue 9 --serve-versions all --no-warm-up"
     code, out, err = call(capsys, "package", model, "-o", repository, *options.split(), "--json")
     assert (code, err) == (0, "")
     (written,) = json.loads(out)["models"]

@@ -93,7 +93,7 @@ def test_every_setting_reaches_the_configuration(free: Path, repository: Path) -
         name="renamed",
         max_batch=32,
         preferred=(16, 8),
-        delay_us=500,
+        delay_ms=0.5,
         queue=64,
         timeout_ms=250.0,
         instances=3,
@@ -279,7 +279,7 @@ def test_more_than_the_engine_takes_is_refused(repository: Path, tmp_path: Path)
     ("options", "sentence"),
     [
         ({"max_batch": 4}, "fixed batch"),
-        ({"delay_us": 10}, "fixed batch"),
+        ({"delay_ms": 10}, "fixed batch"),
         ({"queue": 10}, "fixed batch"),
         ({"labels": Path("missing.txt")}, "missing.txt"),
         ({"operators": "/no/such/library.so"}, "does not exist"),
@@ -324,9 +324,9 @@ def test_free_sizes_need_a_size_for_warm_up(repository: Path, tmp_path: Path) ->
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
     path = tmp_path / "sizes.onnx"
     onnx.save(model, path)
-    with pytest.raises(UsageError, match="--size 224x224"):
+    with pytest.raises(UsageError, match=r"give --input image=.*, or leave warm-up out with --no-warm-up"):
         package([path], repository)
-    package([path], repository, PackageOptions(sizes=(32, 48)))
+    package([path], repository, PackageOptions(shapes=("1x3x32x48",)))
     config = config_of(repository, "sizes")
     assert list(config.input[0].dims) == [3, -1, -1]
     assert list(config.model_warmup[0].inputs["image"].dims) == [3, 32, 48]

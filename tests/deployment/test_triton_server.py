@@ -45,12 +45,12 @@ PREPROCESSING = Preprocessing(size=(32, 32), resize=36)
 PROPERTIES = ModelMetadata("nat_mini", num_classes=10, preprocessing=PREPROCESSING, labels=LABELS).to_props()
 PACKAGED = {
     # name: (batch, version's seeds, options)
-    "python_free": ("batch", [0], PackageOptions(backend="python", delay_us=20_000, preprocess=True)),
+    "python_free": ("batch", [0], PackageOptions(backend="python", delay_ms=20, preprocess=True)),
     "python_fixed": (1, [0], PackageOptions(backend="python", threads=1)),
-    "onnx_free": ("batch", [0], PackageOptions(delay_us=20_000, threads=1, preprocess=True)),
+    "onnx_free": ("batch", [0], PackageOptions(delay_ms=20, threads=1, preprocess=True)),
     "onnx_fixed": (1, [0], PackageOptions(labels=None)),
     "two_versions": ("batch", [0, 1], PackageOptions(backend="python", versions="all")),
-    "limited": ("batch", [0], PackageOptions(backend="python", queue=2, delay_us=300_000, timeout_ms=5000)),
+    "limited": ("batch", [0], PackageOptions(backend="python", queue=2, delay_ms=300, timeout_ms=5000)),
     "cached": ("batch", [0], PackageOptions(backend="python", cache=True, device="gpu")),
 }
 SEGMENTERS = (

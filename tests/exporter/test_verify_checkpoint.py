@@ -73,6 +73,17 @@ def test_nat_weights_run_as_dinat_are_told_apart(exported: Path, checkpoints: di
     assert not report.passed
 
 
+def test_an_architecture_without_dilations_is_compared_with_a_dilated_file(
+    checkpoints: dict[str, Path], tmp_path: Path
+):
+    given = {"arch": "dinat", "dilations": "1/1,2"}
+    path = export(checkpoints["dinat"], tmp_path / "model.onnx", input=SIZE, **given).path
+    report = verify_checkpoint(checkpoints["dinat"], path, arch="nat")  # its own dilations, none
+    assert not report.passed
+    assert [layer.relative > 1e-3 for layer in report.layers] == [False, False, True]
+    assert verify_checkpoint(checkpoints["dinat"], path, arch="dinat").passed  # has none of its own: the file's
+
+
 def test_another_checkpoint_is_pointed_out(exported: Path, checkpoints: dict[str, Path]):
     report = verify_checkpoint(checkpoints["dinat"], exported)
     assert any("another file" in warning for warning in report.warnings)
@@ -111,7 +122,7 @@ def test_files_of_others_are_refused(checkpoints: dict[str, Path], exported: Pat
 
 
 def test_a_difference_that_is_not_finite_never_passes(checkpoints: dict[str, Path]):
-    from na_deploy.exporter.verify import Difference
+    from na_deploy.model_file.differences import Difference
 
     expected = np.ones(3)
     for bad in (np.nan, np.inf):

@@ -89,13 +89,13 @@ def test_parameters_and_size_are_those_of_the_file(write_model: WriteModel, tmp_
 def test_dynamic_axes_take_the_size_asked_for(write_model: WriteModel):
     path = write_model(batch="batch")
     assert inspect_model(path).layers[0].batch == 1
-    summary = inspect_model(path, (6, 3, 32, 32))
+    summary = inspect_model(path, ["6x3x32x32"])
     assert summary.layers[0].batch == 6
     assert summary.input_sizes == {"image": (6, 3, 32, 32)}
     assert summary.attention_multiply_adds == 6 * inspect_model(path).attention_multiply_adds
     assert summary.other_multiply_adds == 6 * inspect_model(path).other_multiply_adds
     with pytest.raises(UsageError, match=r"batch×3×32×32 in the model, which 1×3×64×64 does not fit"):
-        inspect_model(path, (1, 3, 64, 64))
+        inspect_model(path, ["image=1x3x64x64"])
 
 
 def separate_model(path: Path, lengths: tuple[object, ...] = (12,)) -> Path:

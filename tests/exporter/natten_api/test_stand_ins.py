@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
 
+import na_deploy
 from na_deploy import export
 from na_deploy.attention.reference import reference_attention_qkv
 from na_deploy.attention.windows import NeighborhoodSpec
@@ -100,3 +102,28 @@ def test_only_known_versions_can_be_asked_for():
         importable_natten("0.12"),
     ):
         pass
+
+
+def test_a_module_is_built_and_exported_from_python_on_a_machine_without_natten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "their_network.py").write_text(
+        "import torch\n"
+        "from natten.functional import na2d\n"
+        "class Layer(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        from natten.functional import na2d as late\n"  # imported where it is used
+        "        return na2d(x, x, x, kernel_size=3) + late(x, x, x, 3, 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "natten", None)  # as where it is not installed
+    with pytest.raises(ModuleNotFoundError, match="natten"):
+        importlib.import_module("their_network")
+    with na_deploy.importable_natten("0.17"):  # in 0.17 the fifth argument is the dilation, in 0.21 the stride
+        module = importlib.import_module("their_network").Layer()
+    assert sys.modules["natten"] is None
+    report = na_deploy.export(module, torch.randn(1, 7, 9, 2, 8), tmp_path / "layer.onnx", natten="0.17")
+    assert report.attention_layers == 2
+    model = onnx.load(tmp_path / "layer.onnx")
+    dilations = [list(a.ints) for node in model.graph.node for a in node.attribute if a.name == "dilation"]
+    assert sorted(dilations) == [[1, 1], [2, 2]]

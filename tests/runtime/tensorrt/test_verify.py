@@ -41,7 +41,7 @@ def test_a_right_engine_passes(machine, exported, tmp_path: Path, capsys):
     build(model, tmp_path / "b.bundle", BuildOptions(backend="tensorrt"))
     assert run(["verify", str(checkpoint), str(tmp_path / "b.bundle")]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "the bundle on tensorrt on Fake GPU (device 0) against PyTorch float32" in out
+    assert "on tensorrt on Fake GPU (device 0) against PyTorch float32" in out
 
 
 def test_a_wrong_engine_is_told_from_a_wrong_model_and_its_layer_is_named(
@@ -52,11 +52,11 @@ def test_a_wrong_engine_is_told_from_a_wrong_model_and_its_layer_is_named(
     build(model, tmp_path / "b.bundle", BuildOptions(backend="tensorrt"))
     assert run(["verify", str(checkpoint), str(tmp_path / "b.bundle"), "--json"]) == 1
     out, err = capsys.readouterr()
-    assert re.search(r"holds a model that is right, but run on tensorrt on .* its output logits differs by", err)
+    assert re.search(r"is right in ONNX Runtime, but run on tensorrt on .* its output logits differs by", err)
     report = json.loads(out)
     assert report["passed"]
-    assert not report["bundle"]["passed"]
-    first, second, third = report["bundle"]["layers"]
+    assert not report["session"]["passed"]
+    first, second, third = report["session"]["layers"]
     assert first["relative"] < 1e-4
     assert second["relative"] > 1e-2
     assert third["relative"] > 0
@@ -66,4 +66,4 @@ def test_an_onnxruntime_bundle_is_run_too(exported, tmp_path: Path, capsys):
     checkpoint, model = exported
     build(model, tmp_path / "b.zip")
     assert run(["verify", str(checkpoint), str(tmp_path / "b.zip")]) == 0
-    assert "the bundle on onnxruntime on CPU" in " ".join(capsys.readouterr().out.split())
+    assert "on onnxruntime on CPU" in " ".join(capsys.readouterr().out.split())
