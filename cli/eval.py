@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from na_deploy.cli.arguments import backends_option, device_option, precision_option, threads_option
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import counted
 from na_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from na_deploy.runtime.evaluation.compare import Candidate, Report
+    from na_deploy.runtime.evaluation.compare import Report, Target
     from na_deploy.runtime.evaluation.figures import DataSet
 
 
@@ -32,15 +33,10 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), help="Pictures to take, spread evenly over all.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names: one per line, or a JSON list or object.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Pictures in one run.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads per operator; the runtime decides by default.")
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx", "openvino", "torch"]),
-    help="Runtime to use; given several times, every model runs on each. By default the model's own.",
-)
-@click.option("--device", type=click.IntRange(min=0), help="Number of the GPU to run on.")
+@backends_option()
+@precision_option()
+@device_option()
+@threads_option()
 @click.option("--arch", help="Architecture of a checkpoint, where the weights do not tell.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -53,9 +49,10 @@ def command(
     limit: int | None,
     labels: Path | None,
     batch: int,
-    threads: int | None,
-    backends: tuple[str, ...],
+    backends: str | None,
+    precision: str | None,
     device: int | None,
+    threads: int | None,
     arch: str | None,
     as_json: bool,
 ) -> None:
@@ -75,12 +72,13 @@ def command(
     from na_deploy.runtime.results.classification import read_labels
 
     options = {"threads": threads, "device": device, "arch": arch}
-    candidates = choose_candidates(
-        models, backends, {name: value for name, value in options.items() if value is not None}
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    targets, left_out = choose_targets(models, backends, precision, given)
+    for sentence in left_out:
+        click.echo(f"note: {sentence}", err=True)
     names = None if labels is None else read_labels(labels)
     report = evaluate(
-        candidates,
+        targets,
         _data(images, maps, coco, limit, first=first_class, ignored=ignore),
         batch=batch,
         labels=names,
@@ -92,25 +90,35 @@ def command(
         _print(report)
 
 
-def choose_candidates(models: Sequence[Path], backends: Sequence[str], options: dict[str, Any]) -> list[Candidate]:
-    """Return every model on every backend, each with a label of its own.
+def choose_targets(
+    models: Sequence[Path], backends: str | None, precision: str | None, options: dict[str, Any]
+) -> tuple[list[Target], list[str]]:
+    """Return every model on every backend, each with a label of its own, and sentences on backends that are left out.
 
     Raises:
-        UsageError: a file does not exist, or is given twice.
+        UsageError: a file does not exist or is given twice, or there is no such backend.
     """
-    from na_deploy.runtime.evaluation.compare import Candidate
+    from na_deploy.runtime.bench.candidates import ONE_PRECISION, choose_candidates
+    from na_deploy.runtime.evaluation.compare import Target
 
-    candidates = []
+    if precision is not None and backends is None:
+        raise UsageError(ONE_PRECISION)
+    targets: list[Target] = []
+    left_out: list[str] = []
     for path in models:
         if not path.exists():
             raise UsageError(f"{path} does not exist; give .onnx files, bundles or checkpoints")
         if models.count(path) > 1:
             raise UsageError(f"{path} is given twice; give each model once")
         name = path.name if sum(other.name == path.name for other in models) == 1 else str(path)
-        for backend in dict.fromkeys(backends) or (None,):
-            label = name if len(backends) < 2 else f"{name}, {backend}"
-            candidates.append(Candidate(label, path, backend, options))
-    return candidates
+        if backends is None:
+            targets.append(Target(name, path, options))
+            continue
+        candidates, left_out = choose_candidates(path, backends, precision)
+        for candidate in candidates:
+            label = f"{name}, {candidate}" if len(candidates) > 1 else name
+            targets.append(Target(label, path, candidate.options | options))
+    return targets, left_out
 
 
 def _data(
@@ -204,4 +212,4 @@ def _percent(share: float | None) -> str:
 
 
 def _difference(share: float | None, first: float | None) -> str:
-    return "–" if share is None or first is None else f"{100 * (share - first):+.2f}"
+    return "–" if share is None or first is None else f"{round(100 * (share - first), 2) + 0.0:+.2f}"

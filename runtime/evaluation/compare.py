@@ -23,35 +23,33 @@ Counted = Callable[[Sequence[int], str], Iterator[int]]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Target:
     """A model and a way to run it.
 
     Attributes:
         label: its name in tables.
         path: the file.
-        backend: the runtime; ``None`` for the model's own.
         options: further arguments of :func:`na_deploy.load`.
     """
 
     label: str
     path: Path
-    backend: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate's figures.
+    """One target's figures.
 
     Attributes:
-        label: the candidate.
+        label: the target.
         path: its file.
         backend: the runtime it ran on.
         dtype: precision that the file records, empty where it does not.
         runs_on: device, and the part that computes attention, in words.
         run_ms: median milliseconds of the network alone, a picture.
         figures: its quality.
-        same: share of pictures that it puts into the same class as the first candidate; ``None`` for other models
+        same: share of pictures that it puts into the same class as the first target; ``None`` for other models
             than classifiers.
     """
 
@@ -67,12 +65,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All candidates on one data set.
+    """All targets on one data set.
 
     Attributes:
         data: the data set, in words.
         pictures: number of pictures.
-        rows: a row for each candidate, in the order given.
+        rows: a row for each target, in the order given.
         notes: sentences on assumptions that the figures rest on.
     """
 
@@ -88,43 +86,43 @@ def silently(items: Sequence[int], _: str) -> Iterator[int]:
 
 
 def evaluate(
-    candidates: Sequence[Candidate],
+    targets: Sequence[Target],
     data: DataSet,
     *,
     batch: int = 1,
     labels: Mapping[int, str] | None = None,
     counted: Counted = silently,
 ) -> Report:
-    """Run every candidate on every picture, one candidate after the other.
+    """Run every target on every picture, one target after the other.
 
     Args:
-        candidates: models; the others are compared with the first.
+        targets: models; the others are compared with the first.
         data: pictures with known answers.
         batch: pictures in one run, where a model leaves that free; only those of equal size share a run.
         labels: class names in place of the models' own.
-        counted: shows how far a candidate is.
+        counted: shows how far a target is.
 
     Raises:
         UsageError: a model does not answer as the data set asks, or has other classes. All models are looked at before
             the first one runs.
         NaDeployError: a picture is damaged, or a runtime failed.
     """
-    for candidate in candidates[1:]:
-        with _opened(candidate) as session:
+    for target in targets[1:]:
+        with _opened(target) as session:
             data.scorer(session, labels)
     rows: list[Row] = []
     notes: list[str] = []
-    for candidate in candidates:
-        with _opened(candidate) as session:
+    for target in targets:
+        with _opened(target) as session:
             scorer = data.scorer(session, labels)
-            times = _score(candidate.label, session, scorer, data, batch, counted)
+            times = _score(target.label, session, scorer, data, batch, counted)
             figures = scorer.figures()
             notes += [note for note in scorer.notes if note not in notes]
             first = rows[0].figures.answers if rows else figures.answers
             rows.append(
                 Row(
-                    candidate.label,
-                    candidate.path,
+                    target.label,
+                    target.path,
                     session.backend,
                     "" if session.metadata is None else session.metadata.dtype,
                     f"{session.device}, {session.attention}",
@@ -136,8 +134,8 @@ def evaluate(
     return Report(data.name, len(data.pictures), tuple(rows), tuple(notes))
 
 
-def _opened(candidate: Candidate) -> Session:
-    return load(candidate.path, candidate.backend, **candidate.options)
+def _opened(target: Target) -> Session:
+    return load(target.path, **target.options)
 
 
 def _score(label: str, session: Session, scorer: Scorer, data: DataSet, batch: int, counted: Counted) -> list[float]:

@@ -14,7 +14,7 @@ from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import hugging_face_classification
 from na_deploy.runtime.evaluation.class_folders import ClassFolders, match_folders
-from na_deploy.runtime.evaluation.compare import Candidate, evaluate
+from na_deploy.runtime.evaluation.compare import Target, evaluate
 from na_deploy.runtime.images.prepare import prepare
 
 NAMES = {index: f"kind {index}" for index in range(10)}
@@ -43,7 +43,7 @@ def test_top_1_and_top_5_are_those_of_the_raw_scores(write_model: Callable[..., 
     wanted = np.array([int(path.parent.name[-1]) for path in files])
     ranks = (scores > scores[range(len(files)), wanted][:, None]).sum(1)
     for size in (1, 4):
-        report = evaluate([Candidate("model", model)], ClassFolders(pictures), batch=size)
+        report = evaluate([Target("model", model)], ClassFolders(pictures), batch=size)
         (row,) = report.rows
         assert row.figures.overall[""] == {"top-1": np.mean(ranks < 1), "top-5": np.mean(ranks < 5)}
         assert row.figures.answers == tuple(scores.argmax(1).tolist())
@@ -64,8 +64,8 @@ def test_others_are_compared_with_the_first(write_model: Callable[..., Path], pi
             shown.append((label, item))
 
     data = ClassFolders(pictures, limit=8)
-    candidates = [Candidate("one", one), Candidate("again", one), Candidate("two", two)]
-    report = evaluate(candidates, data, counted=counted)
+    targets = [Target("one", one), Target("again", one), Target("two", two)]
+    report = evaluate(targets, data, counted=counted)
     first, again, other = report.rows
     assert (first.same, again.same) == (1.0, 1.0)
     assert other.same == pytest.approx(np.mean(np.equal(first.figures.answers, other.figures.answers)))
@@ -103,8 +103,8 @@ def test_what_cannot_be_scored_is_said(write_model: Callable[..., Path], picture
         yield from items
 
     with pytest.raises(UsageError, match="answers with features, and class folders are for classifiers"):
-        evaluate([Candidate("good", good), Candidate("bad", features)], ClassFolders(pictures), counted=counted)
+        evaluate([Target("good", good), Target("bad", features)], ClassFolders(pictures), counted=counted)
     assert not seen  # before the first model ran
     (pictures / "Kind_0" / "00.png").write_bytes(b"no picture")
     with pytest.raises(NaDeployError, match=r"good: .*00\.png is not an image"):
-        evaluate([Candidate("good", good)], ClassFolders(pictures))
+        evaluate([Target("good", good)], ClassFolders(pictures))

@@ -22,7 +22,7 @@ from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.models.class_sets import class_set
 from na_deploy.runtime.evaluation.annotations import match_categories
 from na_deploy.runtime.evaluation.coco import CocoPictures
-from na_deploy.runtime.evaluation.compare import Candidate, evaluate
+from na_deploy.runtime.evaluation.compare import Target, evaluate
 from na_deploy.runtime.results.rle import encode_mask
 
 CATEGORIES = {7: "Car", 3: "person", 90: "nothing", 4: "tree [old]"}
@@ -74,7 +74,7 @@ def test_precision_is_pycocotools_on_the_results_that_run_prints(masks: bool, tm
     content = annotations(tmp_path)
     onnx.save(detector("batch", masks=masks), tmp_path / "model.onnx")
     data = CocoPictures(written(tmp_path, content), tmp_path / "images")
-    (row,) = evaluate([Candidate("model", tmp_path / "model.onnx")], data, batch=2).rows
+    (row,) = evaluate([Target("model", tmp_path / "model.onnx")], data, batch=2).rows
     pictures = [str(path) for path in data.pictures]
     assert run(["run", str(tmp_path / "model.onnx"), *pictures, "--threshold", "0", "--json"]) == 0
     numbers = {
@@ -109,7 +109,7 @@ def test_instances_of_a_segmenter_are_scored(tmp_path: Path):
     content = annotations(tmp_path)
     content["annotations"] = [each for each in content["annotations"] if each["category_id"] != 4]
     data = CocoPictures(written(tmp_path, content), tmp_path / "images")
-    (row,) = evaluate([Candidate("model", tmp_path / "model.onnx")], data).rows
+    (row,) = evaluate([Target("model", tmp_path / "model.onnx")], data).rows
     assert row.figures.overall["boxes"]["AP50"] == pytest.approx(1)
     assert (row.figures.overall["masks"]["AP50"] or 0) > 0.1
     assert set(row.figures.classes["masks"]) == {"Car", "person"}
@@ -123,7 +123,7 @@ def test_a_detector_that_finds_nothing_has_no_precision(tmp_path: Path):
         )
     onnx.save(detector(), tmp_path / "model.onnx")
     data = CocoPictures(written(tmp_path, content), tmp_path / "images")
-    (row,) = evaluate([Candidate("model", tmp_path / "model.onnx")], data).rows
+    (row,) = evaluate([Target("model", tmp_path / "model.onnx")], data).rows
     assert row.figures.overall["boxes"]["AP"] == row.figures.overall["masks"]["AP"] == 0
 
 
@@ -170,8 +170,8 @@ def test_what_cannot_be_scored_is_said(tmp_path: Path):
     data = CocoPictures(written(tmp_path, content), images)
     onnx.save(segmenter("semantic"), tmp_path / "model.onnx")
     with pytest.raises(UsageError, match="answers with semantic, and --coco is for detectors"):
-        evaluate([Candidate("model", tmp_path / "model.onnx")], data)
+        evaluate([Target("model", tmp_path / "model.onnx")], data)
     onnx.save(detector(), tmp_path / "model.onnx")
     colour_picture(20, 20).save(data.pictures[0])
     with pytest.raises(UsageError, match="has 20×20 pixels and is annotated with 160×120"):
-        evaluate([Candidate("model", tmp_path / "model.onnx")], data)
+        evaluate([Target("model", tmp_path / "model.onnx")], data)

@@ -12,7 +12,7 @@ from segmenters import LABELS, colour_picture, segmenter
 
 import na_deploy
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.runtime.evaluation.compare import Candidate, evaluate
+from na_deploy.runtime.evaluation.compare import Target, evaluate
 from na_deploy.runtime.evaluation.id_maps import IdMaps, confusion, intersection_over_union
 
 SIZES = ((60, 40), (33, 50), (60, 40), (90, 20), (21, 21))
@@ -53,7 +53,7 @@ def test_overlaps_are_those_of_all_pixels_together(folder: Path, task: str):
                 shared[number] += (own & others).sum()
                 union[number] += (own | others).sum()
     for batch in (1, 3):
-        (row,) = evaluate([Candidate("model", model)], data, batch=batch).rows
+        (row,) = evaluate([Target("model", model)], data, batch=batch).rows
         shares = row.figures.overall[""]
         assert shares["mIoU"] == pytest.approx(np.mean(shared / union))
         assert shares["pixel accuracy"] == pytest.approx(right / count)
@@ -100,13 +100,13 @@ def test_what_cannot_be_scored_is_said(folder: Path):
             IdMaps(*arguments)
     data = IdMaps(images, maps, ignored=254)
     with pytest.raises(UsageError, match="holds the value 255, and the model has 4 classes; give --ignore"):
-        evaluate([Candidate("model", model)], data)
+        evaluate([Target("model", model)], data)
     Image.new("RGB", SIZES[0]).save(data.maps[0])
     with pytest.raises(UsageError, match="is a picture in colours"):
-        evaluate([Candidate("model", model)], data)
+        evaluate([Target("model", model)], data)
     Image.new("L", (7, 9)).save(data.maps[0])
     with pytest.raises(UsageError, match="has 7×9 pixels and its picture 60×40"):
-        evaluate([Candidate("model", model)], data)
+        evaluate([Target("model", model)], data)
     data.maps[0].write_bytes(b"\x89PNG")
     with pytest.raises(NaDeployError, match="is not an id map that can be read"):
-        evaluate([Candidate("model", model)], data)
+        evaluate([Target("model", model)], data)
