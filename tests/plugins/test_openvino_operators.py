@@ -83,7 +83,11 @@ CASES = {
         f"separate, {name}": (SEPARATE_OPERATOR, separate(*sizes), rest)
         for name, (sizes, rest) in SEPARATE_CASES.items()
     },
-    **{f"small map, {name}": (PACKED_OPERATOR, padded(sizes), rest) for name, (sizes, rest) in SMALL_MAPS.items()},
+    **{
+        f"small map, {name}": (PACKED_OPERATOR, padded(sizes), rest)
+        for name, (sizes, rest) in SMALL_MAPS.items()
+        if name != "many positions"  # for seconds of float64; the copies are those that ONNX Runtime's tests make
+    },
 }
 
 
@@ -307,7 +311,7 @@ def test_the_same_file_serves_openvino_2025(tmp_path: Path):
     expect_reference(dict(np.load(tmp_path / "out.npz")), PACKED_OPERATOR, arrays, NAT, "float32")
 
 
-EXTENSION_CASES = ["packed, dinat", "separate, additional keys", "small map, many positions"]
+EXTENSION_CASES = ["packed, dinat", "separate, additional keys", "small map, three axes"]
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
