@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from detectors import detector
 from google.protobuf import json_format
 from segmenters import segmenter
 from small_models import small_model
@@ -364,6 +365,18 @@ def test_a_segmenter_s_image_files_are_answered_by_one_model(repository: Path, t
     metadata = ModelMetadata.from_props(json.loads(parameters["na_deploy.metadata"]))
     assert metadata is not None
     assert (metadata.task, metadata.things) == ("panoptic", (1, 3))
+    assert check_repository(repository) == []
+
+
+@pytest.mark.parametrize(("masks", "answers"), [(True, ["segments", "ids"]), (False, ["segments"])])
+def test_a_detector_s_image_files_are_answered_by_one_model(
+    repository: Path, tmp_path: Path, masks: bool, answers: list[str]
+) -> None:
+    onnx.save(detector("batch", 64, 64, masks=masks), tmp_path / "things.onnx")
+    package([tmp_path / "things.onnx"], repository, PackageOptions(preprocess=True))
+    assert [output.name for output in config_of(repository, "things_from_image").output] == answers
+    counts = next(output for output in config_of(repository, "things").output if output.name == "count")
+    assert (list(counts.dims), counts.HasField("reshape"), list(counts.reshape.shape)) == ([1], True, [])
     assert check_repository(repository) == []
 
 
