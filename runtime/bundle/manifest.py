@@ -72,8 +72,8 @@ class Manifest:
         requires: needs at run time, by name: versions, ``platform``, ``compute_capability``.
         profiles: for an engine with free sizes, each input's sizes.
         metadata: the exporter's properties of the model (preprocessing, labels, source).
-        settings: the session's, where the user gives none: ``precision``; ``measured_on``, the machine on which the
-            backend was found to be the fastest.
+        settings: the session's, where the user gives none: ``precision``; ``attention``, the part that computes it in a
+            compiled model; ``measured_on``, the machine on which the backend was found to be the fastest.
         build: figures of the build, for people.
         tool_version: version of na-deploy that wrote it.
         format: version of this form.

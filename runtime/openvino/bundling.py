@@ -15,7 +15,7 @@ from na_deploy.runtime.session import SessionOptions, load
 
 
 def build_files(task: BuildTask) -> Built:
-    """Run the model with OpenVINO, and compile it for this machine where attention is standard operators.
+    """Compile the model for this machine with OpenVINO and run it.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
@@ -38,11 +38,10 @@ def build_files(task: BuildTask) -> Built:
             if session.library is None:
                 raise NaDeployError(f"there is no operator library to embed: it is {why_missing(OPENVINO_LIBRARY)}")
             files[f"lib/{session.library.name}"] = ("library", session.library)
-        if session.library is None:
-            blob = task.scratch / compiled.NAME
-            blob.write_bytes(session.compiled_bytes())
-            files[compiled.NAME] = ("compiled", blob)
-            requires |= compiled.requirements(openvino, openvino.Core())
+        blob = task.scratch / compiled.NAME
+        blob.write_bytes(session.compiled_bytes())
+        files[compiled.NAME] = ("compiled", blob)
+        requires |= compiled.requirements(openvino, openvino.Core(), session.library is not None)
     with load(task.model, "onnxruntime", custom_operators=False, threads=task.options.threads) as reference:
         task.progress("comparing with ONNX Runtime")
         difference = worst_difference(found, reference.run(feeds)).relative
@@ -55,5 +54,5 @@ def build_files(task: BuildTask) -> Built:
         requires=requires,
         figures=figures,
         attention_runs=attention,
-        settings={"precision": precision},
+        settings={"precision": precision, compiled.ATTENTION: attention},
     )

@@ -58,7 +58,7 @@ def read_graph(core: Any, path: Path, model: onnx.ModelProto, options: SessionOp
         NaDeployError: the file cannot be flattened.
         Exception: OpenVINO refuses the file; its own words.
     """
-    library = _library(options) if options.custom_operators and _holds_attention(model) else None
+    library = operator_library(options) if options.custom_operators and _holds_attention(model) else None
     if library is not None:
         others = sorted({(function.domain, function.name) for function in model.functions} - _attention())
         inlined = _inlined(path, model, others) if others else model
@@ -73,7 +73,8 @@ def read_graph(core: Any, path: Path, model: onnx.ModelProto, options: SessionOp
     return Graph(core.read_model(_flat_bytes(path, model)))
 
 
-def _library(options: SessionOptions) -> OpenVinoLibrary | None:
+def operator_library(options: SessionOptions) -> OpenVinoLibrary | None:
+    """Return the operator library, loaded; ``None`` where it is not there, with a warning where it does not load."""
     path = options.library or openvino_library()
     if path is None:
         return None

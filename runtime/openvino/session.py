@@ -38,12 +38,13 @@ def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     if options.streams is not None:
         settings["NUM_STREAMS"] = options.streams
+    if options.manifest is not None:
+        found = import_compiled(openvino, core, options, precision, settings)
+        if found is not None:
+            return OpenVinoSession(path, _described(options.manifest), _Compiled(*found), found[1].library)
+        core = openvino.Core()  # without the nodes of a compiled model that did not fit
     if options.cache is not None:
         settings["CACHE_DIR"] = str(options.cache)
-    if options.compiled is not None and options.manifest is not None:
-        found = import_compiled(openvino, core, options.compiled, options.manifest, precision, settings)
-        if found is not None:
-            return OpenVinoSession(path, _described(options.manifest), _Compiled(found, Graph(None)), None)
     model = read_model(path)
     try:
         graph = read_graph(core, path, model, options, precision == "bf16")
@@ -205,11 +206,11 @@ class OpenVinoSession(Session):
         """Return the compiled model, which OpenVINO of the same version loads on a like processor.
 
         Raises:
-            NaDeployError: attention runs in the operator library, whose nodes OpenVINO cannot write.
+            UsageError: the session is closed.
         """
         compiled = self._compiled
-        if compiled is None or self.library is not None:
-            raise NaDeployError(f"{self.path.name} runs in the operator library, so OpenVINO cannot write it compiled")
+        if compiled is None:
+            raise UsageError(f"the session of {self.path.name} is closed; load the model again")
         exported = compiled.model.export_model()
         return exported.getvalue() if hasattr(exported, "getvalue") else bytes(exported)
 

@@ -112,7 +112,7 @@ def test_a_bundle_remembers_the_choice_of_its_machine(
     assert run(["inspect", str(bundle), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)["bundle"]
     assert content["build"]["choice"]["tolerance"] == 1e-4
-    assert content["settings"] == {"precision": "f32", "measured_on": choice.machine()}
+    assert content["settings"].items() >= {"precision": "f32", "measured_on": choice.machine()}.items()
     monkeypatch.setattr(choice, "machine", lambda: "another machine")  # there it is measured again
     with pytest.raises(TypeError):
         na_deploy.load(bundle, backend="auto")

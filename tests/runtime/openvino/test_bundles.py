@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from na_deploy.runtime.building.build import build
 from na_deploy.runtime.building.options import BuildOptions
 from na_deploy.runtime.bundle import open_bundle
 from na_deploy.runtime.bundle.archive import write_bundle
+from na_deploy.runtime.native_libraries import OPENVINO_LIBRARY, openvino_library, why_missing
 from na_deploy.runtime.openvino import compiled, session
 from na_deploy.runtime.precision_difference import precision_difference
 
@@ -117,7 +119,7 @@ def test_the_model_of_the_bundle_runs_on_any_other_backend(bundles: dict[str, Pa
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 products")
 def test_a_bundle_remembers_its_precision_and_the_difference(bundles: dict[str, Path], no_compiling: None):
     manifest = json.loads((bundles["bf16"] / "manifest.json").read_text())
-    assert manifest["settings"] == {"precision": "bf16"}
+    assert manifest["settings"] == {"precision": "bf16", "attention": "function bodies"}
     with na_deploy.load(bundles["bf16"]) as found, na_deploy.load(bundles["f32"]) as exact:
         assert (found.precision, exact.precision) == ("bf16", "f32")
         assert 1e-4 < relative(found.run(IMAGES)["logits"], exact.run(IMAGES)["logits"]) < 5e-2
@@ -187,3 +189,30 @@ def test_int8_files_run_and_agree_with_onnx_runtime(bundles: dict[str, Path], tm
         assert relative(other.run(IMAGES)["logits"], expected) < 2e-2
     with na_deploy.load(bundles["model"]) as exact:
         assert relative(expected, exact.run(IMAGES)["logits"]) > 1e-4
+
+
+def test_a_compiled_model_holds_the_operators_of_the_library(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("NA_DEPLOY_OPENVINO_LIBRARY")
+    if openvino_library() is None:
+        assert os.environ.get("NA_DEPLOY_NATIVE") != "ON", why_missing(OPENVINO_LIBRARY)
+        pytest.skip(f"the operator library for OpenVINO is {why_missing(OPENVINO_LIBRARY)}")
+    target = tmp_path / "library.zip"
+    assert (
+        build(bundles["model"], target, BuildOptions("openvino", batch=(1, 2, 4))).attention_runs == "operator library"
+    )
+    with na_deploy.load(bundles["model"]) as one:
+        expected = one.run(IMAGES)["logits"]
+    with monkeypatch.context() as inside:
+        inside.setattr(session, "read_graph", None)  # neither read nor compiled
+        for _ in range(2):
+            with na_deploy.load(target, threads=1) as found:
+                assert found.attention == "operator library"
+                assert relative(found.run(IMAGES)["logits"], expected) < 1e-5
+    with na_deploy.load(target, custom_operators=False) as found:
+        assert found.attention == "function bodies"
+        assert relative(found.run(IMAGES)["logits"], expected) < 1e-5
+    monkeypatch.setenv("NA_DEPLOY_OPENVINO_LIBRARY", "")
+    with pytest.warns(RuntimeWarning, match="which is not installed; the model is compiled again"):
+        na_deploy.load(target).close()
