@@ -248,9 +248,9 @@ class _Answers(Closeable):
         self.remarks: list[str] = []
         self._shapes = list(shapes)
         self._own: list[_Worker] = []
-        bodies = [each for each in workers if each.target.options == BODIES]
+        # A target on the function bodies is a reference itself.
         self._references: dict[Path, _Worker | None] = {
-            each.target.path: each for each in bodies if each.loaded["runs_on"].startswith("onnxruntime CPU")
+            each.target.path: each for each in workers if each.loaded["runs_on"] == "onnxruntime CPU, function bodies"
         }
         self._folder = tempfile.TemporaryDirectory(prefix="na-deploy-bench-")
 
