@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+import onnx
+
 from na_deploy.errors import NaDeployError
-from na_deploy.model_file.graph import read_model, weight_files
+from na_deploy.model_file.graph import embed_weights, read_model, weight_files
 from na_deploy.runtime.bundle.manifest import NAME, Manifest
 
 _LOCATION = b"\x0a\x08location"
@@ -59,6 +61,19 @@ def in_memory(path: Path, manifest: Manifest | None) -> Iterator[ModelBytes]:
     finally:
         content.model = None
         content.weights.clear()
+
+
+def verified_model(path: Path, manifest: Manifest) -> onnx.ModelProto:
+    """Read a bundle's model with all its weights, which must have the hashes of the manifest.
+
+    Raises:
+        NaDeployError: a file is not what the manifest says.
+    """
+    with in_memory(path, manifest) as content:
+        assert content.model is not None
+        model = onnx.load_model_from_string(content.model)
+        embed_weights(model, content.weights)
+    return model
 
 
 def _has_weights_beside(path: Path) -> bool:

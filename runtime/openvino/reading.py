@@ -67,7 +67,8 @@ def read_graph(core: Any, path: Path, model: onnx.ModelProto, options: SessionOp
 
             _check_attributes(path, inlined)
             nodes = OperatorNodes(core, library)
-            graph = core.read_model(_serialized(path, inlined) if others else str(path))
+            in_memory = bool(others) or options.manifest is not None
+            graph = core.read_model(_serialized(path, inlined) if in_memory else str(path))
             nodes.complete(graph, bfloat16)
             return Graph(graph, nodes)
     return Graph(core.read_model(_flat_bytes(path, model)))
@@ -144,5 +145,5 @@ def _serialized(path: Path, model: onnx.ModelProto) -> bytes:
         return content
     except ValueError:  # protobuf's limit of 2 GiB
         raise NaDeployError(
-            f"{path} is too large to be flattened in memory; write a flat file with: na-deploy flatten {path}"
+            f"{path} is too large to be read into memory; write a flat file with: na-deploy flatten {path}"
         ) from None

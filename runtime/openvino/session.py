@@ -22,6 +22,7 @@ from na_deploy.model_file.graph import read_model, tensor_specs
 from na_deploy.model_file.tensors import Array, TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.backend_names import PRECISIONS
+from na_deploy.runtime.backends.model_bytes import verified_model
 from na_deploy.runtime.bundle.manifest import Manifest
 from na_deploy.runtime.openvino.compiled import import_compiled
 from na_deploy.runtime.openvino.reading import Graph, read_graph
@@ -45,7 +46,8 @@ def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:
         core = openvino.Core()  # without the nodes of a compiled model that did not fit
     if options.cache is not None:
         settings["CACHE_DIR"] = str(options.cache)
-    model = read_model(path)
+    core.set_property({"ENABLE_MMAP": False})  # a loaded model stays what it was, whatever becomes of its files
+    model = read_model(path) if options.manifest is None else verified_model(path, options.manifest)
     try:
         graph = read_graph(core, path, model, options, precision == "bf16")
         failure = graph.failure()
