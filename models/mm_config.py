@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from na_deploy.models.config_text import nested, read_assignments
-from na_deploy.models.preprocessing import Preprocessing, shortest_side
+from na_deploy.models.preprocessing import Interpolation, Preprocessing, shortest_side
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,10 @@ def mm_classification(config: MMConfig) -> Preprocessing | None:
     crop = steps.get("CenterCrop", {}).get("crop_size")
     scaling = next((steps[name] for name in ("ResizeEdge", "Resize") if name in steps), {})
     scale = scaling.get("scale", scaling.get("size"))
-    width, height = scale if _is_pair(scale) else (scale, scale)  # as in mmcv, width first
-    if _is_pair(crop):
-        crop = crop[0]
-    filling = scaling.get("interpolation", "bilinear")
-    interpolation = filling if filling in ("bicubic", "nearest", "lanczos") else "bilinear"
+    width, height = _pair(scale)  # as in mmcv, width first
+    crop, _ = _pair(crop)
+    named: dict[str, Interpolation] = {"bicubic": "bicubic", "nearest": "nearest", "lanczos": "lanczos"}
+    interpolation = named.get(scaling.get("interpolation", ""), "bilinear")
     if isinstance(crop, int) and isinstance(width, int):
         prepared = Preprocessing((crop, crop), "resize-then-crop", width, interpolation=interpolation)
     elif isinstance(width, int) and isinstance(height, int):
@@ -111,8 +110,11 @@ def mm_classification(config: MMConfig) -> Preprocessing | None:
     return _with_channels(replace(prepared, scale=1.0), _preprocessor(config), pipeline)
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2
+def _pair(value: Any) -> tuple[Any, Any]:
+    """Return two values as they are, one as both."""
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return value[0], value[1]
+    return value, value
 
 
 def _pipeline(config: MMConfig) -> Any:
