@@ -38,6 +38,18 @@ def running_options(*, with_torch: bool = True) -> Callable[[AnyCommand], AnyCom
     return add
 
 
+def backends_option() -> Callable[[AnyCommand], AnyCommand]:
+    """Return ``--backend`` of commands that compare several."""
+    return click.option(
+        "--backend",
+        "--backends",
+        "backends",
+        metavar="all",
+        help="Runtimes to compare, as onnxruntime,openvino:f32,openvino:bf16, or all there are; by default each "
+        "model's.",
+    )
+
+
 def precision_option() -> Callable[[AnyCommand], AnyCommand]:
     """Return ``--precision``."""
     return click.option(

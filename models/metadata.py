@@ -36,17 +36,30 @@ HEADS = {
     "maskformer": "MaskFormer",
     "mask2former": "Mask2Former",
     "oneformer": "OneFormer",
+    "faster_rcnn": "Faster R-CNN",
+    "mask_rcnn": "Mask R-CNN",
+    "cascade_rcnn": "Cascade R-CNN",
+    "cascade_mask_rcnn": "Cascade Mask R-CNN",
 }
-"""Segmenters by the name of their head in metadata."""
+"""Segmenters and detectors by the name of their head in metadata."""
+
+DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+"""Heads whose answer is boxes."""
 
 QUERY_OUTPUTS = ("class_logits", "mask_logits")
-SEGMENTER_OUTPUTS = {
+BOX_OUTPUTS = ("boxes", "scores", "classes", "count")
+BOX_AND_MASK_OUTPUTS = ("boxes", "scores", "classes", "masks", "count")
+HEAD_OUTPUTS = {
     "upernet": ("logits",),
     "maskformer": QUERY_OUTPUTS,
     "mask2former": QUERY_OUTPUTS,
     "oneformer": QUERY_OUTPUTS,
+    "faster_rcnn": BOX_OUTPUTS,
+    "mask_rcnn": BOX_AND_MASK_OUTPUTS,
+    "cascade_rcnn": BOX_OUTPUTS,
+    "cascade_mask_rcnn": BOX_AND_MASK_OUTPUTS,
 }
-"""Names of outputs by head: class scores of pixels; or class scores and masks of queries."""
+"""Names of outputs by head: class scores of pixels; class scores and masks of queries; or detections."""
 
 THRESHOLDS = {
     "score": 0.5,
@@ -77,7 +90,7 @@ class ModelMetadata:
 
     Attributes:
         architecture: name in the registry, or the family for other sizes; of a segmenter, its backbone's.
-        head: a segmenter's head, "mask2former" for instance; empty for other models.
+        head: a segmenter's or a detector's head, "mask2former" for instance; empty for other models.
         task: one of :data:`TASKS`.
         num_classes: classes of the head, 0 if there is none.
         scores: one of :data:`SCORES`, for classifiers.

@@ -82,7 +82,8 @@ def mm_preprocessing(config: MMConfig) -> Preprocessing | None:
         return None
     preprocessor = config.model.get("data_preprocessor")
     preprocessor = preprocessor if isinstance(preprocessor, Mapping) else {}
-    divisor = preprocessor.get("size_divisor") or next(nested(pipeline, "size_divisor"), None) or 1
+    given = (preprocessor.get(key) for key in ("size_divisor", "pad_size_divisor"))
+    divisor = next(filter(None, given), None) or next(nested(pipeline, "size_divisor"), None) or 1
     prepared = shortest_side(min(sides[0]), max(sides[0]), divisor if isinstance(divisor, int) else 1)
     mean, std = (_channels(preprocessor.get(key), pipeline, key) for key in ("mean", "std"))
     if mean and std:

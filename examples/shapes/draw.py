@@ -4,12 +4,14 @@ Five classes: ground, disc, square, triangle and star. Shapes have textures, out
 and hide each other; the ground has spots, waves and light from one side. A seed gives one picture, whatever the order.
 
 python examples/shapes/draw.py picture.png [--seed 1000009] [--size 192x256]
+python examples/shapes/draw.py folder --count 200 [--size 128x128]    # pictures and maps of their classes, for eval
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 CLASSES = ("ground", "disc", "square", "triangle", "star")
 PALETTE = ((90, 98, 110), (230, 75, 53), (0, 114, 178), (0, 158, 115), (240, 180, 41))
+UNSEEN = 1_000_000
+"""Seed of the first picture that training does not see."""
 KIND = 0.7
 """Share of a shape's colour that is its class's own; the rest, and all of the ground's, is chance."""
 FINER = 3
@@ -77,15 +81,37 @@ def _shape(random: np.random.Generator, kind: int, height: int, width: int) -> N
     return np.asarray(canvas.resize((width, height), Image.Resampling.BOX), np.float32) / 255
 
 
+def draw_folder(folder: Path, count: int, height: int = 128, width: int = 128, first: int = UNSEEN) -> None:
+    """Draw pictures into ``folder/images`` and the classes of their pixels into ``folder/maps``.
+
+    Args:
+        folder: made if it is not there.
+        count: pictures.
+        height: of each.
+        width: of each.
+        first: seed of the first.
+    """
+    for part in ("images", "maps"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for seed in range(first, first + count):
+        picture, classes = draw_picture(seed, height, width)
+        picture.save(folder / "images" / f"{seed}.png")
+        Image.fromarray(classes).save(folder / "maps" / f"{seed}.png")
+
+
 def main() -> None:
-    """Draw one picture into a file."""
+    """Draw one picture into a file, or many into a folder."""
     parser = argparse.ArgumentParser(description="Draw shapes on textured ground.")
-    parser.add_argument("target")
-    parser.add_argument("--seed", type=int, default=1_000_009)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--seed", type=int, default=UNSEEN + 9)
     parser.add_argument("--size", default="192x256", help="height and width")
+    parser.add_argument("--count", type=int, help="draw so many, with the classes of their pixels, into a folder")
     options = parser.parse_args()
-    height, _, width = options.size.partition("x")
-    draw_picture(options.seed, int(height), int(width))[0].save(options.target)
+    height, width = (int(side) for side in options.size.split("x"))
+    if options.count is not None:
+        draw_folder(options.target, options.count, height, width)
+    else:
+        draw_picture(options.seed, height, width)[0].save(options.target)
 
 
 if __name__ == "__main__":

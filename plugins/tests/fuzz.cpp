@@ -13,7 +13,7 @@
 #include <random>
 
 #include "../core/padding.h"
-#include "../onnxruntime/padded_copy.h"
+#include "../cpu/padded_copy.h"
 #include "fuzz_problem.h"
 #include "na_cpu.h"
 
@@ -64,7 +64,7 @@ bool run(const uint8_t* data, size_t size) {
   params.lse = lse.data();
 
   const na_params given = params;
-  std::optional<na_deploy::ort::PaddedCopy> copy;
+  std::optional<na_deploy::cpu::PaddedCopy> copy;
   if (na_deploy::reaches_behind(params)) params = copy.emplace(params).params();
   params.padding = nullptr;
 

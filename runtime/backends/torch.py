@@ -12,7 +12,7 @@ from typing import Any
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec
-from na_deploy.models.metadata import SEGMENTER_OUTPUTS
+from na_deploy.models.metadata import HEAD_OUTPUTS
 from na_deploy.runtime.session import Session, SessionOptions
 
 
@@ -98,7 +98,7 @@ def _outputs(config: Any, head: str) -> tuple[TensorSpec, ...]:
             "class_logits": ("batch", "queries", "classes"),
             "mask_logits": ("batch", "queries", "height", "width"),
         }
-        return tuple(TensorSpec(name, "float32", shapes[name]) for name in SEGMENTER_OUTPUTS[head])
+        return tuple(TensorSpec(name, "float32", shapes[name]) for name in HEAD_OUTPUTS[head])
     if config.is_backbone:
         shape: tuple[int | str, ...] = ("batch", "channels", "height", "width")
     else:

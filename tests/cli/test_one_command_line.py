@@ -30,6 +30,7 @@ from na_deploy.runtime.tensorrt.api import RTX, TENSORRT, Flavor, load_module
         ["run", "nothing.onnx", "x.jpg"],
         ["inspect", "nothing.onnx"],
         ["bench", "nothing.onnx"],
+        ["eval", "nothing.onnx", "--images", "folder"],
         ["verify", "nothing.pth", "nothing.onnx"],
         ["build", "nothing.onnx", "-o", "x.bundle"],
         ["package", "nothing.onnx", "-o", "repository"],

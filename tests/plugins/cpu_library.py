@@ -35,6 +35,7 @@ class Params(ctypes.Structure):
         + [(name, ctypes.c_void_p) for name in ("query", "key", "value", "rel_pos_bias")]
         + [(name, ctypes.c_void_p) for name in ("additional_key", "additional_value", "padding")]
         + [(name, ctypes.c_void_p) for name in ("output", "lse", "prepared_bias")]
+        + [("bias_is_float32", ctypes.c_int32)]
     )
 
 

@@ -59,7 +59,7 @@ def sources(tmp_path: Path) -> Path:
 
 def test_a_wheel_runs_the_library_in_an_empty_environment(tmp_path: Path):
     wheel = build_wheel(ROOT, tmp_path / "wheels", NA_DEPLOY_NATIVE="ON")
-    assert contents(wheel) == {"na_deploy/lib/libna_deploy_ort.so"}
+    assert contents(wheel) == {"na_deploy/lib/libna_deploy_ort.so", "na_deploy/lib/libna_deploy_openvino.so"}
     assert "none-any" not in wheel.name
 
     environment = tmp_path / "environment"
