@@ -21,6 +21,29 @@ def pytest_configure() -> None:
         onnxscript_apis._module.get_torchlib_ops = table
 
 
+LONGEST_FIRST = (
+    "plugins/test_gpu_kernels.py",
+    "third_party/",
+    "exporter/test_segmenters.py",
+    "plugins/",
+    "runtime/tensorrt_rtx/",
+    "model_file/test_flatten.py",
+    "exporter/",
+    "examples/",
+)
+"""Files whose tests take longest, for processes that share the work to end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((i for i, start in enumerate(LONGEST_FIRST) if path.startswith(start)), len(LONGEST_FIRST))
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def small_model_maker() -> Callable[..., onnx.ModelProto]:
     """Return :func:`small_model`, for fixtures that make one model for many tests."""

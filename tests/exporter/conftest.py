@@ -61,7 +61,9 @@ def load_small(checkpoints: dict[str, Path]) -> Callable[[str], LoadedModel]:
 
 
 @pytest.fixture(scope="session")
-def exported(load_small: Callable[[str], LoadedModel], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportReport]:
+def exported(
+    load_small: Callable[[str], LoadedModel], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., ExportReport]:
     """Export a small network at 64x64, once for every set of options; the files are for reading only."""
     folder = tmp_path_factory.mktemp("exported")
 

@@ -70,7 +70,9 @@ def test_free_sizes_may_start_from_the_smallest_image(load_small: LoadSmall, tmp
 
 
 def test_a_free_batch_may_be_empty(exported: Exported):
-    (logits,) = session(exported("dinat", dynamic="batch").path).run(None, {"image": np.zeros((0, 3, 64, 64), np.float32)})
+    (logits,) = session(exported("dinat", dynamic="batch").path).run(
+        None, {"image": np.zeros((0, 3, 64, 64), np.float32)}
+    )
     assert logits.shape == (0, 10)
 
 
@@ -168,9 +170,7 @@ def test_attention_nodes_carry_what_plugins_need(exported: Exported):
     ("dtype", "kind", "limit"), [("fp16", TensorProto.FLOAT16, 5e-3), ("bf16", TensorProto.BFLOAT16, 5e-2)]
 )
 @pytest.mark.parametrize("name", ["dinat", "dinat_s", "backbone"])
-def test_half_precision_is_typed_in_the_file(
-    name: str, dtype: str, kind: int, limit: float, exported: Exported
-):
+def test_half_precision_is_typed_in_the_file(name: str, dtype: str, kind: int, limit: float, exported: Exported):
     report = exported(name, dtype=dtype)
     assert report.difference < limit
     model = onnx.load(report.path)
