@@ -155,7 +155,7 @@ def test_an_operator_from_elsewhere_is_named():
 
 
 def cases_of_runtimes() -> list[Any]:
-    """Return every case of every runtime: a classifier with a free batch is for each run of the tests, the rest are slow."""
+    """Return every case of every runtime, marked slow but for a classifier with a free batch."""
     cases = []
     for name, runtime in RUNTIMES.items():
         for network, form in (CASES[1], CASES[-1]) if runtime.slow else CASES:

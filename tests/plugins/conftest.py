@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def native_build() -> Path:
-    """The folder of the compiled native tests; the libraries of the package, which stand there too, are not compiled again."""
+    """The folder of the compiled native tests, where the libraries of the package stand too."""
     return Path(cpu_library.build(ROOT / "build" / "tree"))
 
 
