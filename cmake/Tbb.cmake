@@ -10,6 +10,10 @@
 set(NA_DEPLOY_TBB_MISSING "")
 
 function(_na_deploy_find_tbb)
+  if(NA_DEPLOY_OPENVINO STREQUAL "OFF")
+    set(NA_DEPLOY_TBB_MISSING "NA_DEPLOY_OPENVINO was OFF when na-deploy was installed" PARENT_SCOPE)
+    return()
+  endif()
   if(NOT CMAKE_SYSTEM_NAME STREQUAL "Linux")
     set(NA_DEPLOY_TBB_MISSING "the operators for OpenVINO are compiled on Linux alone" PARENT_SCOPE)
     return()

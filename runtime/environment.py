@@ -28,6 +28,7 @@ from na_deploy.runtime.native_libraries import (
 from na_deploy.runtime.tensorrt.api import RTX, TENSORRT, load_module
 
 OPERATOR_LIBRARY = "operator library"
+OPENVINO = "openvino"
 OPENVINO_OPERATORS = "operator library for OpenVINO"
 OPENVINO_REMEDY = "pip install 'na-deploy[openvino]'"
 GPU = "NVIDIA GPU"
@@ -68,7 +69,7 @@ def examine() -> list[Component]:
         _package("onnx", "reading models", "pip install onnx", core=True),
         _onnxruntime(),
         _operator_library(),
-        _package("openvino", "running models on processors with bfloat16", OPENVINO_REMEDY, minimum=(2025, 4)),
+        _package(OPENVINO, "running models on processors with bfloat16", OPENVINO_REMEDY, minimum=(2025, 4)),
         _openvino_library(),
         _package("torch", "export, verify", "pip install 'na-deploy[export]'", minimum=(2, 9)),
         _package("onnxscript", "export", "pip install 'na-deploy[export]'"),
