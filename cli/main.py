@@ -33,6 +33,7 @@ COMMANDS = {
     "serve": "Serve models over HTTP and gRPC (Open Inference Protocol v2), with a page to try them.",
     "package": "Write models into a repository for NVIDIA Triton, or check one.",
     "bench": "Compare models, bundles and PyTorch: latency, throughput, memory, cold start.",
+    "eval": "Measure models on pictures with known answers: accuracy, overlap, precision.",
     "verify": "Compare an exported model with its checkpoint, layer by layer.",
     "inspect": "Show an exported model's neighborhood attention layers.",
     "simulate": "Count what windows, strides and tiles can win over full attention.",

@@ -53,7 +53,7 @@ def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
         if model.functions
         else onnx.ModelProto.FromString(model.SerializeToString())
     )
-    foreign = sorted(f"{domain}.{kind}" for domain, kind in _operators(flat.graph) if domain not in _STANDARD)
+    foreign = [f"{domain}.{kind}" for domain, kind in foreign_operators(flat.graph)]
     if foreign:
         raise NaDeployError(
             f"the model cannot be flattened: {', '.join(foreign)} is no standard operator and no function of the file"
@@ -100,6 +100,11 @@ def flatten_file(source: Path, target: Path) -> list[Path]:
 def is_flat(model: onnx.ModelProto) -> bool:
     """Return whether :func:`flatten` wrote the model."""
     return any(entry.key == FLAT for entry in model.metadata_props)
+
+
+def foreign_operators(graph: onnx.GraphProto) -> list[tuple[str, str]]:
+    """Return domain and name of the graph's operators that are not ONNX's own."""
+    return sorted((domain, kind) for domain, kind in _operators(graph) if domain not in _STANDARD)
 
 
 def _operators(graph: onnx.GraphProto) -> set[tuple[str, str]]:

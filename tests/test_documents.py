@@ -18,6 +18,7 @@ MOST_NOT_RUN = {
     "needs a published checkpoint": 3,
     "needs the operator library": 3,
     "needs the reader's model": 1,
+    "needs the reader's pictures": 1,
     "needs Docker": 2,
     "installs packages": 4,
     "compiles": 5,

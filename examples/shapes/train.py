@@ -15,14 +15,14 @@ import time
 
 import numpy as np
 import torch
-from draw import CLASSES, PALETTE, draw_picture
-from evaluate import UNSEEN, intersection_over_union
+from draw import CLASSES, PALETTE, UNSEEN, draw_picture
 from torch import Tensor, nn
 from torch.nn import functional
 
 from na_deploy.models import ModelConfig, build_model
 from na_deploy.models.heads.upernet import UPerNet, UPerNetConfig
 from na_deploy.models.preprocessing import IMAGENET_MEAN_255, IMAGENET_STD_255
+from na_deploy.runtime.evaluation.id_maps import confusion, intersection_over_union
 
 BACKBONE = ModelConfig(
     family="nat",
@@ -77,13 +77,14 @@ def normalised(pixels: Tensor) -> Tensor:
 def mean_iou(network: nn.Module, count: int = 200) -> list[float]:
     """Return the intersection over union of each class on unseen pictures."""
     network.eval()
-    pairs = []
+    counts = np.zeros((len(CLASSES), len(CLASSES) + 1), np.int64)
     with torch.inference_mode():
         for start in range(UNSEEN, UNSEEN + count, 20):
             pixels, classes = draw(range(start, min(start + 20, UNSEEN + count)))
-            pairs.append((classes.numpy(), network(normalised(pixels)).argmax(1).numpy()))
+            found = network(normalised(pixels)).argmax(1).numpy()
+            counts += confusion(classes.numpy().astype(np.int32), found, len(CLASSES))
     network.train()
-    return [float(value) for value in intersection_over_union(pairs)]
+    return intersection_over_union(counts).tolist()
 
 
 def train(network: nn.Module, steps: int, minutes: float = math.inf, rate: float = RATE) -> None:

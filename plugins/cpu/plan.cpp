@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "../core/window.h"
+#include "bias.h"
 
 namespace na_deploy::cpu {
 namespace {
@@ -309,7 +310,7 @@ Scratch lay_out(const Plan& plan, const na_params& params, void* memory) {
   scratch.value = floats(plan.values_in_place ? 0 : copies * plan.padded_value_dim);
   scratch.score = floats(plan.block * lanes);
   scratch.output = floats(std::max(lanes * plan.padded_value_dim, plan.padded_head_dim));
-  scratch.bias = floats(params.dtype == NA_FLOAT32 ? 0 : plan.bias_elements);
+  scratch.bias = floats(bias_dtype(params) == NA_FLOAT32 ? 0 : plan.bias_elements);
   scratch.spread = floats(plan.spread_per_call ? plan.spread.elements : 0);
   for (int a = 0; a < kAxes; ++a) {
     scratch.visible[a] = reinterpret_cast<uint64_t*>(take(plan.axis[a].span, sizeof(uint64_t)));

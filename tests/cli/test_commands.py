@@ -203,7 +203,7 @@ def test_doctor_really_runs_an_attention(capsys):
 def test_doctor_fails_where_the_core_is_wrong(capsys, monkeypatch):
     from na_deploy.cli import self_check
 
-    monkeypatch.setattr(self_check, "attention_difference", lambda: 0.5)
+    monkeypatch.setattr(self_check, "attention_difference", lambda **options: 0.5)
     code, out, err = call(capsys, "doctor")
     assert code == 1
     assert err == ""
