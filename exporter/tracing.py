@@ -117,8 +117,8 @@ def trace(
             f"{type(cause).__name__}: {reason}"
         ) from error
     assert program is not None
-    if inner:
-        del program.model.graph.outputs[-len(inner) :]
+    for _ in inner:
+        program.model.graph.outputs.pop()
     return program.model
 
 

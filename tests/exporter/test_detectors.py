@@ -159,4 +159,6 @@ def test_verify_and_inspect_know_detectors(
 ) -> None:
     assert run(["verify", str(checkpoint), str(report.path), "--json"]) == 0
     assert "Mask R-CNN on dinat" in capfd.readouterr().out
-    assert list(inspect_model(report.path).parts) == ["backbone", "pyramid", "proposals", "boxes", "masks"]
+    summary = inspect_model(report.path)
+    assert list(summary.parts) == ["backbone", "pyramid", "proposals", "boxes", "masks"]
+    assert summary.uncounted == 0
