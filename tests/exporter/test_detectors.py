@@ -12,8 +12,10 @@ import pytest
 import torch
 from mmdet_detectors import CLASSES, theirs
 from onnx import numpy_helper
+from PIL import Image
 from rtx_engines import build_rtx_engine
 
+import na_deploy
 from na_deploy import export
 from na_deploy.cli.main import run
 from na_deploy.errors import NaDeployError
@@ -23,6 +25,7 @@ from na_deploy.model_file.flatten import flatten_file
 from na_deploy.model_file.inspection import inspect_model
 from na_deploy.models import LoadedModel, ModelMetadata, load_model
 from na_deploy.models.detectors.rcnn import RCNN
+from na_deploy.runtime.results.predict import Segmentation, image_preprocessing, prepare_picture, run_picture
 
 SIZE = (96, 131)
 ROWS = 20
@@ -162,3 +165,25 @@ def test_verify_and_inspect_know_detectors(
     summary = inspect_model(report.path)
     assert list(summary.parts) == ["backbone", "pyramid", "proposals", "boxes", "masks"]
     assert summary.uncounted == 0
+
+
+def test_a_session_answers_a_picture_with_the_file_s_detections(report: ExportReport) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (70, 150, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).resize((300, 140))
+    with na_deploy.load(report.path) as session:
+        result = session.predict(picture, thresholds={"score": 0.0})
+        preprocessing = image_preprocessing(session)
+        outputs = run_picture(session, prepare_picture(session, picture, preprocessing))
+    assert isinstance(result, Segmentation)
+    count = int(outputs["count"][0])
+    height, width = preprocessing.placement(140, 300).scaled
+    boxes = outputs["boxes"][0, :count] * ([300 / width, 140 / height] * 2)
+    boxes = np.clip(boxes, 0, [300, 140, 300, 140])
+    seen = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+    assert seen.sum() == len(result.segments) > 3
+    order = np.argsort(-outputs["scores"][0, :count][seen], kind="stable")
+    assert [segment.class_index for segment in result.segments] == outputs["classes"][0, :count][seen][order].tolist()
+    for segment, (left, top, right, bottom) in zip(result.segments, boxes[seen][order], strict=True):
+        np.testing.assert_allclose(segment.box, (left, top, right - left, bottom - top), atol=1e-3)
+        rows, columns = result.crops[segment.id].place
+        assert (rows.start, columns.start) == (int(top), int(left))
