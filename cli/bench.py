@@ -105,7 +105,7 @@ def choose_targets(
         UsageError: a file does not exist, is given twice, or ``torch`` lacks its checkpoint.
     """
     from na_deploy.runtime.bench.candidates import ONE_PRECISION, choose_candidates
-    from na_deploy.runtime.bench.compare import Target
+    from na_deploy.runtime.bench.compare import BODIES, Target
 
     if precision is not None and backends is None:
         raise UsageError(ONE_PRECISION)
@@ -121,12 +121,12 @@ def choose_targets(
         if backends is None:
             targets.append(Target(name, "session", path, running, path))
         else:
-            candidates, left_out = choose_candidates(path, backends, precision)
+            candidates, without = choose_candidates(path, backends, precision)
+            left_out += [sentence for sentence in without if sentence not in left_out]
             for candidate in candidates:
                 targets.append(Target(f"{name}, {candidate}", "session", path, candidate.options | running, path))
         if "bodies" in compare_to:
-            options = {"backend": "onnxruntime", "custom_operators": False}
-            targets.append(Target(f"{name}, function bodies", "session", path, options, path))
+            targets.append(Target(f"{name}, function bodies", "session", path, BODIES, path))
     if "torch" in compare_to:
         if checkpoint is None:
             raise UsageError("--compare-to torch needs the model's checkpoint; give --checkpoint model.pth")

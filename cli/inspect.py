@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.bundles import manifest_as_dict, opened_bundle, print_engine, print_manifest
+from na_deploy.cli.bundles import manifest_as_dict, opened_bundle, print_choice, print_engine, print_manifest
 from na_deploy.cli.engine_layers import print_engine_layers, read_engine_layers
 from na_deploy.cli.output import check_plot, console, print_json, size_text, table
 from na_deploy.models.metadata import HEADS
@@ -68,6 +68,7 @@ def command(
     else:
         if manifest is not None:
             print_manifest(manifest)
+            print_choice(manifest)
             print_engine(manifest)
         if engine is not None:
             print_engine_layers(engine)

@@ -70,6 +70,9 @@ def command(
         )
     started = perf_counter()
     with load(model, backend, precision=precision, threads=threads, device=device) as session:
+        loading = perf_counter() - started
+        _tell_precision(session, threads)
+        started = perf_counter() - loading
         if segments_asked(session, inputs, output):
             loaded = perf_counter()
             run_segmenter(session, inputs, labels, threshold, task, output, loaded - started, as_json=as_json)
@@ -108,6 +111,14 @@ def command(
         print_json(_as_dict(model, session, inputs, results, ranked, times))
     else:
         _print(model, session, inputs, results, ranked, times, output)
+
+
+def _tell_precision(session: Session, threads: int | None) -> None:
+    """Say what bfloat16 does to the outputs, on stderr."""
+    from na_deploy.runtime.precision_difference import difference_text, precision_difference
+
+    if session.precision == "bf16":
+        click.echo(f"note: {session.path.name} {difference_text(precision_difference(session, threads))}", err=True)
 
 
 def _write(target: Path, results: dict[str, Array]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from onnx import TensorProto, helper
 from na_deploy.attention.reference import reference_attention_qkv
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, VERSION
 from na_deploy.attention.windows import NeighborhoodSpec
+from na_deploy.errors import UsageError
 from na_deploy.exporter.function_body import BodyFeatures, packed_function
+from na_deploy.runtime.backend_names import PRECISIONS
 from na_deploy.runtime.environment import Component
 from na_deploy.runtime.native_libraries import (
     CPU_PROVIDER,
@@ -48,6 +51,23 @@ def check_operator_library(component: Component) -> Component:
     if component.status != "works":
         return component
     return _tried(component, ONNXRUNTIME_LIBRARY_VARIABLE, custom_operators=True, providers=[CPU_PROVIDER])
+
+
+def check_openvino(component: Component) -> Component:
+    """Return what was found about OpenVINO, with whether attention is right in it and the precisions it has here."""
+    if component.status != "works":
+        return component
+    tried = _tried(component, OPENVINO_LIBRARY_VARIABLE, custom_operators=False, backend="openvino")
+    if tried.status != "works":
+        return replace(tried, remedy=component.remedy or "install another version: pip install 'openvino>=2025.4'")
+    from na_deploy.runtime.openvino.session import check_precision, import_openvino
+
+    core = import_openvino().Core()
+    possible = []
+    for precision in PRECISIONS:
+        with contextlib.suppress(UsageError):
+            possible.append(check_precision(precision, core))
+    return replace(tried, detail=f"{tried.detail}; computes in {' and '.join(possible)} here")
 
 
 def check_openvino_library(component: Component) -> Component:

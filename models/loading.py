@@ -22,6 +22,7 @@ from na_deploy.models.heads.structure import HeadConfig
 from na_deploy.models.hub import local_path
 from na_deploy.models.layers import relative_position_index
 from na_deploy.models.metadata import HEAD_OUTPUTS, HEADS, ModelMetadata, score_function
+from na_deploy.models.mm_config import mm_classification
 from na_deploy.models.preprocessing import (
     Preprocessing,
     dense_prediction,
@@ -245,8 +246,9 @@ def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, path: Pat
 
 def _labels(checkpoint: Checkpoint, resolved: ResolvedArchitecture, config: ModelConfig) -> Mapping[int, str]:
     """Return the file's own class names, or ImageNet's for a published network with its 1,000 classes."""
-    if checkpoint.labels:
-        return checkpoint.labels if len(checkpoint.labels) == config.num_classes else {}
+    own = checkpoint.labels or dict(enumerate(checkpoint.training.classes))
+    if own:
+        return own if len(own) == config.num_classes else {}
     imagenet = class_set("imagenet").labels
     return imagenet if resolved.entry is not None and config.num_classes == len(imagenet) else {}
 
@@ -259,6 +261,8 @@ def _preprocessing(checkpoint: Checkpoint, resolved: ResolvedArchitecture, confi
     dense = resolved.preset.image_size if resolved.preset else (512, 512)
     size = dense if config.is_backbone else (side, side)
     own = checkpoint.preprocessing
+    if own is None and not config.is_backbone:
+        own = mm_classification(checkpoint.training)
     if own is not None and len(own.mean) == len(own.std) == config.in_channels:
         return own
     if config.in_channels != 3:

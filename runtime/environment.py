@@ -28,6 +28,7 @@ from na_deploy.runtime.native_libraries import (
 from na_deploy.runtime.tensorrt.api import RTX, TENSORRT, load_module
 
 OPERATOR_LIBRARY = "operator library"
+OPENVINO = "openvino"
 OPENVINO_OPERATORS = "operator library for OpenVINO"
 OPENVINO_REMEDY = "pip install 'na-deploy[openvino]'"
 GPU = "NVIDIA GPU"
@@ -68,12 +69,13 @@ def examine() -> list[Component]:
         _package("onnx", "reading models", "pip install onnx", core=True),
         _onnxruntime(),
         _operator_library(),
-        _package("openvino", "running models on processors with bfloat16", OPENVINO_REMEDY, minimum=(2025, 4)),
+        _package(OPENVINO, "running models on processors with bfloat16", OPENVINO_REMEDY, minimum=(2025, 4)),
         _openvino_library(),
         _package("torch", "export, verify", "pip install 'na-deploy[export]'", minimum=(2, 9)),
         _package("onnxscript", "export", "pip install 'na-deploy[export]'"),
         _package("safetensors", ".safetensors checkpoints", "pip install 'na-deploy[export]'"),
         _package("matplotlib", "inspect --plot", "pip install 'na-deploy[plot]'"),
+        _package("pycocotools", "eval --coco", "pip install 'na-deploy[eval]'"),
         _package("fastapi", "serve", "pip install 'na-deploy[serve]'"),
         _package("tritonclient", "serve over gRPC", "pip install 'na-deploy[serve]'"),
         _package("natten", "comparison with NATTEN in tests and benchmarks", "pip install natten==0.21.7"),

@@ -58,7 +58,7 @@ def read_graph(core: Any, path: Path, model: onnx.ModelProto, options: SessionOp
         NaDeployError: the file cannot be flattened.
         Exception: OpenVINO refuses the file; its own words.
     """
-    library = _library(options) if options.custom_operators and _holds_attention(model) else None
+    library = operator_library(options) if options.custom_operators and _holds_attention(model) else None
     if library is not None:
         others = sorted({(function.domain, function.name) for function in model.functions} - _attention())
         inlined = _inlined(path, model, others) if others else model
@@ -67,13 +67,15 @@ def read_graph(core: Any, path: Path, model: onnx.ModelProto, options: SessionOp
 
             _check_attributes(path, inlined)
             nodes = OperatorNodes(core, library)
-            graph = core.read_model(_serialized(path, inlined) if others else str(path))
+            in_memory = bool(others) or options.manifest is not None
+            graph = core.read_model(_serialized(path, inlined) if in_memory else str(path))
             nodes.complete(graph, bfloat16)
             return Graph(graph, nodes)
     return Graph(core.read_model(_flat_bytes(path, model)))
 
 
-def _library(options: SessionOptions) -> OpenVinoLibrary | None:
+def operator_library(options: SessionOptions) -> OpenVinoLibrary | None:
+    """Return the operator library, loaded; ``None`` where it is not there, with a warning where it does not load."""
     path = options.library or openvino_library()
     if path is None:
         return None
@@ -143,5 +145,5 @@ def _serialized(path: Path, model: onnx.ModelProto) -> bytes:
         return content
     except ValueError:  # protobuf's limit of 2 GiB
         raise NaDeployError(
-            f"{path} is too large to be flattened in memory; write a flat file with: na-deploy flatten {path}"
+            f"{path} is too large to be read into memory; write a flat file with: na-deploy flatten {path}"
         ) from None

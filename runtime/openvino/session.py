@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any
@@ -21,6 +22,9 @@ from na_deploy.model_file.graph import read_model, tensor_specs
 from na_deploy.model_file.tensors import Array, TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.backend_names import PRECISIONS
+from na_deploy.runtime.backends.model_bytes import verified_model
+from na_deploy.runtime.bundle.manifest import Manifest
+from na_deploy.runtime.openvino.compiled import import_compiled
 from na_deploy.runtime.openvino.reading import Graph, read_graph
 from na_deploy.runtime.session import Session, SessionOptions
 
@@ -30,14 +34,20 @@ def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:
     openvino = import_openvino()
     core = openvino.Core()
     precision = check_precision(options.precision or "f32", core)
-    model = read_model(path)
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     if options.streams is not None:
         settings["NUM_STREAMS"] = options.streams
+    if options.manifest is not None:
+        found = import_compiled(openvino, core, options, precision, settings)
+        if found is not None:
+            return OpenVinoSession(path, _described(options.manifest), _Compiled(*found), found[1].library)
+        core = openvino.Core()  # without the nodes of a compiled model that did not fit
     if options.cache is not None:
         settings["CACHE_DIR"] = str(options.cache)
+    core.set_property({"ENABLE_MMAP": False})  # a loaded model stays what it was, whatever becomes of its files
+    model = read_model(path) if options.manifest is None else verified_model(path, options.manifest)
     try:
         graph = read_graph(core, path, model, options, precision == "bf16")
         failure = graph.failure()
@@ -48,7 +58,26 @@ def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:
         raise
     except Exception as error:
         raise NaDeployError(f"OpenVINO {version(openvino)} refuses {path}: {reason(error)}") from error
-    return OpenVinoSession(path, model, _Compiled(compiled, graph), graph.library)
+    return OpenVinoSession(path, _described(model), _Compiled(compiled, graph), graph.library)
+
+
+@dataclass(frozen=True)
+class _Description:
+    """Inputs, outputs and metadata of a model."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: ModelMetadata | None
+
+
+def _described(source: onnx.ModelProto | Manifest) -> _Description:
+    if isinstance(source, Manifest):
+        return _Description(source.inputs, source.outputs, ModelMetadata.from_props(source.metadata))
+    weights = frozenset(tensor.name for tensor in source.graph.initializer)
+    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in source.metadata_props})
+    return _Description(
+        tensor_specs(list(source.graph.input), skip=weights), tensor_specs(list(source.graph.output)), metadata
+    )
 
 
 def import_openvino() -> Any:
@@ -147,13 +176,10 @@ class OpenVinoSession(Session):
 
     backend = "openvino"
 
-    def __init__(self, path: Path, model: onnx.ModelProto, compiled: _Compiled, library: Path | None) -> None:
+    def __init__(self, path: Path, described: _Description, compiled: _Compiled, library: Path | None) -> None:
         self.path = path
         self.library = library
-        weights = frozenset(tensor.name for tensor in model.graph.initializer)
-        self.inputs = tensor_specs(list(model.graph.input), skip=weights)
-        self.outputs = tensor_specs(list(model.graph.output))
-        self.metadata = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
+        self.inputs, self.outputs, self.metadata = described.inputs, described.outputs, described.metadata
         chosen = compiled.model.get_property("INFERENCE_PRECISION_HINT")
         self.precision = "bf16" if "bfloat16" in str(chosen) or "bf16" in str(chosen) else "f32"
         self.streams = int(compiled.model.get_property("NUM_STREAMS"))
@@ -177,6 +203,18 @@ class OpenVinoSession(Session):
         finally:
             compiled.give_back(request)
         return {name: found[name] for name in outputs}
+
+    def compiled_bytes(self) -> bytes:
+        """Return the compiled model, which OpenVINO of the same version loads on a like processor.
+
+        Raises:
+            UsageError: the session is closed.
+        """
+        compiled = self._compiled
+        if compiled is None:
+            raise UsageError(f"the session of {self.path.name} is closed; load the model again")
+        exported = compiled.model.export_model()
+        return exported.getvalue() if hasattr(exported, "getvalue") else bytes(exported)
 
     def close(self) -> None:
         """Release the model once calls in progress have finished."""

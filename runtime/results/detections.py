@@ -30,7 +30,7 @@ def detections(outputs: Mapping[str, Array], view: View, metadata: ModelMetadata
         NaDeployError: a score or a box is NaN or infinite.
     """
     names, scores, classes, count = BOXES
-    number = int(outputs[count])
+    number = int(outputs[count].item())
     boxes = _on_picture(outputs[names][:number].astype(np.float64), view)
     values = outputs[scores][:number].astype(np.float64)
     if not (np.isfinite(boxes).all() and np.isfinite(values).all()):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from detectors import detector
 from PIL import Image
 from segmenters import colour_picture, segmenter
 
@@ -77,6 +78,24 @@ def test_json_gives_coco_s_results(model: Path, photos: list[Path], capsys):
             mask = decode_mask(each["segmentation"])
             assert mask.shape == (picture["height"], picture["width"])
             assert mask.sum() == each["area"]
+
+
+def test_objects_are_listed_with_their_boxes_and_drawn(photos: list[Path], tmp_path: Path, capsys):
+    onnx.save(detector(), tmp_path / "things.onnx")
+    code, out, _ = call(capsys, "run", tmp_path / "things.onnx", photos[0], "-o", tmp_path / "out.png")
+    assert code == 0
+    assert "first.png, 160×120: 3 objects" in out
+    rows = [line.split() for line in out.splitlines() if "■" in line]
+    tree = next(row for row in rows if row[1] == "tree")
+    assert tree[2:8] == ["[old]", "100.0%", "0.0", "90.0", "160.0", "30.0"]
+    assert Image.open(tmp_path / "out.png").size == (480, 360)
+    code, out, _ = call(capsys, "run", tmp_path / "things.onnx", photos[0], "--threshold", "0.9", "--json")
+    (picture,) = json.loads(out)["pictures"]
+    assert (code, picture["task"]) == (0, "detection")
+    assert all(each["score"] > 0.9 for each in picture["segments"])
+    code, out, _ = call(capsys, "run", tmp_path / "things.onnx", photos[0], "-o", tmp_path / "raw.npz")
+    with np.load(tmp_path / "raw.npz") as arrays:
+        assert set(arrays) == {"boxes", "scores", "classes", "masks", "count"}
 
 
 def test_raw_outputs_are_written_as_arrays(model: Path, photos: list[Path], tmp_path: Path, capsys):

@@ -99,7 +99,7 @@ def test_inspection_counts_the_work_of_every_part(kind: str, parts: list[str], e
     assert (sum(summary.parts.values()), summary.uncounted) == (counted, 0)
 
 
-@pytest.mark.parametrize("kind", ["upernet", "mask2former"])
+@pytest.mark.parametrize("kind", ["upernet", pytest.param("mask2former", marks=pytest.mark.slow)])
 def test_free_batch_and_sizes_follow_the_image(kind: str, exports: Exports) -> None:
     report = exports(kind, dynamic="batch,spatial")
     assert report.difference < 1e-4
@@ -112,7 +112,8 @@ def test_free_batch_and_sizes_follow_the_image(kind: str, exports: Exports) -> N
     [
         ("upernet", {"dynamic": "batch,spatial"}),
         ("maskformer", {"dtype": "fp16"}),
-        ("mask2former", {"dynamic": "batch,spatial"}),
+        ("mask2former", {}),
+        pytest.param("mask2former", {"dynamic": "batch,spatial"}, marks=pytest.mark.slow),
         ("oneformer", {"dtype": "fp16"}),
     ],
 )
@@ -124,7 +125,7 @@ def test_tensorrt_rtx_builds_it(kind: str, options: dict[str, str], exports: Exp
     assert built.engine_bytes > 0.9 * report.size
 
 
-@pytest.mark.parametrize("kind", ["upernet", "maskformer", "oneformer"])
+@pytest.mark.parametrize("kind", [pytest.param("upernet", marks=pytest.mark.slow), "maskformer", "oneformer"])
 def test_half_precision_keeps_softmax_and_mask_products_in_float32(kind: str, exports: Exports) -> None:
     report = exports(kind, dtype="fp16")
     assert report.difference < 5e-3
@@ -164,7 +165,7 @@ def flipped(path: Path, target: Path) -> Path:
     return target
 
 
-FLIP = 0.05
+FLIP = 0.2
 
 
 def test_a_wrong_weight_behind_the_masks_is_still_found(exports: Exports, tmp_path: Path) -> None:

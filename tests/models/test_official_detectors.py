@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mmcv_operators
+import numpy as np
 import pytest
 import torch
 from mmdet_detectors import BACKBONE, CLASSES, theirs
@@ -14,6 +16,7 @@ from na_deploy.errors import CheckpointError, UsageError
 from na_deploy.models import get_model, load_model
 from na_deploy.models.build import expected_shapes
 from na_deploy.models.detectors.stated import CASCADE_STDS
+from na_deploy.runtime.results.detections import paste
 
 MMCV_PIPELINE = """
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
@@ -180,3 +183,25 @@ def test_wishes_that_no_detector_can_meet_are_refused(tmp_path: Path) -> None:
         load_model(path, backbone=True, detections=5)
     with pytest.raises(UsageError, match="has a head of 3 classes, not 80"):
         load_model(path, num_classes=80)
+
+
+def test_masks_are_pasted_as_mmdetection_pastes_them() -> None:
+    mmcv_operators.install()
+    from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+
+    random = np.random.default_rng(0)
+    for height, width in ((40, 50), (9, 7)):
+        corners = np.sort(random.uniform(0, 1, (30, 2, 2)) * (width, height), axis=1)
+        boxes = np.round(corners.reshape(30, 4) * 2) / 2  # some edges on pixels' borders, some in their middle
+        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+        masks = random.random((len(boxes), 28, 28)).astype(np.float32)
+        for mask, box in zip(masks, boxes, strict=True):
+            given = torch.tensor(mask)[None, None], torch.tensor(box[None], dtype=torch.float32)
+            pasted, place = _do_paste_mask(*given, height, width, skip_empty=True)
+            theirs = np.zeros((height, width), np.float32)
+            theirs[place] = pasted[0].numpy()
+            crop = paste(mask, box, (height, width))
+            ours = np.zeros((height, width), np.bool_)
+            ours[crop.place] = crop.pixels
+            assert not ((ours != (theirs >= 0.5)) & (np.abs(theirs - 0.5) > 1e-5)).any()
+            assert ours.any() == (theirs >= 0.5).any()

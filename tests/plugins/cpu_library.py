@@ -52,7 +52,7 @@ class Plan(ctypes.Structure):
     )
 
 
-def build(folder: Path, *options: str, target: str = "all") -> Path:
+def build(folder: Path, *options: str, target: str = "native_tests") -> Path:
     """Compile the native tests into ``folder`` and return it.
 
     Raises:

@@ -47,16 +47,18 @@ def detector(
     for axis in (1, 2, 3):
         const(f"axis{axis}", [axis], np.int64)
     const("axes23", [2, 3], np.int64)
+    const("second", 2, np.int64)
     shares = add("Softmax", [add("Conv", ["image", "weight", "bias"], "nearness")], "shares", axis=1)
     own = add("Cast", [add("Greater", [shares, "half"], "inside")], "own", to=TensorProto.FLOAT)
     edges = []
-    for side, (axis, other) in {"x": (3, 2), "y": (2, 3)}.items():
+    for side, other in {"x": 2, "y": 3}.items():
         line = add("ReduceMax", [own, f"axis{other}"], f"line_{side}", keepdims=0)  # (B, C, size)
-        size = add("Cast", [add("Shape", ["image"], f"n_{side}", start=axis, end=axis + 1)], f"f_{side}", to=1)
-        size = add("Squeeze", [size], f"size_{side}")
-        ramp = add("Range", ["zero", size, "one"], f"ramp_{side}")
-        last = add("Mul", [line, add("Add", [ramp, "one"], f"next_{side}")], f"last_{side}")
-        back = add("Mul", [line, add("Sub", [size, ramp], f"left_{side}")], f"back_{side}")
+        ones = add("Add", [add("Mul", [line, "zero"], f"zeros_{side}"), "one"], f"ones_{side}")
+        after = add("CumSum", [ones, "second"], f"after_{side}")  # one more than the place
+        last = add("Mul", [line, after], f"last_{side}")
+        size = add("ReduceMax", [after, "axis2"], f"size_{side}")  # (B, C, 1)
+        left = add("Add", [add("Sub", [size, after], f"beyond_{side}"), "one"], f"left_{side}")
+        back = add("Mul", [line, left], f"back_{side}")
         first = add("Sub", [size, add("ReduceMax", [back, "axis2"], f"most_{side}")], f"first_{side}")
         edges.append((first, add("ReduceMax", [last, "axis2"], f"end_{side}")))
     (left, right), (top, bottom) = edges
