@@ -19,7 +19,7 @@ from na_deploy.model_file.graph import read_model
 from na_deploy.model_file.tolerances import TOLERANCE
 from na_deploy.models import load_model
 from na_deploy.models.architecture_evidence import DILATED_KINDS
-from na_deploy.models.metadata import ModelMetadata
+from na_deploy.models.metadata import DETECTORS, ModelMetadata
 from na_deploy.models.registry import normalise
 from na_deploy.progress import Progress, silent
 
@@ -97,6 +97,9 @@ def verify_checkpoint(
         dilations=dilations or _recorded_dilations(metadata, arch),
         out_indices=metadata.config.out_indices if metadata.config and metadata.task == "backbone" else None,
         task=metadata.task if metadata.head else None,
+        detections=proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+        if metadata.head in DETECTORS
+        else None,
     )
     warnings = list(loaded.warnings)
     if loaded.metadata.source_sha256 != metadata.source_sha256:

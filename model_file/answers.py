@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from na_deploy.model_file.tensors import TensorSpec
-from na_deploy.models.metadata import SEGMENT_TASKS, ModelMetadata
+from na_deploy.models.metadata import BOX_OUTPUTS, SEGMENT_TASKS, ModelMetadata
 
 LOGITS = "logits"
 """Name of an exported classifier's class scores; an output of this name makes a file without metadata a classifier."""
@@ -17,7 +17,7 @@ LOGITS = "logits"
 CLASS_QUERIES, MASK_QUERIES = "class_logits", "mask_logits"
 """Outputs of a segmenter with queries: (N, queries, classes + 1) and (N, queries, H, W)."""
 
-BOXES, MASKS = ("boxes", "scores", "classes", "count"), "masks"
+BOXES, MASKS = BOX_OUTPUTS, "masks"
 """Outputs of a detector for N objects at most: boxes (B, N, 4) as left, top, right and bottom in pixels of the input,
 scores (B, N), classes (B, N) and counts (B,); and, where it has them, masks (B, N, h, w), probabilities in the box."""
 

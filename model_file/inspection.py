@@ -211,13 +211,17 @@ def inspect_model(path: str | Path, sizes: Sequence[str] = ()) -> ModelSummary:
 _PARTS = {
     "backbone.": "backbone",
     "decode_head.": "head",
+    "neck.": "pyramid",
+    "rpn_head.": "proposals",
+    "roi_head.bbox_head.": "boxes",
+    "roi_head.mask_head.": "masks",
     "sem_seg_head.pixel_decoder.": "pixel decoder",
     "sem_seg_head.predictor.": "queries and masks",
 }
 
 
 def _count(parts: dict[str, int], node: str, multiply_adds: int) -> None:
-    """Add a node's work to the part of a segmenter that its name says."""
+    """Add a node's work to the part of a segmenter or detector that its name says."""
     part = next((part for prefix, part in _PARTS.items() if node.startswith(prefix)), None)
     if part is not None and multiply_adds:
         parts[part] = parts.get(part, 0) + multiply_adds

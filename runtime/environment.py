@@ -75,6 +75,7 @@ def examine() -> list[Component]:
         _package("onnxscript", "export", "pip install 'na-deploy[export]'"),
         _package("safetensors", ".safetensors checkpoints", "pip install 'na-deploy[export]'"),
         _package("matplotlib", "inspect --plot", "pip install 'na-deploy[plot]'"),
+        _package("pycocotools", "eval --coco", "pip install 'na-deploy[eval]'"),
         _package("fastapi", "serve", "pip install 'na-deploy[serve]'"),
         _package("tritonclient", "serve over gRPC", "pip install 'na-deploy[serve]'"),
         _package("natten", "comparison with NATTEN in tests and benchmarks", "pip install natten==0.21.7"),

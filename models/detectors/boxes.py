@@ -20,22 +20,23 @@ def anchor_shapes(base: float, ratios: Sequence[float], scales: Sequence[float])
     return [(base * scale / math.sqrt(ratio), base * scale * math.sqrt(ratio)) for ratio in ratios for scale in scales]
 
 
-def anchors_at(
-    index: Tensor, columns: int, stride: int, offset: float, shapes: Sequence[tuple[float, float]]
-) -> Tensor:
-    """Return some anchors of a map, (…, 4).
+def anchors_at(index: Tensor, columns: Tensor, strides: Tensor, offsets: Tensor, shapes: Tensor) -> Tensor:
+    """Return some anchors of every map, (B, L, K, 4).
 
     Args:
-        index: numbers of the anchors (…), counted along the map, those of a place one after the other.
-        columns: columns of the map.
-        stride: pixels between places.
-        offset: pixels from a place's first pixel to the centres of its anchors.
-        shapes: (width, height) of the anchors of a place.
+        index: numbers of the anchors (B, L, K), counted along their map, those of a place one after the other.
+        columns: columns of the maps (L).
+        strides: pixels between their places (L).
+        offsets: pixels from a place's first pixel to the centres of its anchors (L).
+        shapes: width and height of the anchors of a place (L, A, 2).
     """
-    place = torch.div(index, len(shapes), rounding_mode="floor")
-    row = torch.div(place, columns, rounding_mode="floor")
-    centre = torch.stack((place - row * columns, row), -1).float() * stride + offset
-    half = torch.tensor(shapes, dtype=torch.float32, device=index.device)[index - place * len(shapes)] / 2
+    maps, anchors, _ = shapes.shape
+    place = torch.div(index, anchors, rounding_mode="floor")
+    row = torch.div(place, columns[:, None], rounding_mode="floor")
+    column = place - row * columns[:, None]
+    centre = torch.stack((column, row), -1).float() * strides[:, None, None] + offsets[:, None, None]
+    own = index - place * anchors + torch.arange(0, maps * anchors, anchors, device=index.device)[:, None]
+    half = shapes.flatten(0, 1)[own] / 2
     return torch.cat((centre - half, centre + half), -1)
 
 

@@ -142,6 +142,16 @@ class RCNN(nn.Module):
             outputs |= {"masks": self.draw(maps, outputs["boxes"], outputs["classes"]), "count": count}
         return outputs, inner
 
+    @property
+    def inner_names(self) -> list[str]:
+        """Names of the values that :meth:`steps` returns beside the outputs."""
+        names = [f"rpn{level}.{what}" for level in range(self.config.levels) for what in ("logits", "deltas")]
+        names += ["proposals", "proposals.scores"]
+        for stage in range(len(self.config.boxes)):
+            regions = [f"stage{stage}.regions"] if stage else []
+            names += [*regions, f"stage{stage}.logits", f"stage{stage}.deltas"]
+        return names
+
     def extent(self, image: Tensor) -> Tensor:
         """Return width and height (B, 1, 2) of the pictures in images."""
         if self.config.padded:

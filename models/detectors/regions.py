@@ -47,42 +47,41 @@ def region_features(
     batch, regions, _ = boxes.shape
     level = levels_of(boxes, len(maps), finest)
     heights, widths = (torch.tensor([x.shape[axis] for x in maps], device=boxes.device) for axis in (2, 3))
-    lengths = torch.stack((widths, heights), 1)[level]  # (B, R, 2)
-    stride = boxes.new_tensor(strides)[level][..., None]
-    start, end = boxes[..., :2] / stride - 0.5, boxes[..., 2:] / stride - 0.5
-    columns, rows = (
-        _factors(start[..., axis], end[..., axis], lengths[..., axis], maps[0].shape[3 - axis], size, samples)
-        for axis in (0, 1)
-    )
-    first = start.floor().long().clamp(min=0)
-    last = torch.minimum(end.floor().long() + 1, lengths - 1)
-    extent = (last - first + 1).clamp(min=1)  # (B, R, 2) places
-    covered = extent.prod(-1)
-
+    stride = boxes.new_tensor(strides)[level]
+    left, top, right, bottom = (boxes[..., side] / stride - 0.5 for side in range(4))  # (B, R) in places
+    columns, rows = widths[level], heights[level]
+    by_column = _factors(left, right, columns, maps[0].shape[3], size, samples)
+    by_row = _factors(top, bottom, rows, maps[0].shape[2], size, samples)
+    first_column, across = _covered(left, right, columns)
+    first_row, down = _covered(top, bottom, rows)
     table = torch.cat([tokens(x) for x in maps], 1)  # (B, places of all maps, C)
-    before = torch.cumsum(heights * widths, 0) - heights * widths
-    corner = before[level]
+    corner = (torch.cumsum(heights * widths, 0) - heights * widths)[level]
 
     def unread(read: Tensor, most: Tensor, _sum: Tensor) -> Tensor:
         return read < most
 
     def step(read: Tensor, most: Tensor, total: Tensor) -> State:
         place = read + torch.arange(PLACES, device=boxes.device)
-        row = torch.div(place, extent[..., :1], rounding_mode="floor")
-        column = place - row * extent[..., :1]
-        inside = place < covered[..., None]
-        row, column = (torch.where(inside, x, 0) for x in (row + first[..., 1:], column + first[..., :1]))
-        by_row = _taken(rows, row) * inside[:, :, None]
-        weights = by_row[:, :, :, None] * _taken(columns, column)[:, :, None]  # (B, R, size, size, places)
-        at = corner[..., None] + row * lengths[..., :1] + column
-        values = _places_of(table, at).to(total.dtype)  # (B, R, places, C)
-        return read + PLACES, most.clone(), total + weights.flatten(2, 3).to(total.dtype) @ values
+        inside = place < (across * down)[..., None]  # (B, R, places)
+        row = torch.div(place, across[..., None], rounding_mode="floor")
+        column = torch.where(inside, place - row * across[..., None] + first_column[..., None], 0)
+        row = torch.where(inside, row + first_row[..., None], 0)
+        weights = (_taken(by_row, row) * inside[:, :, None])[:, :, :, None] * _taken(by_column, column)[:, :, None]
+        values = _places_of(table, corner[..., None] + row * columns[..., None] + column)  # (B, R, places, C)
+        total = total + weights.flatten(2, 3).to(total.dtype) @ values.to(total.dtype)
+        return read + PLACES, most.clone(), total
 
     zero = torch.zeros((), dtype=torch.long, device=boxes.device)
     wide = torch.float64 if maps[0].dtype == torch.float64 else torch.float32
     total = torch.zeros((batch, regions, size * size, maps[0].shape[1]), dtype=wide, device=boxes.device)
-    total = repeat(unread, step, (zero, covered.amax(), total))[2]
+    total = repeat(unread, step, (zero, (across * down).max(), total))[2]
     return total.transpose(2, 3).reshape(batch, regions, -1, size, size).to(maps[0].dtype)
+
+
+def _covered(start: Tensor, end: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first place that regions need along an axis and the number of places, at least 1; both (B, R)."""
+    first = start.floor().long().clamp(min=0)
+    return first, (torch.minimum(end.floor().long() + 1, length - 1) - first + 1).clamp(min=1)
 
 
 def _factors(start: Tensor, end: Tensor, length: Tensor, longest: int, size: int, samples: int) -> Tensor:
@@ -96,24 +95,19 @@ def _factors(start: Tensor, end: Tensor, length: Tensor, longest: int, size: int
         size: bins.
         samples: samples of a bin, 0 for ⌈its width⌉.
     """
-    width = (end - start) / size
+    width = ((end - start) / size)[..., None, None]
     count = torch.full_like(width, samples) if samples else width.ceil()
     step = width / count.clamp(min=1)
-    edge = start[..., None] + torch.arange(size, dtype=start.dtype, device=start.device) * width[..., None]
+    edge = start[..., None, None] + torch.arange(size, dtype=start.dtype, device=start.device)[:, None] * width
     place = torch.arange(longest, dtype=start.dtype, device=start.device)
-    last = (length - 1).to(start.dtype)[..., None]
-
-    def unread(number: Tensor, most: Tensor, _sum: Tensor) -> Tensor:
-        return number < most
-
-    def add(number: Tensor, most: Tensor, total: Tensor) -> State:
-        at = torch.minimum((edge + (number + 0.5) * step[..., None]).clamp(min=0), last)
-        weight = (1 - (at[..., None] - place).abs()).clamp(min=0)
-        return number + 1, most.clone(), total + weight * (number < count)[..., None, None]
-
-    total = start.new_zeros((*start.shape, size, longest))
-    total = repeat(unread, add, (start.new_zeros(()), count.amax(), total))[2]
-    return total / count.clamp(min=1)[..., None, None]
+    # A place weighs samples less than 1 away. They are more than half a place apart, so there are four at most.
+    first = (((place - 1 - edge) / step.clamp(min=1e-6) - 0.5).floor() + 1).clamp(min=0)
+    near = torch.arange(max(4, samples), dtype=start.dtype, device=start.device)
+    sample = first[..., None] + near  # (B, R, size, longest, 4)
+    at = edge[..., None] + (sample + 0.5) * step[..., None]
+    at = torch.minimum(at.clamp(min=0), (length - 1).to(start.dtype)[..., None, None, None])
+    weights = (1 - (at - place[:, None]).abs()).clamp(min=0) * (sample < count[..., None])
+    return weights.sum(-1) / count.clamp(min=1)
 
 
 def _taken(factors: Tensor, place: Tensor) -> Tensor:

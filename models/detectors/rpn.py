@@ -78,22 +78,27 @@ class RPNHead(nn.Module):
             Boxes (B, R, 4) and scores (B, R), the highest first; zeros and
             :data:`~na_deploy.models.detectors.selection.NOTHING` behind the last.
         """
-        levels = [self._candidates(level, *maps, extent) for level, maps in enumerate(predicted)]
-        boxes, scores = (torch.stack(parts, 1) for parts in zip(*levels, strict=True))  # (B, maps, K, …)
+        config = self.config
+        found = [self._best(*maps) for maps in predicted]
+        scores, places, deltas = (torch.stack(parts, 1) for parts in zip(*found, strict=True))  # (B, maps, K, …)
+        of_maps = (
+            [logits.shape[3] for logits, _ in predicted],
+            [float(stride) for stride in config.strides],
+            [config.centre_offset * base for base in config.bases],
+            [anchor_shapes(base, config.ratios, config.scales) for base in config.bases],
+        )
+        boxes = anchors_at(places, *(torch.tensor(each, device=places.device) for each in of_maps))
+        boxes = decoded(boxes, deltas, config.means, config.stds, extent[:, None])
         sides = boxes[..., 2:] - boxes[..., :2]
-        present = (scores >= 0) & (sides > self.config.smallest).all(-1)
-        kept = survivors(overlap(boxes, boxes) > self.config.most_overlap, present)
+        present = (scores >= 0) & (sides > config.smallest).all(-1)
+        kept = survivors(overlap(boxes, boxes) > config.most_overlap, present)
         scores = torch.where(kept, scores, NOTHING).flatten(1)
-        scores, places = highest(scores, self.config.proposals)
+        scores, places = highest(scores, config.proposals)
         return taken(boxes.flatten(1, 2), places) * (scores >= 0)[..., None], scores
 
-    def _candidates(self, level: int, logits: Tensor, deltas: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
-        """Return boxes (B, K, 4) and scores (B, K) of a map's best anchors."""
-        config, columns = self.config, logits.shape[3]
+    def _best(self, logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best scores of a map (B, K), the numbers of their anchors (B, K), and their deltas (B, K, 4)."""
         scores = widened(logits).permute(0, 2, 3, 1).flatten(1).sigmoid()
-        scores, places = highest(scores, config.candidates)
+        scores, places = highest(scores, self.config.candidates)
         deltas = deltas.permute(0, 2, 3, 1).reshape(deltas.shape[0], -1, 4)
-        base = config.bases[level]
-        shapes = anchor_shapes(base, config.ratios, config.scales)
-        boxes = anchors_at(places, columns, config.strides[level], config.centre_offset * base, shapes)
-        return decoded(boxes, widened(taken(deltas, places)), config.means, config.stds, extent), scores
+        return scores, places, widened(taken(deltas, places))

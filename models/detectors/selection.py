@@ -98,7 +98,7 @@ def best_of_classes(scores: Tensor, boxes: Tensor, threshold: float, most_overla
 
     def unfinished(left: Tensor, best: Tensor, _places: Tensor) -> Tensor:
         more = (left.amax(1) > threshold) & (best.amin(1) < 0)
-        return more.float().amax() > 0
+        return more.float().max() > 0
 
     def described(places: Tensor) -> tuple[Tensor, Tensor]:
         region = torch.div(places, classes, rounding_mode="floor")

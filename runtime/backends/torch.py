@@ -97,8 +97,16 @@ def _outputs(config: Any, head: str) -> tuple[TensorSpec, ...]:
             "logits": ("batch", "classes", "height", "width"),
             "class_logits": ("batch", "queries", "classes"),
             "mask_logits": ("batch", "queries", "height", "width"),
+            "boxes": ("batch", "detections", 4),
+            "scores": ("batch", "detections"),
+            "classes": ("batch", "detections"),
+            "masks": ("batch", "detections", "mask_height", "mask_width"),
+            "count": ("batch",),
         }
-        return tuple(TensorSpec(name, "float32", shapes[name]) for name in HEAD_OUTPUTS[head])
+        whole = ("classes", "count")
+        return tuple(
+            TensorSpec(name, "int64" if name in whole else "float32", shapes[name]) for name in HEAD_OUTPUTS[head]
+        )
     if config.is_backbone:
         shape: tuple[int | str, ...] = ("batch", "channels", "height", "width")
     else:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from na_deploy.errors import NaDeployError
+from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.runtime.evaluation.figures import DataSet, Figures, Scorer
 from na_deploy.runtime.images.batches import run_in_batches
 from na_deploy.runtime.images.prepare import read_image
@@ -109,12 +109,12 @@ def evaluate(
     """
     for target in targets[1:]:
         with _opened(target) as session:
-            data.scorer(session, labels)
+            _scorer(session, data, labels)
     rows: list[Row] = []
     notes: list[str] = []
     for target in targets:
         with _opened(target) as session:
-            scorer = data.scorer(session, labels)
+            scorer = _scorer(session, data, labels)
             times = _score(target.label, session, scorer, data, batch, counted)
             figures = scorer.figures()
             notes += [note for note in scorer.notes if note not in notes]
@@ -136,6 +136,13 @@ def evaluate(
 
 def _opened(target: Target) -> Session:
     return load(target.path, **target.options)
+
+
+def _scorer(session: Session, data: DataSet, labels: Mapping[int, str] | None) -> Scorer:
+    count = 0 if session.metadata is None else session.metadata.num_classes
+    if labels is not None and count and len(labels) != count:
+        raise UsageError(f"the labels name {len(labels)} classes, {session.path.name} has {count}")
+    return data.scorer(session, labels)
 
 
 def _score(label: str, session: Session, scorer: Scorer, data: DataSet, batch: int, counted: Counted) -> list[float]:

@@ -103,12 +103,16 @@ def test_classifiers_are_scored_on_class_folders(folder: Path, write_model: Any,
 def test_what_does_not_fit_together_is_refused(folder: Path, capsys: Any):
     model = folder / "one.onnx"
     onnx.save(segmenter("semantic"), model)
+    names = folder / "names.txt"
+    names.write_text("a\nb\n")
     images = ("--images", folder / "images")
     for arguments, message in (
         ((model, *images, "--maps", folder / "maps", "--coco", folder / "boxes.json"), "give one of them"),
         ((model, model, *images), "is given twice"),
         ((model, *images), "holds no class folders with pictures"),
         ((model, "--images", folder), "answers with semantic, and class folders are for classifiers; give --maps"),
+        ((model, *images, "--maps", folder / "maps", "--labels", names), "the labels name 2 classes, one.onnx has 4"),
+        ((model, *images, "--precision", "bf16"), "--precision goes with --backend openvino"),
     ):
         code, out, err = call(capsys, "eval", *arguments)
         assert (code, out) == (2, "")

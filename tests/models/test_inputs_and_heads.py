@@ -64,8 +64,9 @@ def hugging_face(folder: Path, weights: dict[str, Tensor], processor: dict[str, 
     return folder
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4])
-@pytest.mark.parametrize("family", ["nat", "dinat_s", "isotropic"])
+@pytest.mark.parametrize(
+    ("family", "channels"), [("nat", 1), ("nat", 4), ("dinat_s", 2), ("dinat_s", 4), ("isotropic", 1)]
+)
 def test_other_channels_are_exported_and_images_are_refused_by_name(channels: int, family: str, tmp_path: Path) -> None:
     depths: Any = {"depths": (1,), "heads": (1,), "dilations": ((1,),)} if family == "isotropic" else {}
     config = replace(CONFIG, family=family, in_channels=channels, patch_size=4, **depths)
