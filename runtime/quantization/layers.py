@@ -6,7 +6,6 @@ Everything here reads or changes an ONNX model in memory; nothing is run.
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from na_deploy.errors import UsageError
+from na_deploy.model_file.products import KINDS, module_name
 
-PRODUCTS = ("MatMul", "Gemm", "Conv")
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 QUANTIZED_PRODUCTS = frozenset({"QLinearMatMul", "QLinearConv", "MatMulInteger", "ConvInteger", "MatMulNBits"})
 OPSET = 20
@@ -68,7 +67,7 @@ def find_layers(model: onnx.ModelProto, name: str) -> list[Layer]:
     taken = {node.name for node in model.graph.node}
     found, modules = [], set[str]()
     for index, node in enumerate(model.graph.node):
-        if node.op_type not in PRODUCTS or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
+        if node.op_type not in KINDS or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
             continue
         weight = weights.get(node.input[1])
         if weight is None or weight.data_type not in _FLOATS or node.input[0] in weights:
@@ -80,7 +79,7 @@ def find_layers(model: onnx.ModelProto, name: str) -> list[Layer]:
                 each for n in range(len(taken) + 1) if (each := f"{node.op_type}_{index + n}") not in taken
             )
             taken.add(node.name)
-        module = _module(node.name)
+        module = module_name(node.name)
         module = module if module not in modules else node.name
         modules.add(module)
         found.append(Layer(module, node.name, node.op_type, node.input[0], node.input[1], node.output[0]))
@@ -103,11 +102,6 @@ def chosen_layers(layers: Sequence[Layer], exclude: Sequence[str]) -> list[Layer
     if not kept:
         raise UsageError("--exclude leaves no layer to quantize; name fewer")
     return kept
-
-
-def _module(node: str) -> str:
-    """Return the module in a node's name, without the operator's name and number that exporters append."""
-    return re.sub(r"[./]?(node_)?(MatMul|Gemm|Conv)(_\d+)?$", "", node.strip("/")).replace("/", ".") or node
 
 
 def lower_opset(model: onnx.ModelProto) -> None:
@@ -164,44 +158,6 @@ def keep_bias_apart(model: onnx.ModelProto, layers: Sequence[Layer]) -> None:
                     graph.initializer.append(weights[apart])
                 node.input[place] = apart
     drop_unused(model)
-
-
-def add_missing_biases(model: onnx.ModelProto, layers: Sequence[Layer]) -> None:
-    """Give each MatMul without a bias one of zeros.
-
-    ONNX Runtime takes products of rounded fp8 values for integer ones and refuses them (1.31), but not where MatMul and
-    the Add of a vector were fused into a Gemm before.
-    """
-    graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    biased = set[str]()
-    for node in graph.node:
-        if node.op_type == "Add":
-            for place, name in enumerate(node.input):
-                if name in weights and len(weights[name].dims) == 1:
-                    biased.add(node.input[1 - place])
-    readers = [name for node in graph.node for name in node.input] + [value.name for value in graph.output]
-    bare = {layer.node: layer for layer in layers if layer.kind == "MatMul"}
-    bare = {
-        name: layer for name, layer in bare.items() if layer.result not in biased or readers.count(layer.result) > 1
-    }
-    nodes = []
-    for node in graph.node:
-        nodes.append(node)
-        if node.name in bare:
-            layer = bare[node.name]
-            weight = weights[layer.weight]
-            zeros = np.zeros(weight.dims[1], numpy_helper.to_array(weight).dtype)
-            graph.initializer.append(numpy_helper.from_array(zeros, f"{layer.result}_bias"))
-            node.output[0] = f"{layer.result}_product"
-            nodes.append(
-                onnx.helper.make_node(
-                    "Add", [node.output[0], f"{layer.result}_bias"], [layer.result], f"{node.name}_bias"
-                )
-            )
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
 
 
 def drop_unused(model: onnx.ModelProto) -> None:

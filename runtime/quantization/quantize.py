@@ -8,22 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
-from na_deploy.errors import NaDeployError, UsageError, VerificationError, one_line
+from na_deploy.errors import UsageError, VerificationError
 from na_deploy.files import check_output, staged_output
-from na_deploy.model_file.answers import LOGITS
-from na_deploy.model_file.differences import worst_difference
 from na_deploy.model_file.graph import bytes_on_disk, read_model
-from na_deploy.model_file.tensors import Array
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.progress import Progress, silent
 from na_deploy.runtime.quantization.calibration import METHODS, Counted, calibrate
 from na_deploy.runtime.quantization.insertion import FORMATS, TARGETS, insert
 from na_deploy.runtime.quantization.layers import (
     Layer,
-    add_missing_biases,
     chosen_layers,
     find_layers,
     keep_bias_apart,
@@ -32,10 +27,9 @@ from na_deploy.runtime.quantization.layers import (
 from na_deploy.runtime.quantization.samples import Arrays, Pictures, Samples
 from na_deploy.runtime.quantization.sensitivity import Sensitivity, measure
 from na_deploy.runtime.quantization.smoothing import smooth, smoothable
-from na_deploy.runtime.session import Session, load
+from na_deploy.runtime.quantization.trial import MEASURED, Trial, class_output
+from na_deploy.runtime.session import load
 
-MEASURED = 8
-"""Samples that layers are measured on."""
 USUAL = 100
 """Samples below which ranges are likely to be too narrow."""
 
@@ -153,7 +147,7 @@ def quantize(
     model = read_model(source)
     onnx.load_external_data_for_model(model, str(source.resolve().parent))
     found = find_layers(model, source.name)
-    # ONNX Runtime takes fp8 convolutions for integer ones and refuses them (1.31).
+    # TensorRT convolves in fp8 on few GPUs, and convolutions are a small part.
     layers = chosen_layers(found, options.exclude)
     layers = [layer for layer in layers if options.kind == "int8" or layer.kind != "Conv"]
     if not layers:
@@ -161,7 +155,7 @@ def quantize(
     clock = _Clock()
     warnings = []
     with load(source) as session:
-        if options.max_drop is not None and _class_output(session) is None:
+        if options.max_drop is not None and class_output(session) is None:
             raise UsageError(f"--max-drop compares classes, and {source.name} has none; choose layers with --exclude")
         samples: Samples
         samples = Pictures(images, session, options.limit) if images else Arrays(_given(data), session, options.limit)
@@ -185,13 +179,13 @@ def quantize(
         sensitivities = measure(model, floats, quantized, layers, samples, MEASURED, counted)
         clock.lap("measure")
         with staged_output(target) as staged:
-            trial = _Trial(session, samples, staged, counted)
+            trial = Trial(session, samples, counted)
             kept: list[str] = []
             while True:
                 say("comparing with the float model")
                 _write(quantized, staged, session.metadata, options, samples.name, [*_left(found, layers), *kept])
-                measured = trial.compare()
-                if options.max_drop is None or _drop(measured) <= options.max_drop:
+                measured = trial.compare(staged)
+                if options.max_drop is None or measured.drop <= options.max_drop:
                     break
                 kept = _more(sensitivities, kept, options.max_drop)
                 say(f"keeping {len(kept)} layers in float")
@@ -210,7 +204,7 @@ def quantize(
         tuple(smoothed),
         bytes_on_disk(source, read_model(source)),
         size,
-        measured.difference,
+        measured.worst.relative,
         measured.agreement,
         measured.accuracy,
         clock.laps,
@@ -235,7 +229,8 @@ def _prepared(model: onnx.ModelProto, layers: Sequence[Layer], kind: str) -> onn
     result = onnx.ModelProto()
     result.CopyFrom(model)
     lower_opset(result)
-    (keep_bias_apart if kind == "int8" else add_missing_biases)(result, layers)
+    if kind == "int8":
+        keep_bias_apart(result, layers)
     return result
 
 
@@ -272,72 +267,6 @@ def _write(
             model, {entry.key: entry.value for entry in model.metadata_props} | changed.to_props()
         )
     onnx.save(model, path)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    difference: float
-    agreement: float | None
-    accuracy: tuple[float, float] | None
-
-
-class _Trial:
-    """The written file against the float model, on every sample; the float model's answers are kept."""
-
-    def __init__(self, session: Session, samples: Samples, path: Path, counted: Counted) -> None:
-        self.samples, self.path, self.counted = samples, path, counted
-        self.classes = _class_output(session)
-        self.expected: list[Array] = []
-        self.first: list[Mapping[str, Array]] = []
-        feeds = iter(samples)
-        for _ in counted(range(len(samples)), "running the float model"):
-            outputs = session.run(next(feeds))
-            if len(self.first) < MEASURED:
-                self.first.append(outputs)
-            if self.classes is not None:
-                self.expected.append(outputs[self.classes].argmax(1).astype(np.int32))
-
-    def compare(self) -> _Measured:
-        """Run the written file with our operators, and once on its function bodies."""
-        difference, same, right = 0.0, list[float](), list[tuple[bool, bool]]()
-        try:
-            with load(self.path, custom_operators=False) as stock:
-                stock.run(next(iter(self.samples)))
-            with load(self.path) as session:
-                feeds = iter(self.samples)
-                count = len(self.samples) if self.classes is not None else len(self.first)
-                for index in self.counted(range(count), "running the quantized model"):
-                    outputs = session.run(next(feeds))
-                    if index < len(self.first):
-                        difference = max(difference, worst_difference(outputs, self.first[index]).relative)
-                    if self.classes is not None:
-                        answer = outputs[self.classes].argmax(1)
-                        same.append(float(np.mean(answer == self.expected[index])))
-                        if self.samples.wanted:
-                            wanted = self.samples.wanted[index]
-                            right.append((bool(self.expected[index][0] == wanted), bool(answer[0] == wanted)))
-        except UsageError:
-            raise
-        except NaDeployError as error:
-            raise VerificationError(f"the quantized file does not run and is not kept: {one_line(error)}") from error
-        if not np.isfinite(difference):
-            raise VerificationError("the quantized file answers with numbers that are not finite; it is not kept")
-        before, after = (float(np.mean([pair[place] for pair in right])) if right else 0.0 for place in (0, 1))
-        return _Measured(difference, float(np.mean(same)) if same else None, (before, after) if right else None)
-
-
-def _drop(measured: _Measured) -> float:
-    """Return the loss in percentage points."""
-    if measured.accuracy is not None:
-        return 100 * (measured.accuracy[0] - measured.accuracy[1])
-    return 100 * (1 - (measured.agreement or 0.0))
-
-
-def _class_output(session: Session) -> str | None:
-    """Return the name of the class scores (B, classes, …) of a classifier or a semantic segmenter."""
-    task = session.metadata.task if session.metadata is not None else ""
-    named = (spec.name for spec in session.outputs if spec.name == LOGITS)
-    return next(named, None) if task in ("classification", "semantic") else None
 
 
 class _Clock:
