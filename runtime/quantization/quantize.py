@@ -30,6 +30,8 @@ from na_deploy.runtime.quantization.smoothing import smooth, smoothable
 from na_deploy.runtime.quantization.trial import MEASURED, Trial, class_output
 from na_deploy.runtime.session import load
 
+STEPS = 16
+"""Parts in which layers go back to float."""
 USUAL = 100
 """Samples below which ranges are likely to be too narrow."""
 
@@ -235,12 +237,12 @@ def _prepared(model: onnx.ModelProto, layers: Sequence[Layer], kind: str) -> onn
 
 
 def _more(order: Sequence[Sensitivity], kept: Sequence[str], limit: float) -> list[str]:
-    """Return the most sensitive layers, a sixteenth of all more than before.
+    """Return the most sensitive layers, a part of all more than before.
 
     Raises:
         VerificationError: that would be all.
     """
-    count = len(kept) + max(1, len(order) // 16)
+    count = len(kept) + max(1, len(order) // STEPS)
     if count >= len(order):
         raise VerificationError(
             f"no choice of layers keeps --max-drop {limit:g}: even the least sensitive lose more; calibrate on more "
