@@ -24,7 +24,7 @@ def gives_arrays(session: Session, paths: Sequence[Path]) -> bool:
 
 
 def read_named_arrays(session: Session, paths: Sequence[Path]) -> dict[str, Array]:
-    """Read arrays for a model's inputs: an ``.npz`` archive, ``name=array.npy`` for each, or files in the inputs' order.
+    """Read arrays for a model's inputs: an ``.npz`` archive, ``name=array.npy`` for each, or files in their order.
 
     Raises:
         UsageError: inputs are missing, given twice or unknown, or a file cannot be read.

@@ -268,7 +268,7 @@ def test_run_takes_an_array_for_every_input(scaled_sum: Path, tmp_path: Path, ca
     refused(capsys, 2, "give image=image.npy sigma=sigma.npy", "run", scaled_sum, "image.npy")
     refused(capsys, 2, "give image=image.npy sigma=sigma.npy", "run", scaled_sum, "image=image.npy", "image=sigma.npy")
     refused(capsys, 2, "photo.jpg is no .npy file", "run", scaled_sum, "photo.jpg", "sigma.npy")
-    refused(capsys, 2, "none.npy does not exist", "run", scaled_sum, "image.npy", "sigma=none.npy")
+    refused(capsys, 2, "none.npy does not exist", "run", scaled_sum, "image=image.npy", "sigma=none.npy")
     refused(capsys, 2, "it is the input", "run", scaled_sum, "image=image.npy", "sigma=sigma.npy", "-o", "image.npy")
     np.savez("bad.npz", sigma=np.array([{"a": 1}], dtype=object), image=image)
     refused(capsys, 1, "bad.npz is damaged, or holds other things than numbers", "run", scaled_sum, "bad.npz")
