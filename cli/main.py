@@ -27,6 +27,7 @@ from na_deploy.errors import NaDeployError
 COMMANDS = {
     "export": "Turn a checkpoint into one portable, verified ONNX file.",
     "flatten": "Inline an exported model's functions, for runtimes that know standard operators alone.",
+    "quantize": "Quantize an exported model to int8 or fp8, and measure what that costs.",
     "build": "Build a bundle from an exported model: verified files, an engine, what they need.",
     "build-kernels": "Compile the GPU kernels for this machine into the installed package.",
     "run": "Run an exported model on images or arrays.",

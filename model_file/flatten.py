@@ -38,6 +38,9 @@ _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
 
+_ROUNDED = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""Operators that stay: quantized weights are stored as integers, and runtimes look for these nodes."""
+
 
 def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with standard operators only.
@@ -247,7 +250,9 @@ def _constant_nodes(model: onnx.ModelProto, types: dict[str, Any]) -> list[onnx.
     constant = {tensor.name for tensor in model.graph.initializer if tensor.data_type != TensorProto.BFLOAT16}
     found = []
     for node in model.graph.node:
-        if node.op_type in _RANDOM or any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
+        if node.op_type in _RANDOM | _ROUNDED or any(
+            attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute
+        ):
             continue
         if any(_is_bfloat16(types.get(name)) for name in node.output):
             continue

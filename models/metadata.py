@@ -84,6 +84,19 @@ def score_function(num_classes: int) -> str:
     return "sigmoid" if num_classes == 1 else "softmax"
 
 
+_TEXTS = (
+    "architecture",
+    "head",
+    "task",
+    "source_name",
+    "source_sha256",
+    "dtype",
+    "quantized",
+    "quantization",
+    "tool_version",
+)
+
+
 @dataclass(frozen=True)
 class ModelMetadata:
     """A model's source and its use.
@@ -98,6 +111,8 @@ class ModelMetadata:
         source_name: file or folder the weights came from, without its path.
         source_sha256: SHA-256 of that file, in hexadecimal.
         dtype: "fp32", "fp16" or "bf16".
+        quantized: "int8" or "fp8" where products are quantized; empty for others. ``dtype`` is then that of all else.
+        quantization: the way it was done, in words.
         preprocessing: the way from images to inputs.
         tool_version: version of na-deploy that wrote this.
         labels: class names by class number, empty if unknown.
@@ -132,6 +147,13 @@ class ModelMetadata:
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     windows: tuple[str, ...] = ()
     head: str = ""
+    quantized: str = ""
+    quantization: str = ""
+
+    @property
+    def precision(self) -> str:
+        """The type of the model's products and, where it is another, of all else: "fp16" or "int8 + fp16"."""
+        return f"{self.quantized} + {self.dtype}" if self.quantized else self.dtype
 
     @property
     def input_size(self) -> tuple[int, int, int, int]:
@@ -155,8 +177,9 @@ class ModelMetadata:
         }
         if self.task in SEGMENT_TASKS:
             values["segment_rule"] = self.segment_rule
-        if self.head:
-            values["head"] = self.head
+        for key in ("head", "quantized", "quantization"):
+            if getattr(self, key):
+                values[key] = getattr(self, key)
         if self.palette:
             values["palette"] = " ".join(f"{red:02x}{green:02x}{blue:02x}" for red, green, blue in self.palette)
         if self.things is not None:
@@ -183,11 +206,7 @@ class ModelMetadata:
         values = {key.removeprefix(PREFIX): value for key, value in props.items() if key.startswith(PREFIX)}
         if "architecture" not in values:
             return None
-        known: dict[str, Any] = {
-            key: values[key]
-            for key in ("architecture", "head", "task", "source_name", "source_sha256", "dtype", "tool_version")
-            if key in values
-        }
+        known: dict[str, Any] = {key: values[key] for key in _TEXTS if key in values}
         readers: dict[str, Callable[[str], Any]] = {
             "num_classes": int,
             "dilations": _read_dilations,

@@ -127,4 +127,5 @@ def _dtype(path: Path) -> str:
         metadata = ModelMetadata.from_props(read_manifest(path).metadata)
     else:
         metadata = ModelMetadata.from_props({p.key: p.value for p in read_model(path).metadata_props})
-    return metadata.dtype if metadata is not None and metadata.dtype in TOLERANCE else "fp32"
+    kind = "" if metadata is None else metadata.quantized or metadata.dtype
+    return kind if kind in TOLERANCE else "fp32"

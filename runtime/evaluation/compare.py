@@ -124,7 +124,7 @@ def evaluate(
                     target.label,
                     target.path,
                     session.backend,
-                    "" if session.metadata is None else session.metadata.dtype,
+                    "" if session.metadata is None else session.metadata.precision,
                     f"{session.device}, {session.attention}",
                     statistics.median(times),
                     figures,

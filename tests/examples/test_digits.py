@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import digits
 import numpy as np
 import pytest
 import torch
+from digits import DIGITS
 from numpy.typing import NDArray
 
 import na_deploy
 from na_deploy.models import build_model, load_model
-from na_deploy.runtime.images.prepare import prepare
-
-DIGITS = Path(__file__).parents[2] / "examples" / "digits"
-sys.path.insert(0, str(DIGITS))
-
-import pictures  # noqa: E402
+from na_deploy.runtime.quantization.calibration import METHODS
+from na_deploy.runtime.quantization.quantize import QuantizationOptions, quantize
 
 REPORTED = 0.9956
 """Accuracy that examples/digits/README.md reports."""
@@ -31,58 +28,91 @@ Exporter = Callable[[str], Path]
 @pytest.fixture(scope="module")
 def unseen() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the held-out digits as the committed model takes them, and their classes."""
-    preparation = load_model(DIGITS / "digits.pth").metadata.preprocessing
-    drawn, digits = pictures.read("held-out")
-    return np.concatenate([prepare(each, preparation) for each in drawn]), digits
+    return digits.inputs("held-out"), digits.read("held-out")[1]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
     """Return a function that exports the committed checkpoint in one format, once."""
-    folder = tmp_path_factory.mktemp("digits")
-
-    def export(dtype: str) -> Path:
-        path = folder / f"{dtype}.onnx"
-        if not path.exists():
-            na_deploy.export(DIGITS / "digits.pth", path, dtype=dtype, dynamic="batch")
-        return path
-
-    return export
+    return lambda dtype: digits.exported(tmp_path_factory, dtype)
 
 
-def accuracy(scores: Any, digits: NDArray[np.int64]) -> float:
-    return float(np.mean(np.asarray(scores, np.float32).argmax(1) == digits))
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of 100 digits of the training part."""
+    path = tmp_path_factory.mktemp("samples") / "x.npz"
+    np.savez(path, image=digits.inputs("training")[::13][:100])
+    return path
+
+
+def accuracy(scores: Any, wanted: NDArray[np.int64]) -> float:
+    return float(np.mean(np.asarray(scores, np.float32).argmax(1) == wanted))
 
 
 def test_the_checkpoint_is_small_dilated_in_part_and_names_its_classes() -> None:
     assert (DIGITS / "digits.pth").stat().st_size < 1_000_000
     metadata = load_model(DIGITS / "digits.pth").metadata
-    assert tuple(metadata.labels.values()) == pictures.CLASSES
+    assert tuple(metadata.labels.values()) == digits.CLASSES
     assert metadata.preprocessing.size == (32, 32)
     assert {dilation for level in metadata.dilations for dilation in level} == {1, 2}
 
 
 def test_pytorch_reads_unseen_digits(unseen: Any) -> None:
-    images, digits = unseen
+    images, wanted = unseen
     with torch.inference_mode():
         scores = load_model(DIGITS / "digits.pth").module(torch.from_numpy(images))
-    assert accuracy(scores, digits) == pytest.approx(REPORTED, abs=1e-4)
+    assert accuracy(scores, wanted) == pytest.approx(REPORTED, abs=1e-4)
 
 
 @pytest.mark.parametrize("operators", [True, False], ids=["library", "function bodies"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_onnx_runtime_reads_unseen_digits(dtype: str, operators: bool, exported: Exporter, unseen: Any) -> None:
-    images, digits = unseen
+    images, wanted = unseen
     with na_deploy.load(exported(dtype), custom_operators=operators) as session:
         scores = session.run(images.astype(session.inputs[0].dtype))["logits"]
-    assert abs(accuracy(scores, digits) - REPORTED) < 0.003
+    assert abs(accuracy(scores, wanted) - REPORTED) < 0.003
 
 
 @pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 def test_openvino_reads_unseen_digits(exported: Exporter, unseen: Any) -> None:
-    images, digits = unseen
+    images, wanted = unseen
     with na_deploy.load(exported("fp32"), "openvino") as session:
-        assert abs(accuracy(session.run(images)["logits"], digits) - REPORTED) < 0.003
+        assert abs(accuracy(session.run(images)["logits"], wanted) - REPORTED) < 0.003
+
+
+@pytest.mark.parametrize("calibration", METHODS)
+def test_int8_reads_unseen_digits_by_every_calibration(
+    calibration: str, exported: Exporter, samples: Path, unseen: Any, tmp_path: Path
+) -> None:
+    images, wanted = unseen
+    options = QuantizationOptions(calibration=calibration)
+    quantize(exported("fp32"), tmp_path / "int8.onnx", options, data=samples)
+    for custom_operators in (True, False):
+        with na_deploy.load(tmp_path / "int8.onnx", custom_operators=custom_operators) as session:
+            assert accuracy(session.run(images)["logits"], wanted) > REPORTED - 0.006
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "target"),
+    [("fp32", "int8", "cpu"), ("fp32", "int8", "tensorrt"), ("fp16", "int8", "any"), ("fp32", "fp8", "tensorrt")],
+)
+def test_every_form_reads_unseen_digits(
+    dtype: str, kind: str, target: str, exported: Exporter, samples: Path, unseen: Any, tmp_path: Path
+) -> None:
+    images, wanted = unseen
+    report = quantize(exported(dtype), tmp_path / "x.onnx", QuantizationOptions(kind, target), data=samples)
+    assert report.bytes_after < (0.6 if dtype == "fp32" else 0.75) * report.bytes_before
+    with na_deploy.load(tmp_path / "x.onnx") as session:
+        scores = session.run(images.astype(session.inputs[0].dtype))["logits"]
+    assert accuracy(scores, wanted) > REPORTED - 0.006
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+def test_openvino_reads_unseen_digits_in_int8(exported: Exporter, samples: Path, unseen: Any, tmp_path: Path) -> None:
+    images, wanted = unseen
+    quantize(exported("fp32"), tmp_path / "int8.onnx", data=samples)
+    with na_deploy.load(tmp_path / "int8.onnx", "openvino") as session:
+        assert accuracy(session.run(images)["logits"], wanted) > REPORTED - 0.006
 
 
 def test_the_committed_picture_is_a_seven(exported: Exporter) -> None:
@@ -111,6 +141,6 @@ def test_training_learns() -> None:
     found.loader.exec_module(script)
     torch.manual_seed(0)
     network: Any = build_model(script.NETWORK).train()
-    inputs, digits = script.images("held-out")
-    script.train(network, inputs[:384], digits[:384], 3)
-    assert script.accuracy(network, inputs[384:], digits[384:]) > 0.3
+    inputs, wanted = script.images("held-out")
+    script.train(network, inputs[:384], wanted[:384], 3)
+    assert script.accuracy(network, inputs[384:], wanted[384:]) > 0.3

@@ -1,4 +1,4 @@
-"""The trained segmenter of shapes: exported in fp32 and fp16, it finds what training did not show it."""
+"""The trained segmenter of shapes: in fp32, fp16 and int8, it finds what training did not show it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import torch
 
 import na_deploy
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.quantization.quantize import quantize
 from na_deploy.runtime.results.predict import Segmentation
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes"
 sys.path.insert(0, str(SHAPES))
 
-from draw import CLASSES, PALETTE, UNSEEN, draw_picture  # noqa: E402
+from draw import CLASSES, PALETTE, UNSEEN, draw_folder, draw_picture  # noqa: E402
 from evaluate import evaluate  # noqa: E402
 from train import mean_iou, train  # noqa: E402
 
@@ -29,11 +30,14 @@ REPORTED = 0.796
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return the committed checkpoint exported in both precisions."""
+    """Return the committed checkpoint in both precisions, and quantized on pictures of the training."""
     folder = tmp_path_factory.mktemp("shapes")
     files = {dtype: folder / f"{dtype}.onnx" for dtype in ("fp32", "fp16")}
     for dtype, path in files.items():
         na_deploy.export(SHAPES / "shapes.pth", path, dtype=dtype)
+    draw_folder(folder / "seen", 12, first=1)
+    files["int8"] = folder / "int8.onnx"
+    quantize(files["fp32"], files["int8"], images=folder / "seen" / "images")
     return files
 
 
@@ -52,15 +56,16 @@ def evaluated(capsys: pytest.CaptureFixture[str], models: list[Path], *arguments
     return rows
 
 
-def test_shapes_are_found_in_unseen_pictures_in_both_precisions(
+def test_shapes_are_found_in_unseen_pictures_in_every_precision(
     exported: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = evaluated(capsys, list(exported.values()), 40, 128, 128)
-    assert [row["dtype"] for row in rows] == ["fp32", "fp16"]
+    assert [row["dtype"] for row in rows] == ["fp32", "fp16", "int8 + fp32"]
     for row in rows:
         assert row["mIoU"] > REPORTED - 0.04
         assert row["classes"]["ground"] > 0.9
     assert abs(rows[0]["mIoU"] - rows[1]["mIoU"]) < 0.002
+    assert abs(rows[0]["mIoU"] - rows[2]["mIoU"]) < 0.02
 
 
 @pytest.mark.slow
@@ -73,7 +78,7 @@ def test_shapes_are_found_in_pictures_of_another_size(tmp_path: Path, capsys: py
 def test_half_precision_finds_the_same(exported: dict[str, Path]) -> None:
     picture, _ = draw_picture(UNSEEN)
     maps = []
-    for path in exported.values():
+    for path in (exported["fp32"], exported["fp16"]):
         with na_deploy.load(path) as session:
             result = session.predict(picture)
         assert isinstance(result, Segmentation)
