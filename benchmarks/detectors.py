@@ -2,6 +2,7 @@
 
     python benchmarks/detectors.py [--models mask_rcnn,cascade_mask_rcnn] [--runs 3] [--output table.md]
     python benchmarks/detectors.py --small [--output table.md]
+    python benchmarks/detectors.py --regions
 
 Each model runs in a process of its own, so that peak memory is its own: random weights in mmdetection's layout are
 saved, exported as ``na-deploy export`` does, built by TensorRT-RTX where it is installed (no GPU is needed), and run on
@@ -10,7 +11,8 @@ attention, and of the loops (suppression, regions), is that of their nodes' time
 operator library.
 
 ``--small`` exports narrow detectors in every form instead (kinds, backbones, free sizes, half precision), verifies and
-builds each with TensorRT-RTX.
+builds each with TensorRT-RTX. ``--regions`` compares the regions of one picture with ONNX Runtime's own RoiAlign, which
+it has up to opset 21, one for each map and a sum.
 """
 
 from __future__ import annotations
@@ -232,6 +234,63 @@ def prove(case: Case, form: dict[str, str]) -> dict[str, str]:
         return dict(zip(SMALL_COLUMNS, values, strict=True))
 
 
+def compare_regions(runs: int) -> None:
+    """Print seconds and difference of 1,000 regions cut by our graph and by ONNX Runtime's operator."""
+    import numpy as np
+    import onnxruntime as ort
+    import torch
+    from onnx import TensorProto, helper
+
+    from na_deploy.models.detectors.regions import levels_of, region_features
+
+    count, strides, generator = 1000, (4, 8, 16, 32), torch.Generator().manual_seed(0)
+    maps = [torch.randn(1, 256, SIZE[0] // stride, SIZE[1] // stride, generator=generator) for stride in strides]
+    side = torch.exp(torch.rand(count, generator=generator) * 3.5 + 2.5)  # 12 to 400 pixels
+    ratio = torch.exp(torch.randn(count, generator=generator) * 0.5)
+    sides = torch.stack(((side * ratio).clamp(max=SIZE[1] - 1), (side / ratio).clamp(max=SIZE[0] - 1)), 1)
+    corner = torch.rand(count, 2, generator=generator) * (torch.tensor(SIZE[::-1]) - sides)
+    boxes = torch.cat((corner, corner + sides), 1)
+
+    class Regions(torch.nn.Module):
+        def forward(self, *values: Any) -> Any:
+            return region_features(values[:4], values[4], 7, strides, 56)
+
+    given = (*maps, boxes[None])
+    program = torch.onnx.export(Regions(), given, dynamo=True, opset_version=22, verbose=False)
+    assert program is not None
+    info = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node(
+            "RoiAlign", [f"map{level}", f"boxes{level}", "image"], [f"part{level}"], output_height=7, output_width=7,
+            sampling_ratio=0, spatial_scale=1 / stride, coordinate_transformation_mode="half_pixel",
+        )
+        for level, stride in enumerate(strides)
+    ]  # fmt: skip
+    nodes.append(helper.make_node("Sum", [f"part{level}" for level in range(4)], ["regions"]))
+    inputs = [info(f"map{level}", TensorProto.FLOAT, list(x.shape)) for level, x in enumerate(maps)]
+    inputs += [info(f"boxes{level}", TensorProto.FLOAT, [count, 4]) for level in range(4)]
+    inputs.append(info("image", TensorProto.INT64, [count]))
+    outputs = [info("regions", TensorProto.FLOAT, [count, 256, 7, 7])]
+    theirs = helper.make_model(
+        helper.make_graph(nodes, "regions", inputs, outputs),
+        opset_imports=[helper.make_opsetid("", 16)],
+        ir_version=10,
+    )
+    level = levels_of(boxes, 4, 56)
+    feeds: list[dict[str, Any]] = [{}, {f"map{number}": x.numpy() for number, x in enumerate(maps)}]
+    feeds[1] |= {f"boxes{number}": (boxes * (level == number)[:, None]).numpy() for number in range(4)}
+    feeds[1]["image"] = np.zeros(count, np.int64)
+    results = []
+    for name, model, feed in zip(("ours", "RoiAlign"), (program.model_proto, theirs), feeds, strict=True):
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        fed = feed or {i.name: x.numpy() for i, x in zip(session.get_inputs(), given, strict=True)}
+        seconds = fastest(lambda session=session, fed=fed: session.run(None, fed), runs)
+        results.append(session.run(None, fed)[0].reshape(count, 256, 7, 7))
+        print(f"{name}: {seconds:.2f} s")
+    difference = np.abs(results[0] - results[1]).max() / np.abs(results[1]).max()
+    print(f"difference {difference:.1e} (relative), {describe_machine(torch.get_num_threads())}")
+
+
 def fastest(call: Any, runs: int) -> float:
     """Return the shortest of some runs, after one that is not counted."""
     call()
@@ -248,6 +307,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--regions", action="store_true")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--save", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -255,6 +315,9 @@ def main() -> None:
     if arguments.save:
         title, kind, arch, path, small = json.loads(arguments.save)
         checkpoint(Case(title, kind, arch), Path(path), small=small)
+        return
+    if arguments.regions:
+        compare_regions(arguments.runs)
         return
     if arguments.child and arguments.small:
         print(json.dumps(prove(*SMALL[int(arguments.child)])))

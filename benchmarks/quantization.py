@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from machine import describe_machine, open_session
+from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +33,6 @@ from na_deploy.exporter import export
 from na_deploy.model_file.differences import worst_difference
 from na_deploy.models import ModelConfig, load_model, random_checkpoint
 from na_deploy.models.registry import get_model
-from na_deploy.runtime.native_libraries import onnxruntime_library
 from na_deploy.runtime.quantization.calibration import open_float
 from na_deploy.runtime.quantization.quantize import QuantizationOptions, quantize
 
@@ -52,7 +51,8 @@ def made(name: str, folder: Path) -> tuple[Path, Path, float, float]:
     exported = time.perf_counter()
     samples = np.random.default_rng(1).standard_normal((8, 3, SIDE, SIDE), dtype=np.float32)
     np.savez(folder / "x.npz", image=samples)
-    quantize(folder / f"{name}.onnx", folder / f"{name}_int8.onnx", data=folder / "x.npz")
+    if not (folder / f"{name}_int8.onnx").exists():
+        quantize(folder / f"{name}.onnx", folder / f"{name}_int8.onnx", data=folder / "x.npz")
     return folder / f"{name}.onnx", folder / f"{name}_int8.onnx", exported - started, time.perf_counter() - exported
 
 
@@ -101,25 +101,23 @@ def speed(models: list[str], batches: list[int], rounds: int, kept: Path | None)
                 f"{name}: {sizes[0]:.1f} MB in float32, {sizes[1]:.1f} MB in int8; export {exported:.0f} s, "
                 f"quantization on 8 inputs {quantized:.0f} s"
             )
-            library = onnxruntime_library()
-            sessions: dict[str, Any] = {
-                "float32, library": open_session(str(floats), THREADS, library),
-                "int8, library": open_session(str(int8), THREADS, library),
-                "float32, function bodies": open_session(str(floats), THREADS),
-                "int8, function bodies": open_session(str(int8), THREADS),
-            }
-            runs: dict[str, Callable[[np.ndarray], Any]] = {
-                label: (lambda image, session=session: session.run(["logits"], {"image": image})[0])
-                for label, session in sessions.items()
-            }
+            runs: dict[str, Callable[[np.ndarray], Any]] = {}
+
+            def add(label: str, path: Path, runs: dict[str, Any] = runs, **options: Any) -> None:
+                session = na_deploy.load(path, threads=THREADS, **options)
+                runs[label] = lambda image: session.run({"image": image})["logits"]
+
+            for words, own in (("library", True), ("function bodies", False)):
+                for label, path in (("float32", floats), ("int8", int8)):
+                    add(f"{label}, {words}", path, custom_operators=own)
             for label, path in (("float32", floats), ("int8", int8)):
                 for words, own in (("", True), (", flat", False)):
-                    other = na_deploy.load(path, "openvino", precision="f32", threads=THREADS, custom_operators=own)
-                    runs[f"{label}, OpenVINO{words}"] = lambda image, other=other: other.run({"image": image})["logits"]
+                    kind = f"{label}, OpenVINO{words}"
+                    add(kind, path, backend="openvino", precision="f32", custom_operators=own)
             started = time.perf_counter()
-            own = with_nncf(floats, np.load(folder / "x.npz")["image"])
-            if own is not None:
-                runs["int8 by NNCF, OpenVINO, flat"] = own
+            nncf = with_nncf(floats, np.load(folder / "x.npz")["image"])
+            if nncf is not None:
+                runs["int8 by NNCF, OpenVINO, flat"] = nncf
                 CONSOLE.print(f"NNCF on 8 inputs: {time.perf_counter() - started:.0f} s")
             for batch in batches:
                 image = np.random.default_rng(2).standard_normal((batch, 3, SIDE, SIDE), dtype=np.float32)

@@ -89,8 +89,9 @@ def _proposal_losses(
     anchors = []
     for level, (logits, _) in enumerate(predicted):
         shapes = anchor_shapes(config.bases[level], config.ratios, config.scales)
-        index = torch.arange(logits[0].numel())
-        anchors.append(anchors_at(index, logits.shape[3], config.strides[level], 0.0, shapes))
+        numbers = (logits.shape[3], float(config.strides[level]), 0.0, shapes)
+        index = torch.arange(logits[0].numel())[None, None]
+        anchors.append(anchors_at(index, *(torch.tensor([each]) for each in numbers))[0, 0])
     places = torch.cat(anchors)
     logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x, _ in predicted], 1)
     deltas = torch.cat([y.permute(0, 2, 3, 1).reshape(len(y), -1, 4) for _, y in predicted], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,23 @@ sys.path.insert(0, str(SHAPES))
 
 import train_boxes as script  # noqa: E402
 from boxes_loss import Objects, encoded  # noqa: E402
-from draw import draw_objects  # noqa: E402
+from draw import CLASSES, draw_objects  # noqa: E402
+from evaluate import evaluate  # noqa: E402
 
 from na_deploy.models.detectors.boxes import decoded  # noqa: E402
+
+REPORTED = 0.85
+"""AP50 that examples/shapes/README.md reports; that of ten pictures differs by less than 0.15."""
+
+
+def test_shapes_are_found_in_unseen_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    """The committed checkpoint, in PyTorch; examples/shapes/README.md reports the exported file on 200 pictures."""
+    assert (SHAPES / "boxes.pth").stat().st_size < 2_000_000
+    assert evaluate([str(SHAPES / "boxes.pth")], 10, 128, 128, "--json", "--threads", "1", objects=True) == 0
+    (row,) = json.loads(capsys.readouterr().out)["models"]
+    assert set(row["classes"]["boxes"]) == set(CLASSES[1:])
+    assert row["boxes"]["AP50"] > REPORTED - 0.15
+    assert row["masks"]["AP50"] > REPORTED - 0.15
 
 
 def test_deltas_move_regions_onto_objects() -> None:

@@ -83,8 +83,8 @@ def theirs(kind: str) -> Theirs:
             )  # fmt: skip
     if "mask_head" in heads:
         heads.mask_head.update(in_channels=16, conv_out_channels=8, num_classes=CLASSES)
-    model.test_cfg.rpn.update(nms_pre=60, max_per_img=40)
-    model.test_cfg.rcnn.update(max_per_img=20)
+    model.test_cfg.rpn.update(nms_pre=40, max_per_img=30)
+    model.test_cfg.rcnn.update(max_per_img=12)
     text = config.pretty_text + PIPELINE
     backbone = build_model(BACKBONE)
     backbone.load_state_dict(random_checkpoint(BACKBONE, seed=3))
