@@ -105,7 +105,7 @@ def speed(models: list[str], batches: list[int], rounds: int, kept: Path | None)
 
             def add(label: str, path: Path, runs: dict[str, Any] = runs, **options: Any) -> None:
                 session = na_deploy.load(path, threads=THREADS, **options)
-                runs[label] = lambda image: session.run({"image": image})["logits"]
+                runs[label] = lambda image, session=session: session.run({"image": image})["logits"]
 
             for words, own in (("library", True), ("function bodies", False)):
                 for label, path in (("float32", floats), ("int8", int8)):
