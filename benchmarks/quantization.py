@@ -90,6 +90,11 @@ def processor_times(candidates: Mapping[str, Callable[[], Any]], rounds: int) ->
     return {name: float(np.median(each)) for name, each in times.items()}
 
 
+def opened(path: Path, **options: Any) -> Callable[[np.ndarray], Any]:
+    session = na_deploy.load(path, threads=THREADS, **options)
+    return lambda image: session.run({"image": image})["logits"]
+
+
 def speed(models: list[str], batches: list[int], rounds: int, kept: Path | None) -> None:
     table = Table("network", "batch", "candidate", "ms", "of float32", "difference", title="Medians of processor time")
     for name in models:
@@ -102,18 +107,13 @@ def speed(models: list[str], batches: list[int], rounds: int, kept: Path | None)
                 f"quantization on 8 inputs {quantized:.0f} s"
             )
             runs: dict[str, Callable[[np.ndarray], Any]] = {}
-
-            def add(label: str, path: Path, runs: dict[str, Any] = runs, **options: Any) -> None:
-                session = na_deploy.load(path, threads=THREADS, **options)
-                runs[label] = lambda image, session=session: session.run({"image": image})["logits"]
-
             for words, own in (("library", True), ("function bodies", False)):
                 for label, path in (("float32", floats), ("int8", int8)):
-                    add(f"{label}, {words}", path, custom_operators=own)
+                    runs[f"{label}, {words}"] = opened(path, custom_operators=own)
             for label, path in (("float32", floats), ("int8", int8)):
                 for words, own in (("", True), (", flat", False)):
-                    kind = f"{label}, OpenVINO{words}"
-                    add(kind, path, backend="openvino", precision="f32", custom_operators=own)
+                    other = opened(path, backend="openvino", precision="f32", custom_operators=own)
+                    runs[f"{label}, OpenVINO{words}"] = other
             started = time.perf_counter()
             nncf = with_nncf(floats, np.load(folder / "x.npz")["image"])
             if nncf is not None:
