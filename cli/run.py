@@ -49,19 +49,23 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Run MODEL on INPUTS: images, or one .npy array that is passed as it is.
+    """Run MODEL on INPUTS: images, or arrays that are passed as they are.
+
+    Arrays are one .npy file, or name=array.npy for each input of the model, or an .npz archive that holds all by name.
 
     Images are prepared as the model was trained, which its file records. Classifiers list classes; segmenters and
     detectors list what they find, draw it over the image (-o out.png) and give it as COCO's results (--json).
     """
     from na_deploy.cli.run_segments import is_drawing, run_segmenter, segments_asked
     from na_deploy.model_file.answers import answer_of
+    from na_deploy.runtime.images.arrays import gives_arrays, read_named_arrays
     from na_deploy.runtime.images.batches import read_inputs, run_in_batches
     from na_deploy.runtime.results.classification import read_labels
     from na_deploy.runtime.session import load
 
     if output is not None and not output.is_dir():
-        check_output(output, (model, *inputs, labels))
+        named = [Path(str(path).partition("=")[2]) for path in inputs if "=" in str(path)]
+        check_output(output, (model, *inputs, *named, labels))
     drawing = output is not None and is_drawing(output)
     if output is not None and not drawing and output.suffix not in (".npy", ".npz"):
         raise UsageError(
@@ -88,9 +92,10 @@ def command(
             raise UsageError(f"{model.name} returns features or maps, not classes; remove --labels")
         names = read_labels(labels, answer.class_count) if labels is not None else None
         loaded = perf_counter()
-        batch = read_inputs(session, inputs)
+        by_name = gives_arrays(session, inputs)
+        feeds: Any = read_named_arrays(session, inputs) if by_name else read_inputs(session, inputs)
         prepared = perf_counter()
-        results = run_in_batches(session, batch)
+        results = session.run(feeds) if by_name else run_in_batches(session, feeds)
         finished = perf_counter()
     if output is not None:
         _write(output, results)

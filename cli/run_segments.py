@@ -41,9 +41,10 @@ def is_drawing(output: Path) -> bool:
 def segments_asked(session: Session, inputs: Sequence[Path], output: Path | None) -> bool:
     """Tell whether a run gives segments: a segmenter or detector on images, unless raw outputs are wanted."""
     from na_deploy.model_file.answers import answer_of
+    from na_deploy.runtime.images.arrays import ARRAYS
 
     segmenter = answer_of(session.outputs, session.metadata).has_segments
-    images = not any(path.suffix == ".npy" for path in inputs)
+    images = not any(path.suffix in ARRAYS for path in inputs)
     return segmenter and images and (output is None or is_drawing(output))
 
 

@@ -33,7 +33,7 @@ void spread_bias(const Plan& plan, const na_params& params, int64_t head, float*
           int64_t index = head;
           bool inside = lane < used;
           for (int a = 0; inside && a < kAxes; ++a) {
-            const int64_t key = row[a] + (a == kAxes - 1 ? lane % keys : 0);
+            const int64_t key = row[a] + plan.spread.base[a] + (a == kAxes - 1 ? lane % keys : 0);
             const int64_t offset = key - plan.place[lane / keys][a];
             const int64_t size = 2 * plan.axis[a].kernel_size - 1;
             inside = offset >= 0 && offset < size;

@@ -197,6 +197,10 @@ void plan_bias(Plan& plan, const na_params& params) {
     const AxisPlan& axis = plan.axis[a];
     plan.bias_elements *= 2 * axis.kernel_size - 1;
     plan.spread.width[a] = 2 * axis.kernel_size - 1 + (plan.quads ? plan.quad[a] : axis.tile) - 1;
+    if (!plan.quads && axis.tiles == 1) {  // the origin is the group's first element
+      plan.spread.base[a] = axis.kernel_size - 1;
+      plan.spread.width[a] = longest_group(axis);
+    }
     rows *= static_cast<double>(plan.spread.width[a]);
     keys *= static_cast<double>(axis.span);
     tiles *= static_cast<double>(axis.dilation * axis.tiles);

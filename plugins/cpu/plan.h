@@ -38,10 +38,12 @@ struct Strides {
 };
 
 // The bias spread over lanes, (rows of axis 0, 1, 2, lanes): its element [r, lane] is the bias between the lane's query
-// and the key at r - (kernel_size - 1) from the tile's origin. For quads a vector's lanes are (query, key of the
-// group), r is the group's first key, and the origin is the quad's.
+// and the key at r + base - (kernel_size - 1) from the tile's origin. For quads a vector's lanes are (query, key of the
+// group), r is the group's first key, and the origin is the quad's. Where one tile takes a whole group, as in DiNAT's
+// dense groups, base leaves out the rows of keys before the group's first, and width those after its last.
 struct SpreadBias {
   int64_t width[kAxes] = {1, 1, 1};
+  int64_t base[kAxes] = {};
   int64_t elements = 0;  // size for one head; 0: spreading does not pay, biases are gathered key by key
 };
 

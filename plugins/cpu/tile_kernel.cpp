@@ -209,7 +209,8 @@ class TileKernel {
   const float* spread_at(const KeyRun& run) const {
     int64_t row = 0;
     for (int a = 0; a < kAxes; ++a) {
-      row = row * plan_.spread.width[a] + run.key[a] - tile_.axis[a].origin + plan_.axis[a].kernel_size - 1;
+      const int64_t first = plan_.axis[a].kernel_size - 1 - plan_.spread.base[a];
+      row = row * plan_.spread.width[a] + run.key[a] - tile_.axis[a].origin + first;
     }
     return spread_ + row * lanes_;
   }
