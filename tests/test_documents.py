@@ -50,7 +50,8 @@ def test_blocks_run_as_printed_from_first_to_last(
 
 
 def test_every_block_is_run_or_says_why_not():
-    for reason, count in Counter(block.not_run for block in all_blocks() if block.not_run).items():
+    reasons = (block.not_run.partition(";")[0] for block in all_blocks() if block.not_run)  # a remark may follow
+    for reason, count in Counter(reasons).items():
         assert count <= MOST_NOT_RUN.get(reason, 0), f"{count} blocks are not run because: {reason}"
     assert sum(followed().values()) >= 12
     assert {"README.md", "docs/engines.md", "docs/triton.md", "docs/natten/README.md"} <= followed().keys()
