@@ -20,7 +20,6 @@ MOST_NOT_RUN = {
     "needs the reader's model": 1,
     "needs the reader's pictures": 2,
     "C++": 2,
-    "needs the reader's pictures": 1,
     "needs Docker": 2,
     "installs packages": 4,
     "compiles": 5,
