@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from na_deploy.cli.output import console, print_json, size_text, table
-from na_deploy.cli.progress import counted, progress_line
+from na_deploy.cli.progress import step_progress
 
 if TYPE_CHECKING:
     from na_deploy.runtime.quantization.quantize import QuantizationReport
@@ -72,7 +72,7 @@ def command(
 
     options = QuantizationOptions(kind, target, calibration, percentile, limit, exclude, max_drop, smooth)
     written = output or model.with_name(f"{model.stem}_{kind}.onnx")
-    with progress_line("reading the model") as progress:
+    with step_progress("reading the model") as (progress, counted):
         report = quantize(model, written, options, images=images, data=data, progress=progress, counted=counted)
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from na_deploy.cli.output import console, print_json
-from na_deploy.cli.progress import counted, progress_line
+from na_deploy.cli.progress import step_progress
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.models.metadata import ModelMetadata
 
@@ -52,7 +52,7 @@ def verify_quantized(
             "--images, a folder of pictures, or --data, a .npz file"
         )
     limit = TOLERANCE[kind] if tolerance is None else tolerance
-    with progress_line("running both"), load(model) as own:
+    with step_progress("running both") as (_, counted), load(model) as own:
         recorded = own.metadata.architecture if own.metadata is not None and dilations is None else None
         samples = Pictures(images, own, LIMIT) if images is not None else Arrays(_some(data), own, LIMIT)
         if finds_objects(own):
