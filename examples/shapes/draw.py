@@ -144,15 +144,17 @@ def main() -> None:
     """Draw one picture into a file, or many into a folder."""
     parser = argparse.ArgumentParser(description="Draw shapes on textured ground.")
     parser.add_argument("target", type=Path)
-    parser.add_argument("--seed", type=int, default=UNSEEN + 9)
+    parser.add_argument(
+        "--seed", type=int, help="picture's seed, or the first one's; training has seen those below 1000"
+    )
     parser.add_argument("--size", default="192x256", help="height and width")
     parser.add_argument("--count", type=int, help="draw so many, with answers, into a folder")
     options = parser.parse_args()
     height, width = (int(side) for side in options.size.split("x"))
     if options.count is not None:
-        draw_folder(options.target, options.count, height, width)
+        draw_folder(options.target, options.count, height, width, UNSEEN if options.seed is None else options.seed)
     else:
-        draw_picture(options.seed, height, width)[0].save(options.target)
+        draw_picture(UNSEEN + 9 if options.seed is None else options.seed, height, width)[0].save(options.target)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,7 @@ def _scorer(session: Session, data: DataSet, labels: Mapping[int, str] | None) -
     count = 0 if session.metadata is None else session.metadata.num_classes
     if labels is not None and count and len(labels) != count:
         raise UsageError(f"the labels name {len(labels)} classes, {session.path.name} has {count}")
+    image_preprocessing(session)  # refuses models that do not take pictures
     return data.scorer(session, labels)
 
 

@@ -276,3 +276,8 @@ def test_run_takes_an_array_for_every_input(scaled_sum: Path, tmp_path: Path, ca
     refused(capsys, 2, "input sigma: float32 batch×1 is missing", "run", scaled_sum, "short.npz")
     Path("cut.npz").write_bytes(Path("both.npz").read_bytes()[:60])
     refused(capsys, 1, "cut.npz is not", "run", scaled_sum, "cut.npz")
+
+
+def test_scores_that_are_no_numbers_are_an_error_and_no_json(model: Path, tmp_path: Path, capsys):
+    np.save(tmp_path / "nan.npy", np.full((1, 3, 32, 32), np.nan, np.float32))
+    refused(capsys, 1, "the model answers with NaN or infinity", "run", model, tmp_path / "nan.npy", "--json")

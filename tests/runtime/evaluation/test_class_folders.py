@@ -104,6 +104,9 @@ def test_what_cannot_be_scored_is_said(write_model: Callable[..., Path], picture
 
     with pytest.raises(UsageError, match="answers with features, and class folders are for classifiers"):
         evaluate([Target("good", good), Target("bad", features)], ClassFolders(pictures), counted=counted)
+    plain = write_model("plain.onnx")
+    with pytest.raises(UsageError, match=r"plain\.onnx does not say how images are prepared"):
+        evaluate([Target("good", good), Target("plain", plain)], ClassFolders(pictures), counted=counted)
     assert not seen  # before the first model ran
     (pictures / "Kind_0" / "00.png").write_bytes(b"no picture")
     with pytest.raises(NaDeployError, match=r"good: .*00\.png is not an image"):
