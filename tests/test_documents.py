@@ -18,11 +18,12 @@ MOST_NOT_RUN = {
     "needs a published checkpoint": 3,
     "needs the operator library": 3,
     "needs the reader's model": 1,
-    "needs the reader's pictures": 1,
+    "needs the reader's pictures": 2,
+    "C++": 2,
     "needs Docker": 2,
     "installs packages": 4,
     "compiles": 5,
-    "takes minutes": 16,
+    "takes minutes": 18,
     "runs until it is stopped": 4,
 }
 """Reasons why a block is not run, and how many blocks may have each."""
