@@ -40,8 +40,9 @@ struct RunningSum {
   template <typename T>
   NA_DEVICE void add(float score, const T* value, int lane, int channels) {
     const float higher = score > peak ? score : peak;
-    const float fade = dev::exp2((peak - higher) * 1.44269504F);
-    const float weight = dev::exp2((score - higher) * 1.44269504F);
+    const float base = higher == -INFINITY ? 0.0F : higher;  // scores of -infinity, also the first ones, weigh nothing
+    const float fade = dev::exp2((peak - base) * 1.44269504F);
+    const float weight = dev::exp2((score - base) * 1.44269504F);
     total = total * fade + weight;
     NA_UNROLL
     for (int i = 0; i < kPlainChannels; ++i) {
@@ -131,6 +132,20 @@ NA_DEVICE void plain_query(const CudaProblem& p, int64_t number, int lane) {
     if (c < p.value_dim) dev::from_float(sum.channel[i] / sum.total, to[c]);
   }
   if (p.lse != nullptr && lane == 0) p.lse[number] = sum.peak + dev::log(sum.total);
+}
+
+// Computes a query again if a faster kernel, which multiplies keys that the query does not see by zeros, has written
+// what is no number: infinity times zero is none. The warp calls it after sync_warp().
+template <typename T>
+NA_DEVICE void mend_query(const CudaProblem& p, int64_t number, int lane) {
+  const T* own = static_cast<const T*>(p.output) + number * p.value_dim;
+  bool is_spoiled = false;
+  NA_NO_UNROLL
+  for (int c = lane; c < p.value_dim; c += 32) {
+    const float written = dev::to_float(own[c]);
+    is_spoiled = is_spoiled || written != written;
+  }
+  if (dev::any(is_spoiled)) plain_query<T>(p, number, lane);
 }
 
 template <typename T>

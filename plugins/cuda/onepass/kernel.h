@@ -16,6 +16,7 @@
 #include "onepass/loads.h"
 #include "onepass/places.h"
 #include "onepass/plan.h"
+#include "plain_kernel.h"
 #include "problem.h"
 #include "scores.h"
 #include "shape.h"
@@ -64,6 +65,7 @@ class OnePassKernel : private Loads<T, kDim> {
       dev::sync();
       if (!ahead && goes_on) Base::load(smaller(image + step, last), own);
     }
+    if (dev::any(all_ != all_)) mend(tile, last, step);
   }
 
  private:
@@ -233,7 +235,7 @@ class OnePassKernel : private Loads<T, kDim> {
     }
   }
 
-  NA_DEVICE void attend(dev::Shared stage, int32_t image) const {
+  NA_DEVICE void attend(dev::Shared stage, int32_t image) {
     const dev::Shared queries = stage + static_cast<dev::Shared>(room_.queries);
     const dev::Shared own = R::at(queries, warp() * kRowQueries + lane() % 16, lane() / 16);
     uint32_t query[kSteps][4];
@@ -264,7 +266,8 @@ class OnePassKernel : private Loads<T, kDim> {
 
   // Divides by the sums of weights and writes the warp's rows, gathered in shared memory where its queries were.
   NA_DEVICE void write(dev::Shared own, dev::Shared stage, const float (&sums)[2 * kSteps][4], const float (&total)[4],
-                       int32_t image) const {
+                       int32_t image) {
+    float both[4] = {};  // sums of the channels of the lane's two rows
     const float share[2] = {dev::reciprocal(total[0]), dev::reciprocal(total[2])};
     dev::sync_warp();
     NA_UNROLL
@@ -275,6 +278,7 @@ class OnePassKernel : private Loads<T, kDim> {
         const float (&from)[4] = sums[2 * k + m / 2];
         rows[m] = dev::pack<T>(from[m % 2 * 2] * share[m % 2], from[m % 2 * 2 + 1] * share[m % 2]);
       }
+      dev::multiply<T>(both, rows, kOnes, kOnes);
       if (dev::stores_matrices()) {
         dev::store_matrices(own ^ static_cast<dev::Shared>(k * 32), rows);
         continue;
@@ -289,6 +293,7 @@ class OnePassKernel : private Loads<T, kDim> {
             (row ^ static_cast<dev::Shared>(k * 32 + m / 2 * 16)) + static_cast<dev::Shared>(lane() % 4 * 4), rows[m]);
       }
     }
+    all_ += both[0] * both[2];
     dev::sync_warp();
     if (!has_piece_) return;
     const dev::Bytes16 base = own_pieces(0);
@@ -305,6 +310,22 @@ class OnePassKernel : private Loads<T, kDim> {
     }
   }
 
+  // Computes those of the warp's rows, in all images, again in which what is not finite, at a key that they do not see,
+  // left no number.
+  NA_DEVICE void mend(const Tile& tile, int32_t last, int32_t step) const {
+    dev::sync_warp();
+    NA_NO_UNROLL
+    for (auto image = static_cast<int32_t>(tile.image) * plan_.images; image < p_.batch; image += step) {
+      NA_NO_UNROLL
+      for (int row = 0; row < kRowQueries; ++row) {
+        const int32_t at = seen(row).position;
+        if (at < 0) continue;
+        mend_query<T>(p_, (int64_t{smaller(image, last)} * p_.positions + at) * p_.heads + tile.head, lane());
+      }
+    }
+  }
+
+  float all_ = 0.0F;             // what all results are summed up in: no number if one of them is none
   bool all_chunks_ = false;      // whether the warp's hull has more than kFew
   uint32_t rows_at_[kChunks];    // of the rows whose addresses the lane gives for a chunk: the key's in 16 low bits,
                                  // the value's in the high ones

@@ -83,7 +83,9 @@ class Loads {
         }
       }
     }
-    for (int i = 0; i < kOwn && !has_piece_; ++i) {
+    NA_UNROLL
+    for (int i = 0; i < kOwn; ++i) {
+      if (has_piece_ && own_position(i) >= 0) continue;
       for (int n = 0; n < plan_.stages; ++n) dev::copy_ahead(own_from(own_at(stage_at(n)), i), p_.query, false);
     }
   }
