@@ -1,22 +1,11 @@
 #include "bias.h"
 
-#include <hwy/base.h>
+#include "numbers.h"
 
 namespace na_deploy::cpu {
 namespace {
 
 constexpr float kLog2E = 1.44269504088896341F;
-
-float widen(const void* tensor, int32_t dtype, int64_t index) {
-  switch (dtype) {
-    case NA_FLOAT16:
-      return hwy::F32FromF16(static_cast<const hwy::float16_t*>(tensor)[index]);
-    case NA_BFLOAT16:
-      return hwy::F32FromBF16(static_cast<const hwy::bfloat16_t*>(tensor)[index]);
-    default:
-      return static_cast<const float*>(tensor)[index];
-  }
-}
 
 }  // namespace
 
@@ -39,7 +28,7 @@ void spread_bias(const Plan& plan, const na_params& params, int64_t head, float*
             inside = offset >= 0 && offset < size;
             index = index * size + offset;
           }
-          *spread = inside ? widen(params.rel_pos_bias, params.dtype, index) * kLog2E : 0.0F;
+          *spread = inside ? number_at(params.rel_pos_bias, params.dtype, index) * kLog2E : 0.0F;
         }
       }
     }
@@ -49,7 +38,7 @@ void spread_bias(const Plan& plan, const na_params& params, int64_t head, float*
 const float* widened_bias(const Plan& plan, const na_params& params, int64_t head, float* buffer) {
   if (params.dtype == NA_FLOAT32) return static_cast<const float*>(params.rel_pos_bias) + head * plan.bias_elements;
   for (int64_t i = 0; i < plan.bias_elements; ++i) {
-    buffer[i] = widen(params.rel_pos_bias, params.dtype, head * plan.bias_elements + i);
+    buffer[i] = number_at(params.rel_pos_bias, params.dtype, head * plan.bias_elements + i);
   }
   return buffer;
 }

@@ -13,6 +13,7 @@
 
 #include <hwy/highway.h>
 
+#include "numbers.h"
 #include "plan.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -39,6 +40,15 @@ HWY_INLINE void load_row(D d, const T* HWY_RESTRICT from, int64_t count, int64_t
   for (; i < padded; ++i) to[i] = 0.0F;
 }
 
+// Returns whether all of `count`, a whole number of vectors, are numbers; false also where infinities cancel.
+template <class D>
+HWY_INLINE bool are_numbers(D d, const float* from, int64_t count) {
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  hn::Vec<D> all = hn::Zero(d);
+  for (int64_t i = 0; i < count; i += kLanes) all = hn::Add(all, hn::Load(d, from + i));
+  return hn::AllTrue(d, hn::Eq(all, all));
+}
+
 // to[i] = factor * from[i], rounded to the nearest. `from` may be read to the end of its last vector.
 template <class D>
 HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from, int64_t count,
@@ -61,7 +71,6 @@ HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from
   for (; i < count; ++i) to[i] = hwy::F16FromF32(hn::GetLane(factor) * from[i]);
 }
 
-// Rounds to even in integers, because versions of Highway round differently.
 template <class D>
 HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from, int64_t count,
                           hwy::bfloat16_t* HWY_RESTRICT to) {
@@ -70,11 +79,7 @@ HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from
   for (int64_t i = 0; i < count; i += kLanes) {
     hn::Store(hn::Mul(factor, hn::Load(d, from + i)), d, scaled);
     for (int64_t lane = 0; lane < std::min(kLanes, count - i); ++lane) {
-      uint32_t bits;
-      std::memcpy(&bits, scaled + lane, sizeof bits);
-      const bool is_nan = (bits & 0x7fffffffU) > 0x7f800000U;
-      const uint32_t rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
-      const auto half = static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40U : rounded >> 16);
+      const uint16_t half = bfloat_bits(scaled[lane]);
       std::memcpy(to + i + lane, &half, sizeof half);
     }
   }
