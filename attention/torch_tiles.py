@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from na_deploy.attention.tiling import TilePlan, plan_parts, plan_tiles, tiled_pairs
 from na_deploy.attention.windows import NeighborhoodSpec
@@ -97,10 +98,14 @@ def _all_tiles(
 def _is_spoiled(output: Tensor, lse: Tensor) -> bool:
     """Return whether masked pairs may have left their mark on a result.
 
-    Zero times infinity is not a number, and masked scores count where all others are as low. The answer waits for a GPU; where a graph is captured, which
-    must not wait, it is no, as for tensors without numbers.
+    Zero times infinity is not a number, and masked scores count where all others are as low. The answer waits for a
+    GPU; where a graph is captured, which must not wait, and for tensors without numbers it is no.
     """
-    if output.is_meta or (output.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if (
+        output.is_meta
+        or isinstance(output, FakeTensor)
+        or (output.is_cuda and torch.cuda.is_current_stream_capturing())
+    ):
         return False
     return bool(output.isnan().any() | (lse < MASKED / 2).any())
 

@@ -34,8 +34,7 @@ struct RunningSum {
     const double weight = std::exp2(score - base);
     total = total * fade + weight;
     for (size_t c = 0; c < channel.size(); ++c) {
-      channel[c] =
-          channel[c] * fade + weight * number_at(values, params.dtype, value_at + static_cast<int64_t>(c));
+      channel[c] = channel[c] * fade + weight * number_at(values, params.dtype, value_at + static_cast<int64_t>(c));
     }
     peak = higher;
   }

@@ -1,5 +1,5 @@
-// Attention of one query by the definition, for what the kernels get wrong: they multiply keys that a query does not see
-// by zeros, and infinity times zero is no number; and what is not seen weighs as much as scores below kMasked.
+// Attention of one query by the definition, for what the kernels get wrong: they multiply keys that a query does not
+// see by zeros, and infinity times zero is no number; and what is not seen weighs as much as scores below kMasked.
 #pragma once
 
 #include "plan.h"

@@ -160,15 +160,18 @@ NA_DEVICE void fade(float (&output)[kTiles][4], const float (&factor)[2]) {
   }
 }
 
-// Computes those of the warp's 16 rows again in which what is not finite, at a key that they do not see, left no number.
-template <typename T, typename S>
+// Computes those of the warp's 16 rows again in which what is not finite, at a key that they do not see, left no
+// number.
+template <typename T, typename S, int kChannels>
 NA_DEVICE void mend_rows(const CudaProblem& p, const Tile& tile, int first) {
   dev::sync_warp();
   NA_NO_UNROLL
-  for (int row = first; row < first + 16; ++row) {
+  for (int number = 0; number < 16; ++number) {
+    int row = first + number;
+    dev::forget(row);
     const int32_t at = query_position<S>(p, tile, row);
     if (at < 0) continue;
-    mend_query<T>(p, (tile.image * p.positions + at) * p.heads + tile.head, dev::thread() % 32);
+    mend_query<T, kChannels>(p, (tile.image * p.positions + at) * p.heads + tile.head, dev::thread() % 32);
   }
 }
 
@@ -204,14 +207,15 @@ NA_DEVICE void write_rows(const CudaProblem& p, const Tile& tile, int first, con
   dev::sync_warp();
   T* image = static_cast<T*>(p.output) + (tile.image * p.positions * p.heads + tile.head) * p.value_dim;
   const int piece = lane % kPieces;
-  const int32_t end = piece * 16 < p.value_dim * kWidth ? first + 16 : 0;
-  for (int row = first + lane / kPieces; row < end; row += 32 / kPieces) {
-    const int32_t at = query_position<S>(p, tile, row);
-    if (at < 0) continue;
-    dev::store_global16(image + int64_t{at} * p.heads * p.value_dim + piece * (16 / kWidth),
-                        dev::load_shared16(staged(row, piece)));
+  if (piece * 16 < p.value_dim * kWidth) {
+    for (int row = first + lane / kPieces; row < first + 16; row += 32 / kPieces) {
+      const int32_t at = query_position<S>(p, tile, row);
+      if (at < 0) continue;
+      dev::store_global16(image + int64_t{at} * p.heads * p.value_dim + piece * (16 / kWidth),
+                          dev::load_shared16(staged(row, piece)));
+    }
   }
-  if (dev::any(all != all)) mend_rows<T, S>(p, tile, first);
+  if (dev::any(all != all)) mend_rows<T, S, plain_channels(kTiles * 8)>(p, tile, first);
 }
 
 }  // namespace na_deploy::cuda

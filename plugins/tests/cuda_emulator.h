@@ -8,6 +8,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -423,6 +424,9 @@ inline float bits_float(uint32_t bits) {
 }
 
 inline void forget(float&) {}
+inline void forget(int&) {}
+inline std::atomic<int64_t> queries_computed_again{0};
+inline void computed_again() { ++queries_computed_again; }
 inline uint64_t element_at(uint64_t base, uint32_t number, uint32_t bytes) {
   return base + static_cast<uint64_t>(number) * bytes;
 }

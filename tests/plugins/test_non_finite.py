@@ -1,4 +1,4 @@
-"""Infinity and NaN in the native kernels: queries that do not see them are untouched, the others get float64's answer."""
+"""Infinity and NaN in the native kernels: who does not see them is untouched, the others get float64's answer."""
 
 from __future__ import annotations
 
