@@ -64,12 +64,19 @@ _pool: int | None = None
 
 
 def time_interleaved(
-    candidates: Mapping[str, Callable[[], object]], rounds: int = 15, warmup: int = 2, budget: float = 60.0
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    warmup: int = 2,
+    budget: float = 60.0,
+    pause: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Return each candidate's median milliseconds, all of them timed in turn so that noise hits them alike.
 
     Each round starts with another candidate, so that none always follows the same one.
-    A candidate that alone would overrun ``budget`` seconds is run fewer times, at least three.
+    A candidate that alone would overrun ``budget`` seconds is run fewer times, at least three. ``pause`` seconds before
+    each run let other candidates' threads go to sleep. ``clock`` may be ``time.process_time``, which other processes
+    disturb less.
     """
     allowed: dict[str, int] = {}
     for name, run in candidates.items():
@@ -86,7 +93,8 @@ def time_interleaved(
         for name in names[first:] + names[:first]:
             if turn < allowed[name]:
                 run = candidates[name]
-                started = time.perf_counter()
+                time.sleep(pause)
+                started = clock()
                 run()
-                times[name].append(1e3 * (time.perf_counter() - started))
+                times[name].append(1e3 * (clock() - started))
     return {name: statistics.median(values) for name, values in times.items()}

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from na_deploy.errors import UsageError
-from na_deploy.runtime.backend_names import PRECISIONS, SESSION_BACKENDS
+from na_deploy.runtime.backend_names import AUTO, PRECISIONS, SESSION_BACKENDS
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
@@ -22,9 +22,13 @@ def running_options(*, with_torch: bool = True) -> Callable[[AnyCommand], AnyCom
     Args:
         with_torch: also offer PyTorch, which runs checkpoints.
     """
-    backends = [name for name in SESSION_BACKENDS if with_torch or name != "torch"]
+    backends = [name for name in (*SESSION_BACKENDS, AUTO) if with_torch or name != "torch"]
     options = (
-        click.option("--backend", type=click.Choice(backends), help="Runtime to use; by default the model's own."),
+        click.option(
+            "--backend",
+            type=click.Choice(backends),
+            help="Runtime to use; by default the model's own; auto: the fastest, measured.",
+        ),
         precision_option(),
         device_option(),
         threads_option(),
@@ -36,6 +40,18 @@ def running_options(*, with_torch: bool = True) -> Callable[[AnyCommand], AnyCom
         return command
 
     return add
+
+
+def backends_option() -> Callable[[AnyCommand], AnyCommand]:
+    """Return ``--backend`` of commands that compare several."""
+    return click.option(
+        "--backend",
+        "--backends",
+        "backends",
+        metavar="all",
+        help="Runtimes to compare, as onnxruntime,openvino:f32,openvino:bf16, or all there are; by default each "
+        "model's.",
+    )
 
 
 def precision_option() -> Callable[[AnyCommand], AnyCommand]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.arguments import device_option, precision_option, threads_option
+from na_deploy.cli.arguments import backends_option, device_option, precision_option, threads_option
 from na_deploy.cli.output import check_plot, console, print_json, table
 from na_deploy.cli.progress import progress_line
 from na_deploy.errors import UsageError
@@ -27,13 +27,7 @@ if TYPE_CHECKING:
     metavar="1x3x224x224",
     help="Input size, or name=size.",
 )
-@click.option(
-    "--backend",
-    "--backends",
-    "backends",
-    metavar="all",
-    help="Runtimes to compare, as onnxruntime,openvino:f32,openvino:bf16, or all there are; by default each model's.",
-)
+@backends_option()
 @precision_option()
 @device_option()
 @threads_option()
@@ -110,11 +104,13 @@ def choose_targets(
     Raises:
         UsageError: a file does not exist, is given twice, or ``torch`` lacks its checkpoint.
     """
-    from na_deploy.runtime.bench.candidates import ALL, all_candidates, read_candidates
-    from na_deploy.runtime.bench.compare import Target
+    from na_deploy.runtime.bench.candidates import ONE_PRECISION, choose_candidates
+    from na_deploy.runtime.bench.compare import BODIES, Target
+    from na_deploy.runtime.bundle import is_bundle
+    from na_deploy.runtime.session import default_backend
 
-    if precision is not None and (backends is None or ":" in backends or ALL in backends):
-        raise UsageError("--precision goes with --backend openvino; several are written openvino:f32,openvino:bf16")
+    if precision is not None and backends is None:
+        raise UsageError(ONE_PRECISION)
     running: dict[str, Any] = {} if device is None else {"device": device}
     targets: list[Target] = []
     left_out: list[str] = []
@@ -127,22 +123,20 @@ def choose_targets(
         if backends is None:
             targets.append(Target(name, "session", path, running, path))
         else:
-            if backends == ALL:
-                candidates, left_out = all_candidates(path)
-            else:
-                text = backends if precision is None else backends.replace("openvino", f"openvino:{precision}")
-                candidates = read_candidates(text)
+            candidates, without = choose_candidates(path, backends, precision)
+            left_out += [sentence for sentence in without if sentence not in left_out]
             for candidate in candidates:
                 targets.append(Target(f"{name}, {candidate}", "session", path, candidate.options | running, path))
         if "bodies" in compare_to:
-            options = {"backend": "onnxruntime", "custom_operators": False}
-            targets.append(Target(f"{name}, function bodies", "session", path, options, path))
+            targets.append(Target(f"{name}, function bodies", "session", path, BODIES, path))
     if "torch" in compare_to:
         if checkpoint is None:
             raise UsageError("--compare-to torch needs the model's checkpoint; give --checkpoint model.pth")
         if not checkpoint.exists():
             raise UsageError(f"{checkpoint} does not exist; give the checkpoint that the model was exported from")
-        targets.append(Target(f"{checkpoint.name}, PyTorch", "torch", checkpoint, {"arch": arch} if arch else {}))
+        described = next((path for path in paths if is_bundle(path) or default_backend(path) == "onnxruntime"), None)
+        loading = {"arch": arch, "like": None if described is None else str(described)}
+        targets.append(Target(f"{checkpoint.name}, PyTorch", "torch", checkpoint, loading))
         if len(paths) == 1:
             targets[-1] = replace(targets[-1], reference=paths[0])
     elif checkpoint is not None or arch is not None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.bundles import manifest_as_dict, print_engine, print_manifest
+from na_deploy.cli.arguments import precision_option
+from na_deploy.cli.bundles import manifest_as_dict, print_choice, print_engine, print_manifest
 from na_deploy.cli.output import console, print_json, size_text
 from na_deploy.cli.progress import build_progress
 from na_deploy.errors import UsageError
-from na_deploy.runtime.backend_names import BUNDLE_BACKENDS, PLUGINS
+from na_deploy.runtime.backend_names import BUNDLE_BACKENDS, FASTEST, PLUGINS
 
 if TYPE_CHECKING:
     from na_deploy.runtime.building.build import BuildSummary
@@ -26,10 +27,17 @@ _LOG_SHOWN = 10
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder, or a .zip archive.")
 @click.option(
     "--backend",
-    type=click.Choice(BUNDLE_BACKENDS),
+    type=click.Choice((*BUNDLE_BACKENDS, FASTEST)),
     default=BUNDLE_BACKENDS[0],
     show_default=True,
-    help="What will run it.",
+    help="What will run it; fastest: what is measured to be fastest here within --tolerance.",
+)
+@precision_option()
+@click.option(
+    "--tolerance",
+    type=float,
+    metavar="1e-2",
+    help="For fastest: largest accepted relative difference; by default that of the file's type.",
 )
 @click.option("--batch", metavar="1:8:64", help="Smallest, usual and largest batch, where the model leaves it free.")
 @click.option("--size", metavar="224:256:384", help="The same for height and width (224 or 224x256), where free.")
@@ -57,6 +65,8 @@ def command(
     model: Path,
     output: Path,
     backend: str,
+    precision: str | None,
+    tolerance: float | None,
     batch: str | None,
     size: str | None,
     plugins: str,
@@ -79,6 +89,8 @@ def command(
 
     options = BuildOptions(
         backend=backend,
+        precision=precision,
+        tolerance=tolerance,
         batch=None if batch is None else parse_range(batch, "--batch"),
         size=None if size is None else parse_sizes(size),
         plugins=plugins,
@@ -160,10 +172,12 @@ def _print(summary: BuildSummary) -> None:
     from rich.markup import escape
 
     out, manifest = console(), summary.manifest
-    out.print(f"[bold]{escape(str(summary.path))}[/]  for {manifest.backend}, {size_text(summary.bytes)}")
+    precision = f" {manifest.settings['precision']}" if "precision" in manifest.settings else ""
+    out.print(f"[bold]{escape(str(summary.path))}[/]  for {manifest.backend}{precision}, {size_text(summary.bytes)}")
     attention = f"{summary.attention_nodes} neighborhood attention nodes run on {summary.attention_runs}"
     layers = f"{manifest.build['layers']} layers; " if "layers" in manifest.build else ""
     out.print(layers + attention)
+    print_choice(manifest)
     print_engine(manifest)
     print_manifest(manifest)
     out.print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.seconds.items()))

@@ -42,9 +42,28 @@ def manifest_as_dict(manifest: Manifest) -> dict[str, Any]:
             name: {"minimum": p.minimum, "optimum": p.optimum, "maximum": p.maximum}
             for name, p in manifest.profiles.items()
         },
+        "settings": dict(manifest.settings),
         "build": dict(manifest.build),
         "tool_version": manifest.tool_version,
     }
+
+
+def print_choice(manifest: Manifest) -> None:
+    """Print what was measured where a bundle was built for the fastest backend, and the difference that was found."""
+    from rich.markup import escape
+
+    out, choice = console(), manifest.build.get("choice")
+    if isinstance(choice, dict):
+        chosen = f"{manifest.backend} {manifest.settings.get('precision', '')}".strip()
+        rows = table("backend", "p50 ms", "difference", "", right=("p50 ms", "difference"))
+        for each in choice["candidates"]:
+            found = "–" if each["difference"] is None else f"{each['difference']:.1e}"
+            mark = "chosen" if each["backend"] == chosen else ""
+            rows.add_row(escape(each["backend"]), f"{each['p50_ms']:.2f}", found, mark)
+        rows.title = escape(f"measured on {choice['machine']}, tolerance {choice['tolerance']:.0e}")
+        out.print(rows)
+    if isinstance(difference := manifest.build.get("difference"), float):
+        out.print(f"largest relative difference to ONNX Runtime's function bodies: {difference:.1e}")
 
 
 def print_engine(manifest: Manifest) -> None:
@@ -76,5 +95,13 @@ def print_manifest(manifest: Manifest) -> None:
     for name, profile in manifest.profiles.items():
         low, usual, high = (format_shape(shape) for shape in (profile.minimum, profile.optimum, profile.maximum))
         out.print(f"{escape(name)}: from {low} to {high}, usually {usual}")
-    needs = ", ".join(f"{name} {value}" for name, value in manifest.requires.items()) or "nothing stated"
-    out.print(escape(f"for {manifest.backend}; needs {needs}; written by na-deploy {manifest.tool_version}"))
+    # Where those do not fit, the model is compiled again.
+    compiled = {name: value for name, value in manifest.requires.items() if name.endswith("_compiled")}
+    needs = ", ".join(f"{name} {value}" for name, value in manifest.requires.items() if name not in compiled)
+    out.print(
+        escape(
+            f"for {manifest.backend}; needs {needs or 'nothing stated'}; written by na-deploy {manifest.tool_version}"
+        )
+    )
+    if compiled:
+        out.print(escape(f"compiled for {', '.join(compiled.values())}; elsewhere when it is loaded"))

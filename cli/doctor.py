@@ -34,12 +34,20 @@ def command(context: click.Context, gpu: bool, device: int, as_json: bool) -> No
 
     components = examine()
     if core_works(components):
-        from na_deploy.cli.self_check import check_attention, check_gpu_kernels, check_operator_library
-        from na_deploy.runtime.environment import GPU, GPU_KERNELS, OPERATOR_LIBRARY
+        from na_deploy.cli.self_check import (
+            check_attention,
+            check_gpu_kernels,
+            check_openvino,
+            check_openvino_library,
+            check_operator_library,
+        )
+        from na_deploy.runtime.environment import GPU, GPU_KERNELS, OPENVINO, OPENVINO_OPERATORS, OPERATOR_LIBRARY
 
         (device_found,) = (found for found in components if found.name == GPU)
         checks: dict[str, Callable[[Component], Component]] = {
             OPERATOR_LIBRARY: check_operator_library,
+            OPENVINO: check_openvino,
+            OPENVINO_OPERATORS: check_openvino_library,
             GPU_KERNELS: lambda found: check_gpu_kernels(found, device_found),
         }
         components = [checks[found.name](found) if found.name in checks else found for found in components]

@@ -37,13 +37,14 @@ if TYPE_CHECKING:
     type=click.Choice(PARTS),
     default=PARTS[0],
     show_default=True,
-    help="All of a segmenter, or the feature maps of its backbone.",
+    help="All of a segmenter or detector, or the feature maps of its backbone.",
 )
 @click.option(
     "--task",
     type=click.Choice(SEGMENT_TASKS),
     help="What OneFormer is asked, and how the answers of a segmenter are read.",
 )
+@click.option("--detections", type=int, help="Rows of a detector's outputs; by default as its configuration says.")
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory.")
 @click.option(
     "--input",
@@ -95,6 +96,7 @@ def command(
     out_indices: str | None,
     part: str,
     task: str | None,
+    detections: int | None,
     weights: Path | None,
     inputs: tuple[str, ...],
     dynamic: tuple[str, ...],
@@ -110,12 +112,13 @@ def command(
     """Export CHECKPOINT to one ONNX file that runs on any ONNX runtime.
 
     CHECKPOINT is a .pth, .pt, .pkl, .bin or .safetensors file, a Hugging Face folder, or hf://owner/name: a classifier,
-    or a segmenter (UPerNet, MaskFormer, Mask2Former, OneFormer), which is exported whole. The file is run in ONNX
-    Runtime and compared with PyTorch before it is kept. Written package.module:factory, CHECKPOINT is a function
-    without arguments that returns a torch.nn.Module calling natten; this imports and runs that Python.
+    or, exported whole, a segmenter (UPerNet, MaskFormer, Mask2Former, OneFormer) or detector (Faster, Mask and Cascade
+    R-CNN). The file is run in ONNX Runtime and compared with PyTorch before it is kept. Written
+    package.module:factory, CHECKPOINT is a function without arguments that returns a torch.nn.Module calling natten;
+    this imports and runs that Python.
     """
     if names_a_factory(checkpoint):
-        for option, given in _given(arch, dilations, out_indices, part, task):
+        for option, given in _given(arch, dilations, out_indices, part, task, detections):
             if given is not None:
                 raise UsageError(f"{option} is for checkpoints; {checkpoint} builds its own module")
         if dtype != "fp32":
@@ -156,6 +159,7 @@ def command(
             out_indices=parse_indices(out_indices),
             part=part,
             task=task,
+            detections=detections,
             input=inputs[0] if inputs else None,
             dynamic=dynamic,
             dtype=dtype,
@@ -174,8 +178,13 @@ def command(
 
 
 def _given(
-    arch: str | None, dilations: str | None, out_indices: str | None, part: str, task: str | None
-) -> tuple[tuple[str, str | None], ...]:
+    arch: str | None,
+    dilations: str | None,
+    out_indices: str | None,
+    part: str,
+    task: str | None,
+    detections: int | None,
+) -> tuple[tuple[str, str | int | None], ...]:
     """Return the options that belong to checkpoints, ``None`` for those left away."""
     return (
         ("--arch", arch),
@@ -183,6 +192,7 @@ def _given(
         ("--out-indices", out_indices),
         ("--part", None if part == "whole" else part),
         ("--task", task),
+        ("--detections", detections),
     )
 
 

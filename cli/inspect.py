@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.bundles import manifest_as_dict, opened_bundle, print_engine, print_manifest
+from na_deploy.cli.bundles import manifest_as_dict, opened_bundle, print_choice, print_engine, print_manifest
 from na_deploy.cli.engine_layers import print_engine_layers, read_engine_layers
 from na_deploy.cli.output import check_plot, console, print_json, size_text, table
 from na_deploy.models.metadata import HEADS
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from na_deploy.attention.simulator import Simulation
     from na_deploy.model_file.inspection import LayerGroup, ModelSummary
+
+NAMED = 4
+"""Products of one kind that are listed by name."""
 
 WIDE = 108
 """Columns of a screen that shows every column of the table."""
@@ -68,6 +71,7 @@ def command(
     else:
         if manifest is not None:
             print_manifest(manifest)
+            print_choice(manifest)
             print_engine(manifest)
         if engine is not None:
             print_engine_layers(engine)
@@ -116,11 +120,17 @@ def _print(summary: ModelSummary) -> None:
     bodies = "inlined (a flat file)" if summary.flat else "none: needs the operator library or plugin to run"
     facts.add_row("function bodies", ", ".join(summary.functions) or bodies)
     facts.add_row("attention", _work(summary))
+    if summary.metadata is not None and summary.metadata.quantized:
+        facts.add_row("quantized", f"{summary.metadata.precision}: {summary.metadata.quantization}")
     if summary.parts:
         total = sum(summary.parts.values())
         shares = (f"{part} {size_text(work, '')} ({work / total:.1%})" for part, work in summary.parts.items())
         facts.add_row("parts", ", ".join(shares))
     out.print(facts)
+    if len({product.weights for product in summary.products}) > 1 or (
+        summary.metadata is not None and summary.metadata.quantized
+    ):
+        out.print(_products(summary))
     if summary.flat:
         out.print("Attention is inlined into standard operators; inspect the file it was made from to see its layers.")
         return
@@ -128,6 +138,19 @@ def _print(summary: ModelSummary) -> None:
         out.print("No neighborhood attention layers.")
         return
     out.print(_layers(summary, wide=out.width >= WIDE))
+
+
+def _products(summary: ModelSummary) -> Table:
+    """Return the products with weights by the types they read; few of a kind are named."""
+    from na_deploy.model_file.products import by_types
+
+    listing = table("products with weights", "activations", "weights", "layers", "work", right=("layers", "work"))
+    total = sum(product.multiply_adds for product in summary.products) or 1
+    for (kind, activations, weights), group in by_types(summary.products).items():
+        named = f": {', '.join(product.name for product in group)}" if len(group) <= NAMED else ""
+        share = sum(product.multiply_adds for product in group) / total
+        listing.add_row(kind + named, activations, weights, str(len(group)), f"{share:.1%}")
+    return listing
 
 
 def _layers(summary: ModelSummary, wide: bool) -> Table:

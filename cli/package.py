@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.arguments import grouped, threads_option
+from na_deploy.cli.arguments import grouped, precision_option, threads_option
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
-from na_deploy.deployment.options import DEVICES, TRITON_BACKENDS
+from na_deploy.deployment.options import DEVICES, PACKAGE_BACKENDS
 from na_deploy.errors import NaDeployError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     cls=grouped(
         {
             "Repository": ("output", "target", "checked", "mount", "cluster"),
-            "Model": ("backend", "name", "version", "serve_versions", "labels", "preprocess", "operators"),
+            "Model": ("backend", "precision", "name", "version", "serve_versions", "labels", "preprocess", "operators"),
             "Batches and queue": ("max_batch", "preferred", "batch_delay_ms", "queue", "timeout_ms", "cache"),
             "Running": ("instances", "device", "gpus", "threads", "warm_up", "inputs", "cuda_graphs"),
         }
@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     "--target", type=click.Choice(["triton"]), default="triton", show_default=True, help="What will serve it."
 )
 @click.option("--check", "checked", type=click.Path(path_type=Path), metavar="REPOSITORY", help="Check a repository.")
-@click.option("--backend", type=click.Choice(TRITON_BACKENDS), help="Triton's; by default what fits.")
+@click.option(
+    "--backend",
+    type=click.Choice(PACKAGE_BACKENDS),
+    help="Triton's, or openvino in its python backend; by default what fits.",
+)
+@precision_option()
 @click.option("--name", help="The model's name; by default the file's.")
 @click.option("--version", type=int, help="Number of the new version; by default the next.")
 @click.option("--serve-versions", metavar="latest:1", help="Versions that are served: latest:N, all, or 1,3.")
@@ -79,6 +84,7 @@ def command(models: tuple[Path, ...], output: Path | None, checked: Path | None,
 
     options = PackageOptions(
         backend=given["backend"],
+        precision=given["precision"],
         name=given["name"],
         version=given["version"],
         max_batch=given["max_batch"],

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="How many classes to show.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names: one per line, or a JSON list or object.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Smallest score of segments that are shown.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Smallest score of segments and objects that are shown.")
 @click.option("--task", type=click.Choice(SEGMENT_TASKS), help="What a segmenter with queries is to answer.")
 @click.option(
     "-o",
@@ -49,27 +49,35 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Run MODEL on INPUTS: images, or one .npy array that is passed as it is.
+    """Run MODEL on INPUTS: images, or arrays that are passed as they are.
 
-    Images are prepared as the model was trained, which its file records. Classifiers list classes; segmenters list
-    segments, draw them over the image (-o out.png) and give them as COCO's results (--json).
+    Arrays are one .npy file, or name=array.npy for each input of the model, or an .npz archive that holds all by name.
+
+    Images are prepared as the model was trained, which its file records. Classifiers list classes; segmenters and
+    detectors list what they find, draw it over the image (-o out.png) and give it as COCO's results (--json).
     """
     from na_deploy.cli.run_segments import is_drawing, run_segmenter, segments_asked
     from na_deploy.model_file.answers import answer_of
+    from na_deploy.runtime.images.arrays import gives_arrays, read_named_arrays
     from na_deploy.runtime.images.batches import read_inputs, run_in_batches
     from na_deploy.runtime.results.classification import read_labels
-    from na_deploy.runtime.session import load
+    from na_deploy.runtime.session import default_backend, load
 
     if output is not None and not output.is_dir():
-        check_output(output, (model, *inputs, labels))
+        named = [Path(str(path).partition("=")[2]) for path in inputs if "=" in str(path)]
+        check_output(output, (model, *inputs, *named, labels))
     drawing = output is not None and is_drawing(output)
     if output is not None and not drawing and output.suffix not in (".npy", ".npz"):
         raise UsageError(
-            f"cannot write outputs to {output}; end the name in .npy (one output), .npz, or .png for a segmenter's "
-            "picture"
+            f"cannot write outputs to {output}; end the name in .npy (one output), .npz, or .png for a picture of "
+            "segments"
         )
     started = perf_counter()
-    with load(model, backend, precision=precision, threads=threads, device=device) as session:
+    asked = task if (backend or default_backend(model)) == "torch" else None
+    with load(model, backend, precision=precision, threads=threads, device=device, task=asked) as session:
+        loading = perf_counter() - started
+        _tell_precision(session, threads)
+        started = perf_counter() - loading
         if segments_asked(session, inputs, output):
             loaded = perf_counter()
             run_segmenter(session, inputs, labels, threshold, task, output, loaded - started, as_json=as_json)
@@ -85,9 +93,10 @@ def command(
             raise UsageError(f"{model.name} returns features or maps, not classes; remove --labels")
         names = read_labels(labels, answer.class_count) if labels is not None else None
         loaded = perf_counter()
-        batch = read_inputs(session, inputs)
+        by_name = gives_arrays(session, inputs)
+        feeds: Any = read_named_arrays(session, inputs) if by_name else read_inputs(session, inputs)
         prepared = perf_counter()
-        results = run_in_batches(session, batch)
+        results = session.run(feeds) if by_name else run_in_batches(session, feeds)
         finished = perf_counter()
     if output is not None:
         _write(output, results)
@@ -108,6 +117,14 @@ def command(
         print_json(_as_dict(model, session, inputs, results, ranked, times))
     else:
         _print(model, session, inputs, results, ranked, times, output)
+
+
+def _tell_precision(session: Session, threads: int | None) -> None:
+    """Say what bfloat16 does to the outputs, on stderr."""
+    from na_deploy.runtime.precision_difference import difference_text, precision_difference
+
+    if session.precision == "bf16":
+        click.echo(f"note: {session.path.name} {difference_text(precision_difference(session, threads))}", err=True)
 
 
 def _write(target: Path, results: dict[str, Array]) -> None:

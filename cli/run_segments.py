@@ -1,4 +1,4 @@
-"""``na-deploy run`` on segmenters: a table of segments, the picture with segments drawn on it, or COCO's results."""
+"""``na-deploy run`` on segmenters and detectors: a table, the picture with what was found on it, or COCO's results."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ def is_drawing(output: Path) -> bool:
 
 
 def segments_asked(session: Session, inputs: Sequence[Path], output: Path | None) -> bool:
-    """Tell whether a run gives segments: a segmenter on images, unless raw outputs are wanted."""
+    """Tell whether a run gives segments: a segmenter or detector on images, unless raw outputs are wanted."""
     from na_deploy.model_file.answers import answer_of
+    from na_deploy.runtime.images.arrays import ARRAYS
 
     segmenter = answer_of(session.outputs, session.metadata).has_segments
-    images = not any(path.suffix == ".npy" for path in inputs)
+    images = not any(path.suffix in ARRAYS for path in inputs)
     return segmenter and images and (output is None or is_drawing(output))
 
 
@@ -140,13 +141,17 @@ def _print_segments(answer: _Answer) -> None:
     out, result = console(), answer.result
     height, width = result.size
     title = escape(f"{answer.path.name}, {width}×{height}: {_counted(result)}")
-    listing = table("", "class", "score", "area", "share", right=("score", "area"), title=title)
+    boxed = ("left", "top", "wide", "tall") if result.task == "detection" else ()
+    listing = table("", "class", "score", *boxed, "area", "share", right=("score", *boxed, "area"), title=title)
     colours = segment_colours(result)
     for segment in result.segments[:MOST_ROWS]:
         share = segment.area / (height * width)
         colour = "#{:02x}{:02x}{:02x}".format(*colours[segment.id])
         bar = f"[{colour}]{'█' * round(20 * share)}[/] {share:.1%}"
-        listing.add_row(f"[{colour}]■[/]", escape(segment.label), f"{segment.score:.1%}", f"{segment.area:,}", bar)
+        sides = [f"{side:.1f}" for side in segment.box] if boxed else []
+        listing.add_row(
+            f"[{colour}]■[/]", escape(segment.label), f"{segment.score:.1%}", *sides, f"{segment.area:,}", bar
+        )
     out.print(listing if result.segments else title)
     if len(result.segments) > MOST_ROWS:
         out.print(f"and {len(result.segments) - MOST_ROWS} smaller ones")
@@ -155,7 +160,7 @@ def _print_segments(answer: _Answer) -> None:
 
 
 def _counted(result: Segmentation) -> str:
-    kind = {"semantic": "class", "instance": "object", "panoptic": "segment"}[result.task]
+    kind = {"semantic": "class", "panoptic": "segment"}.get(result.task, "object")
     plural = "classes" if kind == "class" else f"{kind}s"
     count = len(result.segments)
     return f"{count or 'no'} {kind if count == 1 else plural}"

@@ -13,6 +13,7 @@ from na_deploy.cli.export_module import names_a_factory
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import progress_line
 from na_deploy.cli.verify_module import verify_factory
+from na_deploy.cli.verify_quantized import quantized_kind, verify_quantized
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.optional_dependencies import export_libraries
 
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     metavar="1e-4",
     help="Largest accepted relative difference; by default that of MODEL's dtype.",
 )
+@click.option("--images", type=click.Path(path_type=Path), help="Pictures for a quantized MODEL.")
+@click.option("--data", type=click.Path(path_type=Path), help="Arrays for a quantized MODEL: .npz, or .npy.")
 @running_options(with_torch=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -63,6 +66,8 @@ def command(
     natten: str | None,
     windows: tuple[str, ...],
     tolerance: float | None,
+    images: Path | None,
+    data: Path | None,
     as_json: bool,
     **running: Any,
 ) -> None:
@@ -74,7 +79,17 @@ def command(
     Every output and every neighborhood attention layer is compared on a random image, in ONNX Runtime. A bundle is also
     run as it was built, with its engine or library, and with --backend, --precision, --device or --threads MODEL is run
     so too; where that differs, its attention layers are compared one by one. The exit code is 1 above the tolerance.
+
+    A quantized MODEL is compared on --images or --data, with a tolerance of its own and the share of equal classes.
     """
+    kind = quantized_kind(model)
+    if kind:
+        verify_quantized(
+            checkpoint, model, kind, images, data, tolerance, arch=arch, dilations=dilations, as_json=as_json
+        )
+        return
+    if images is not None or data is not None:
+        raise UsageError(f"--images and --data are for quantized models; {model.name} is compared on random numbers")
     if names_a_factory(checkpoint):
         if arch is not None or dilations is not None:
             raise UsageError(f"--arch and --dilations are for checkpoints; {checkpoint} builds its own module")

@@ -11,6 +11,7 @@ from typing import Any
 from na_deploy import __version__
 from na_deploy.deployment.checks import check_repository
 from na_deploy.deployment.commands import IMAGE, OWN_IMAGE, configs_of, needs_na_deploy, on_gpu, server_arguments
+from na_deploy.deployment.config import SETTING
 from na_deploy.deployment.protobuf import Config
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.files import staged_output
@@ -101,10 +102,13 @@ def dockerfile(configs: list[Config]) -> str:
         f"FROM {IMAGE}",
     ]
     if needs_na_deploy(configs):
+        setting = SETTING + "backend"
+        runtimes = {each.parameters[setting].string_value for each in configs if setting in each.parameters}
+        more = " openvino" if "openvino" in runtimes else ""
         lines += [
             f"COPY na_deploy-{__version__}-*.whl /tmp/",
             "# The python backend runs the image's python3, which must import na_deploy; PyTorch is not needed.",
-            "RUN python3 -m pip install --no-cache-dir --break-system-packages /tmp/na_deploy-*.whl \\",
+            f"RUN python3 -m pip install --no-cache-dir --break-system-packages /tmp/na_deploy-*.whl{more} \\",
             "    && rm /tmp/na_deploy-*.whl \\",
             "    && python3 -c 'import na_deploy, onnxruntime'",
         ]

@@ -52,7 +52,11 @@ def model_config(source: ModelSource, name: str, options: PackageOptions, labels
     for target, specs in ((config.input, source.inputs), (config.output, source.outputs)):
         for spec in specs:
             entry = target.add(name=spec.name, data_type=data_type(declared_type(spec, backend)))
-            entry.dims.extend(dims(spec, config.max_batch_size > 0))
+            if config.max_batch_size > 0 and len(spec.shape) == 1:  # one number an item, which Triton shows as (1)
+                entry.dims.append(1)
+                entry.reshape.SetInParent()
+            else:
+                entry.dims.extend(dims(spec, config.max_batch_size > 0))
     if labels:
         config.output[0].label_filename = LABELS
     set_versions(config, options.versions)

@@ -31,8 +31,9 @@ def write_model(source: ModelSource, folder: Path, options: PackageOptions) -> t
     if options.backend == "python":
         (folder / MODEL_FILES["python"]).write_text(python_backend("classifier.py"), encoding="utf-8")
         if source.bundle is not None and manifest is not None and manifest.backend in SESSION_BACKENDS:
-            for name in [MANIFEST, *(member.name for member in manifest.members)]:
-                _copy(source.bundle.folder / name, folder / "model.bundle" / name)
+            for member in manifest.members:
+                _copy(source.bundle.place(member), folder / "model.bundle" / member.name)
+            (folder / "model.bundle" / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             return ()
     _copy(source.model, folder / "model.onnx")
     for name, path in source.weights.items():

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from na_deploy.errors import UsageError
+from na_deploy.runtime.backend_names import PRECISIONS
 
 TRITON_BACKENDS = ("onnxruntime", "tensorrt", "python")
 """Triton's backends that a repository can be written for."""
+
+PACKAGE_BACKENDS = (*TRITON_BACKENDS, "openvino")
+"""What users choose from: "openvino" is our own session on OpenVINO, in the python backend."""
 
 DEVICES = ("cpu", "gpu")
 DEFAULT_MAX_BATCH = 8
@@ -21,8 +25,8 @@ class PackageOptions:
     """Settings of Triton for a model.
 
     Attributes:
-        backend: one of :data:`TRITON_BACKENDS`; ``None`` takes "tensorrt" for a bundle with its engine, else
-            "onnxruntime".
+        backend: one of :data:`PACKAGE_BACKENDS`; ``None`` takes what a bundle was built for, else "onnxruntime".
+        precision: arithmetic of OpenVINO, "f32" or "bf16"; ``None`` takes the bundle's, else "f32".
         name: the model's name; ``None`` takes the file's.
         version: number of the version to write; ``None`` takes the next free one.
         max_batch: largest batch of a model whose batch is free; ``None`` takes what the engine allows, else 8.
@@ -47,6 +51,7 @@ class PackageOptions:
     """
 
     backend: str | None = None
+    precision: str | None = None
     name: str | None = None
     version: int | None = None
     max_batch: int | None = None
@@ -69,15 +74,17 @@ class PackageOptions:
     shapes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.backend is not None and self.backend not in TRITON_BACKENDS:
-            raise UsageError(
-                f"Triton's backends for these models are {', '.join(TRITON_BACKENDS)}, got {self.backend!r}"
-            )
+        if self.backend is not None and self.backend not in PACKAGE_BACKENDS:
+            raise UsageError(f"backends for these models are {', '.join(PACKAGE_BACKENDS)}, got {self.backend!r}")
+        if self.precision is not None and (self.backend != "openvino" or self.precision not in PRECISIONS):
+            raise UsageError(f"precision is {' or '.join(PRECISIONS)} of backend openvino; got {self.precision!r}")
         if self.device is not None and self.device not in DEVICES:
             raise UsageError(f"a model runs on cpu or gpu, got {self.device!r}")
+        if self.backend == "openvino" and self.device == "gpu":
+            raise UsageError("the openvino backend runs on the processor; choose another backend, or --device cpu")
         if self.backend == "tensorrt" and self.device == "cpu":
             raise UsageError("the tensorrt backend runs on GPUs only; choose the onnxruntime or python backend")
-        if self.gpus and (self.device == "cpu" or self.backend == "python"):
+        if self.gpus and (self.device == "cpu" or self.backend in ("python", "openvino")):
             raise UsageError(
                 "GPUs are chosen for models that run on them: the tensorrt and onnxruntime backends on gpu"
             )

@@ -17,7 +17,7 @@ from typing import Any
 
 from na_deploy.deployment import protobuf
 from na_deploy.deployment.checks import check_model
-from na_deploy.deployment.config import LABELS, MODEL_FILES, model_config
+from na_deploy.deployment.config import LABELS, MODEL_FILES, SETTING, model_config
 from na_deploy.deployment.ensemble import ensemble_config, ensemble_name, preprocessing_config
 from na_deploy.deployment.model_files import label_names, python_backend, write_library, write_model, write_plugins
 from na_deploy.deployment.options import PackageOptions, check_name
@@ -27,6 +27,8 @@ from na_deploy.deployment.source import ModelSource, open_source
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file.answers import answer_of
 from na_deploy.progress import Progress, silent
+from na_deploy.runtime.precision_difference import difference_text, precision_difference
+from na_deploy.runtime.session import load
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,12 @@ def _stage(source: ModelSource, repository: Path, staging: Path, options: Packag
     name = options.name or source.path.name.removesuffix(".onnx").removesuffix(".zip").removesuffix(".bundle")
     check_name(name)
     engine = source.engine_backend
-    backend = options.backend or ("tensorrt" if engine == "tensorrt" else "onnxruntime")
+    own = "openvino" if source.runs_on_openvino else "tensorrt" if engine == "tensorrt" else "onnxruntime"
+    backend, runtime = options.backend or own, None
+    if backend == "openvino":
+        backend, runtime = "python", "openvino"
     device = options.device or ("gpu" if options.gpus or backend == "tensorrt" else "cpu")
-    options = replace(options, backend=backend, device=device)
+    precision, options = options.precision, replace(options, backend=backend, precision=None, device=device)
     version = _next_version(repository / name, options.version)
     folder = staging / name
     if folder.exists():
@@ -118,6 +123,11 @@ def _stage(source: ModelSource, repository: Path, staging: Path, options: Packag
         (folder / LABELS).write_text("".join(f"{label}\n" for label in names), encoding="utf-8")
     full_path = None if library is None else str(PurePosixPath(options.mount) / name / library)
     config = model_config(source, name, options, names is not None, full_path)
+    for setting, value in (("backend", runtime), ("precision", precision)):
+        if value is not None:
+            config.parameters[SETTING + setting].string_value = value
+    if runtime == "openvino":
+        note += _precision_note(source, precision)
     older = repository / name / CONFIG
     if older.is_file():
         _continue_from(protobuf.read(older), config, options)
@@ -133,6 +143,14 @@ def _stage(source: ModelSource, repository: Path, staging: Path, options: Packag
         result.append(_stage_helper(prepare, "preprocessing.py", repository, staging))
         result.append(_stage_helper(ensemble_config(config), None, repository, staging))
     return result
+
+
+def _precision_note(source: ModelSource, precision: str | None) -> tuple[str, ...]:
+    """Return what bfloat16 does to a model's outputs; nothing where it computes in float32."""
+    with load(source.path, "openvino", precision=precision) as session:
+        if session.precision != "bf16":
+            return ()
+        return (difference_text(precision_difference(session)),)
 
 
 def _stage_helper(config: Config, code: str | None, repository: Path, staging: Path) -> PackagedModel:

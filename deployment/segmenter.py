@@ -1,4 +1,4 @@
-"""From photographs to segments inside Triton: a model in Python around the packaged segmenter."""
+"""From photographs to segments inside Triton: a model in Python around the packaged segmenter or detector."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from na_deploy.deployment.ensemble import IMAGE_BYTES, ensemble_name, preprocess
 from na_deploy.deployment.protobuf import Config, messages, type_name
 from na_deploy.deployment.source import ModelSource
 from na_deploy.errors import UsageError
+from na_deploy.model_file.answers import MASKS, answer_of
 
 SEGMENTS, IDS = "segments", "ids"
-"""Outputs: JSON text with COCO's results, and a PNG file of ids, for each image."""
+"""Outputs: JSON text with COCO's results and, of models with masks, a PNG file of ids, for each image."""
 
 
 def segmenter_config(segmenter: Config, source: ModelSource, instances: int) -> Config:
@@ -31,7 +32,10 @@ def segmenter_config(segmenter: Config, source: ModelSource, instances: int) -> 
     config = types.ModelConfig(name=ensemble_name(segmenter.name), backend="python")
     config.default_model_filename = MODEL_FILES["python"]
     config.input.add(name=IMAGE_BYTES, data_type=types.TYPE_STRING).dims.extend([-1])
-    for name in (SEGMENTS, IDS):
+    boxes_alone = answer_of(source.outputs, source.metadata).has_boxes and not any(
+        output.name == MASKS for output in segmenter.output
+    )
+    for name in (SEGMENTS,) if boxes_alone else (SEGMENTS, IDS):
         config.output.add(name=name, data_type=types.TYPE_STRING).dims.extend([-1])
     set_versions(config, None)
     config.instance_group.add(count=instances, kind=types.ModelInstanceGroup.KIND_CPU)

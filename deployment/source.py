@@ -47,6 +47,11 @@ class ModelSource:
         return self.bundle.manifest.backend
 
     @property
+    def runs_on_openvino(self) -> bool:
+        """Tell whether it is a bundle that was built for OpenVINO."""
+        return self.bundle is not None and self.bundle.manifest.backend == "openvino"
+
+    @property
     def batch_is_free(self) -> bool:
         """Tell whether the first axis of every input and output is one and the same free size."""
         return len({spec.shape[:1] for spec in self.inputs + self.outputs}) == 1 and all(

@@ -25,8 +25,14 @@ def widen_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the widened copy; ``model`` must carry shape and type information and its weights."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
-    graph = wide.graph
-    narrow = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == BF16}
+    _widen(wide.graph)
+    return wide
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    """Widen a graph and those of its branches and loops."""
+    typed = (*graph.value_info, *graph.output)
+    narrow = {value.name for value in typed if value.type.tensor_type.elem_type == BF16}
     for tensor in graph.initializer:
         if tensor.data_type == BF16:
             tensor.CopyFrom(_wide(tensor))
@@ -39,6 +45,8 @@ def widen_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
         for attribute in node.attribute:
             if attribute.t.data_type == BF16:
                 attribute.t.CopyFrom(_wide(attribute.t))
+            if attribute.HasField("g"):
+                _widen(attribute.g)
         casts_down = node.op_type == "Cast" and any(a.name == "to" and a.i == BF16 for a in node.attribute)
         if casts_down:
             narrow.update(node.output)
@@ -51,7 +59,6 @@ def widen_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
         for name in rounded:
             graph.node.append(helper.make_node("Cast", [f"{name}.unrounded"], [f"{name}.bf16"], to=BF16))
             graph.node.append(helper.make_node("Cast", [f"{name}.bf16"], [name], to=F32))
-    return wide
 
 
 def _wide(tensor: onnx.TensorProto) -> onnx.TensorProto:

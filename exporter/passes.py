@@ -143,7 +143,7 @@ def strip_traces(model: ir.Model) -> None:
         node.doc_string = None
     for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
-    for node in model.graph:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for output in node.outputs:
             output.metadata_props.clear()
     model.graph.metadata_props.clear()

@@ -69,6 +69,7 @@ def export(
     out_indices: Sequence[int] | None = None,
     part: str = "whole",
     task: str | None = None,
+    detections: int | None = None,
     input: str | Sequence[int] | None = None,
     dynamic: str | Sequence[str] = (),
     dtype: str = "fp32",
@@ -89,6 +90,7 @@ def export(
         out_indices: levels whose feature maps a backbone returns.
         part: "whole", or "backbone" for the feature maps of a segmenter or a detector.
         task: "semantic", "instance" or "panoptic", for segmenters: how answers are read, and what OneFormer is asked.
+        detections: rows of a detector's outputs; by default as many as its configuration says, 100 for most.
         input: example size, as "1x3x224x224" or four numbers; by default the architecture's own.
         dynamic: "batch", "spatial" or both: dimensions left free.
         dtype: "fp32", "fp16" or "bf16".
@@ -133,6 +135,7 @@ def export(
             out_indices=out_indices,
             backbone=part == "backbone",
             task=task,
+            detections=detections,
         )
     clock.lap("read")
     if output is None:

@@ -17,6 +17,7 @@ from na_deploy.attention.registration import register_schemas
 from na_deploy.errors import NaDeployError
 from na_deploy.exporter.options import ExportOptions
 from na_deploy.exporter.translation import translation_table
+from na_deploy.models.detectors.rcnn import RCNN
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LARGEST_SIDE = 8192
@@ -30,17 +31,34 @@ class TypedModel(nn.Module):
     servers treat every file alike.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, inner: int = 0) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).to(dtype)
         self.dtype = dtype
+        self.inner = inner
+        """Outputs at the end that keep the model's type, since they are no outputs of the file."""
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Run the model on a float32 image."""
+        """Run the model on a float32 image; whole numbers stay as they are."""
         outputs = self.model(image.to(self.dtype))
         if isinstance(outputs, Tensor):
             return outputs.float()
-        return tuple(output.float() for output in outputs)
+        own = len(outputs) - self.inner
+        widened = (output.float() if output.is_floating_point() else output for output in outputs[:own])
+        return (*widened, *outputs[own:])
+
+
+class WithInnerValues(nn.Module):
+    """A detector that also returns what it computes on the way, so that the file names those values."""
+
+    def __init__(self, model: RCNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs, then the inner values."""
+        outputs, inner = self.model.steps(image)
+        return (*outputs.values(), *inner.values())
 
 
 def trace(
@@ -55,7 +73,7 @@ def trace(
     Args:
         model: a float32 module in eval mode that takes one image (B, 3, H, W).
         shape: example size; free dimensions are traced with at least 2, since a size of 1 would be fixed.
-        output_names: names for the outputs, in order.
+        output_names: names for the outputs, in order. A detector's inner values are no outputs, but keep their names.
         options: precision, free dimensions and opset.
         smallest: height and width from which on all maps have sides of 2 or more, which the tracer takes for granted
             in the end; told so at once it need not try twice. Files are right below, too, as verification shows.
@@ -72,7 +90,9 @@ def trace(
         sizes[2] = torch.export.Dim("height", min=smallest, max=LARGEST_SIDE)
         sizes[3] = torch.export.Dim("width", min=smallest, max=LARGEST_SIDE)
         height += 0 if height != width else 1  # equal sizes would be taken for one dimension
-    typed = model if options.dtype == "fp32" else TypedModel(model, TORCH_DTYPES[options.dtype])
+    inner = model.inner_names if isinstance(model, RCNN) else []
+    whole = WithInnerValues(model) if isinstance(model, RCNN) else model
+    typed = whole if options.dtype == "fp32" else TypedModel(whole, TORCH_DTYPES[options.dtype], len(inner))
     register_schemas()
     try:
         with quiet(), torch.no_grad():
@@ -84,7 +104,7 @@ def trace(
                 dynamic_shapes=(sizes,) if sizes else None,
                 custom_translation_table=translation_table(),
                 input_names=["image"],
-                output_names=output_names,
+                output_names=[*output_names, *inner],
                 verbose=False,
             )
     except Exception as error:
@@ -97,6 +117,8 @@ def trace(
             f"{type(cause).__name__}: {reason}"
         ) from error
     assert program is not None
+    for _ in inner:
+        program.model.graph.outputs.pop()
     return program.model
 
 

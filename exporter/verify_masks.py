@@ -29,7 +29,9 @@ from na_deploy.exporter.verify import (
     run_torch,
     verify_outputs,
 )
+from na_deploy.exporter.verify_detections import verify_detections
 from na_deploy.model_file.differences import Difference
+from na_deploy.models.detectors.rcnn import RCNN
 from na_deploy.models.heads.mask2former import AttentionMask
 
 BoolArray = NDArray[np.bool_]
@@ -41,7 +43,10 @@ def masks_of(model: nn.Module) -> list[AttentionMask]:
 
 
 def judged(model: nn.Module, path: Path, shape: tuple[int, ...], tolerance: float) -> VerificationCase:
-    """Compare every output; where masks make that impossible, compare as :func:`verify_with_masks` does.
+    """Compare every output; where masks or choices make that impossible, compare what can be compared.
+
+    Queries' masks are compared as :func:`verify_with_masks` does, detectors as
+    :func:`~na_deploy.exporter.verify_detections.verify_detections`.
 
     Args:
         model: the float32 module in eval mode.
@@ -49,6 +54,8 @@ def judged(model: nn.Module, path: Path, shape: tuple[int, ...], tolerance: floa
         shape: of the random image.
         tolerance: relative difference of outputs up to which masks need not be looked at.
     """
+    if isinstance(model, RCNN):
+        return verify_detections(model, path, shape, tolerance)
     case = verify_outputs(model, path, [shape])[0]
     return case if case.worst <= tolerance or not masks_of(model) else verify_with_masks(model, path, shape)
 

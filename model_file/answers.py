@@ -9,13 +9,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from na_deploy.model_file.tensors import TensorSpec
-from na_deploy.models.metadata import SEGMENT_TASKS, ModelMetadata
+from na_deploy.models.metadata import BOX_OUTPUTS, SEGMENT_TASKS, ModelMetadata
 
 LOGITS = "logits"
 """Name of an exported classifier's class scores; an output of this name makes a file without metadata a classifier."""
 
 CLASS_QUERIES, MASK_QUERIES = "class_logits", "mask_logits"
 """Outputs of a segmenter with queries: (N, queries, classes + 1) and (N, queries, H, W)."""
+
+BOXES, MASKS = BOX_OUTPUTS, "masks"
+"""Outputs of a detector for N objects at most: boxes (B, N, 4) as left, top, right and bottom in pixels of the input,
+scores (B, N), classes (B, N) and counts (B,); and, where it has them, masks (B, N, h, w), probabilities in the box."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,18 @@ class Answer:
         task: one of ``models.metadata.TASKS``.
         scores: the output with one score per class and image, (N, classes); only of classifiers.
         has_queries: true where a segmenter answers with queries, which can be read as any of ``SEGMENT_TASKS``.
+        has_boxes: true where a detector answers with the outputs in :data:`BOXES`.
     """
 
     task: str
     scores: TensorSpec | None = None
     has_queries: bool = False
+    has_boxes: bool = False
 
     @property
     def has_segments(self) -> bool:
-        """Tell whether the answer is segments of a picture."""
-        return self.task in SEGMENT_TASKS
+        """Tell whether the answer is segments of a picture: regions, or objects."""
+        return self.task in SEGMENT_TASKS or self.has_boxes
 
     @property
     def class_count(self) -> int | None:
@@ -57,7 +63,8 @@ def answer_of(outputs: Iterable[TensorSpec], metadata: ModelMetadata | None, *, 
     only = next(iter(specs.values())) if len(specs) == 1 else None
     if metadata is not None and metadata.task != "classification":
         has_queries = metadata.task in SEGMENT_TASKS and {CLASS_QUERIES, MASK_QUERIES} <= specs.keys()
-        return Answer(metadata.task, has_queries=has_queries)
+        has_boxes = metadata.task == "detection" and specs.keys() >= set(BOXES)
+        return Answer(metadata.task, has_queries=has_queries, has_boxes=has_boxes)
     if only is None or len(only.shape) != 2:
         return Answer("features")
     known = metadata is not None and bool(metadata.num_classes or metadata.labels)

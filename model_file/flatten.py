@@ -38,6 +38,9 @@ _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
 
+_ROUNDED = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""Operators that stay: quantized weights are stored as integers, and runtimes look for these nodes."""
+
 
 def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with standard operators only.
@@ -53,7 +56,7 @@ def flatten(model: onnx.ModelProto) -> onnx.ModelProto:
         if model.functions
         else onnx.ModelProto.FromString(model.SerializeToString())
     )
-    foreign = sorted(f"{domain}.{kind}" for domain, kind in _operators(flat.graph) if domain not in _STANDARD)
+    foreign = [f"{domain}.{kind}" for domain, kind in foreign_operators(flat.graph)]
     if foreign:
         raise NaDeployError(
             f"the model cannot be flattened: {', '.join(foreign)} is no standard operator and no function of the file"
@@ -100,6 +103,11 @@ def flatten_file(source: Path, target: Path) -> list[Path]:
 def is_flat(model: onnx.ModelProto) -> bool:
     """Return whether :func:`flatten` wrote the model."""
     return any(entry.key == FLAT for entry in model.metadata_props)
+
+
+def foreign_operators(graph: onnx.GraphProto) -> list[tuple[str, str]]:
+    """Return domain and name of the graph's operators that are not ONNX's own."""
+    return sorted((domain, kind) for domain, kind in _operators(graph) if domain not in _STANDARD)
 
 
 def _operators(graph: onnx.GraphProto) -> set[tuple[str, str]]:
@@ -242,7 +250,9 @@ def _constant_nodes(model: onnx.ModelProto, types: dict[str, Any]) -> list[onnx.
     constant = {tensor.name for tensor in model.graph.initializer if tensor.data_type != TensorProto.BFLOAT16}
     found = []
     for node in model.graph.node:
-        if node.op_type in _RANDOM or any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
+        if node.op_type in _RANDOM | _ROUNDED or any(
+            attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute
+        ):
             continue
         if any(_is_bfloat16(types.get(name)) for name in node.output):
             continue

@@ -127,6 +127,27 @@ def weight_files(model: onnx.ModelProto) -> list[str]:
     return list(dict.fromkeys(locations))
 
 
+def embed_weights(model: onnx.ModelProto, weights: Mapping[str, bytes]) -> None:
+    """Put weights into the model that it keeps in files.
+
+    Args:
+        model: changed in place; what is in none of the files stays outside.
+        weights: content of files by the names that the model calls them.
+    """
+    for graph in _graphs(model.graph):
+        for tensor in graph.initializer:
+            if not external_data_helper.uses_external_data(tensor):
+                continue
+            info = external_data_helper.ExternalDataInfo(tensor)
+            data = weights.get(info.location)
+            if data is None:
+                continue
+            start = info.offset or 0
+            tensor.raw_data = data[start : len(data) if info.length is None else start + info.length]
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+
+
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and those of its branches and loops."""
     yield graph

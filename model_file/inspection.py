@@ -22,6 +22,7 @@ from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file import graph
 from na_deploy.model_file.example_inputs import example_shapes, parse_inputs
 from na_deploy.model_file.flatten import is_flat
+from na_deploy.model_file.products import Product, read_products, stored_weights
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 
@@ -111,6 +112,7 @@ class ModelSummary:
         layers: neighborhood attention nodes in graph order.
         other_multiply_adds: those of MatMul, Gemm and Conv.
         parts: multiply-adds of a segmenter's parts by name, attention included; empty for other models.
+        products: MatMul, Gemm and Conv nodes with constant weights, and the types they read.
         uncounted: MatMul, Gemm and Conv nodes whose shapes the file does not state; they are not in
             ``other_multiply_adds``.
     """
@@ -130,6 +132,7 @@ class ModelSummary:
     other_multiply_adds: int
     uncounted: int
     parts: Mapping[str, int] = field(default_factory=dict)
+    products: tuple[Product, ...] = ()
 
     @property
     def attention_multiply_adds(self) -> int:
@@ -197,13 +200,14 @@ def inspect_model(path: str | Path, sizes: Sequence[str] = ()) -> ModelSummary:
         input_sizes=chosen,
         opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
         file_bytes=graph.bytes_on_disk(path, model),
-        parameters=graph.parameter_count(model),
+        parameters=graph.parameter_count(model) + sum(math.prod(tensor.dims) for tensor in stored_weights(model)),
         nodes=len(model.graph.node),
         functions=tuple(function.name for function in model.functions if function.domain == schema.DOMAIN),
         flat=is_flat(model),
         layers=tuple(replace(layer, share=layer.multiply_adds / total if total else 0.0) for layer in layers),
         other_multiply_adds=other,
         uncounted=uncounted,
+        products=tuple(read_products(model, shapes, types)),
         parts=parts if metadata is not None and metadata.head else {},
     )
 
@@ -211,13 +215,17 @@ def inspect_model(path: str | Path, sizes: Sequence[str] = ()) -> ModelSummary:
 _PARTS = {
     "backbone.": "backbone",
     "decode_head.": "head",
+    "neck.": "pyramid",
+    "rpn_head.": "proposals",
+    "roi_head.bbox_head.": "boxes",
+    "roi_head.mask_head.": "masks",
     "sem_seg_head.pixel_decoder.": "pixel decoder",
     "sem_seg_head.predictor.": "queries and masks",
 }
 
 
 def _count(parts: dict[str, int], node: str, multiply_adds: int) -> None:
-    """Add a node's work to the part of a segmenter that its name says."""
+    """Add a node's work to the part of a segmenter or detector that its name says."""
     part = next((part for prefix, part in _PARTS.items() if node.startswith(prefix)), None)
     if part is not None and multiply_adds:
         parts[part] = parts.get(part, 0) + multiply_adds

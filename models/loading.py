@@ -15,10 +15,14 @@ from na_deploy.models.checkpoint import Checkpoint, read_checkpoint
 from na_deploy.models.class_sets import class_set
 from na_deploy.models.config import ModelConfig
 from na_deploy.models.detect import read_structure
+from na_deploy.models.detectors.loading import load_detector
+from na_deploy.models.detectors.rcnn import DetectorConfig
+from na_deploy.models.detectors.stated import SUPPORTED
 from na_deploy.models.heads.structure import HeadConfig
 from na_deploy.models.hub import local_path
 from na_deploy.models.layers import relative_position_index
-from na_deploy.models.metadata import HEADS, SEGMENTER_OUTPUTS, ModelMetadata, score_function
+from na_deploy.models.metadata import HEAD_OUTPUTS, HEADS, ModelMetadata, score_function
+from na_deploy.models.mm_config import mm_classification
 from na_deploy.models.preprocessing import (
     Preprocessing,
     dense_prediction,
@@ -42,7 +46,7 @@ class LoadedModel:
         metadata: the properties that an exported file will have.
         warnings: contradictions, clues and things left aside; one sentence each.
         input_size: (H, W) of the images it was trained on, as far as known.
-        head: a segmenter's head; the module is then the whole network, and ``config`` its backbone's.
+        head: a segmenter's or a detector's head; the module is then the whole network, and ``config`` its backbone's.
     """
 
     module: nn.Module
@@ -51,7 +55,7 @@ class LoadedModel:
     metadata: ModelMetadata
     warnings: list[str]
     input_size: tuple[int, int]
-    head: HeadConfig | None = None
+    head: HeadConfig | DetectorConfig | None = None
 
     @property
     def title(self) -> str:
@@ -63,7 +67,7 @@ class LoadedModel:
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs in exported files."""
         head = self.metadata.head
-        return SEGMENTER_OUTPUTS[head] if head else self.config.output_names
+        return HEAD_OUTPUTS[head] if head else self.config.output_names
 
 
 def load_model(
@@ -75,8 +79,9 @@ def load_model(
     backbone: bool = False,
     out_indices: Sequence[int] | None = None,
     task: str | None = None,
+    detections: int | None = None,
 ) -> LoadedModel:
-    """Load a NAT or DiNAT checkpoint: official, wrapped, safetensors, or Hugging Face; segmenters whole.
+    """Load a NAT or DiNAT checkpoint: official, wrapped, safetensors, or Hugging Face; segmenters and detectors whole.
 
     Args:
         path: a file, a Hugging Face folder, or ``hf://owner/name`` for one on the hub.
@@ -84,9 +89,10 @@ def load_model(
             neither the file's name nor its contents tell NAT from DiNAT.
         dilations: "none", a preset ("coco", "ade20k", …), text such as "1,8,1/1,4,1,4/…", or nested numbers.
         num_classes: the class count expected of the file; 0 drops the head and returns pooled features.
-        backbone: return feature maps of every level, also from the checkpoint of a classifier or a segmenter.
+        backbone: return feature maps of every level, also from the checkpoint of a classifier, segmenter or detector.
         out_indices: the levels to return, from 0; implies ``backbone``.
         task: "semantic", "instance" or "panoptic": how a segmenter's answers are read, and what OneFormer is asked.
+        detections: rows of a detector's outputs; by default as many as its configuration says, 100 for most.
 
     Raises:
         CheckpointError: the file is unreadable, incomplete or no such model, or has parts that are not supported and
@@ -103,8 +109,13 @@ def load_model(
     backbone = backbone or bool(out_indices)
     whole = checkpoint.head is not None and not backbone
     _check_parts(checkpoint, backbone, warnings)
-    if task is not None and not whole:
+    detector = whole and checkpoint.head is not None and checkpoint.head.is_detector
+    if task is not None and (not whole or detector) and not (detector and task == "detection"):
         raise UsageError(f"a task was given ({task}), and what is loaded of {checkpoint.path} is no segmenter")
+    if detections is not None and not detector:
+        raise UsageError(
+            f"a number of detections was given ({detections}), and what is loaded of {checkpoint.path} is no detector"
+        )
     config, weights = _outputs(resolved.config, checkpoint, num_classes, backbone, out_indices, warnings)
     _check_weights(weights, config, checkpoint.path)
     if checkpoint.head is not None and not backbone:
@@ -113,6 +124,11 @@ def load_model(
                 f"{checkpoint.path} has a head of {checkpoint.head.num_classes} classes, not {num_classes}"
             )
         settled = replace(resolved, config=config)
+        if checkpoint.head.is_detector:
+            found = load_detector(checkpoint, checkpoint.head, settled, weights, detections, warnings)
+            return LoadedModel(
+                found.module, config, resolved.architecture, found.metadata, warnings, found.input_size, found.head
+            )
         network = load_segmenter(checkpoint, checkpoint.head, settled, weights, task, warnings)
         size = network.metadata.preprocessing.size
         return LoadedModel(
@@ -154,9 +170,12 @@ def _check_parts(checkpoint: Checkpoint, backbone: bool, warnings: list[str]) ->
         return
     parts = ", ".join(checkpoint.others[:6]) + (", …" if len(checkpoint.others) > 6 else "")
     if not backbone:
+        kind = checkpoint.training.model.get("type")
+        what = f" (a {kind})" if isinstance(kind, str) else ""
         raise CheckpointError(
-            f"only the backbone of {checkpoint.path} can be exported; its other parts ({parts}) are not supported: ask "
-            "for the backbone alone with --part backbone"
+            f"only the backbone of {checkpoint.path}{what} can be exported; its other parts ({parts}) are not "
+            "supported: ask for the backbone alone with --part backbone; whole networks are UPerNet, MaskFormer, "
+            f"Mask2Former, OneFormer, {SUPPORTED}"
         )
     warnings.append(f"only the backbone of {checkpoint.name} is loaded; left aside: {parts}")
 
@@ -227,8 +246,9 @@ def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, path: Pat
 
 def _labels(checkpoint: Checkpoint, resolved: ResolvedArchitecture, config: ModelConfig) -> Mapping[int, str]:
     """Return the file's own class names, or ImageNet's for a published network with its 1,000 classes."""
-    if checkpoint.labels:
-        return checkpoint.labels if len(checkpoint.labels) == config.num_classes else {}
+    own = checkpoint.labels or dict(enumerate(checkpoint.training.classes))
+    if own:
+        return own if len(own) == config.num_classes else {}
     imagenet = class_set("imagenet").labels
     return imagenet if resolved.entry is not None and config.num_classes == len(imagenet) else {}
 
@@ -241,6 +261,8 @@ def _preprocessing(checkpoint: Checkpoint, resolved: ResolvedArchitecture, confi
     dense = resolved.preset.image_size if resolved.preset else (512, 512)
     size = dense if config.is_backbone else (side, side)
     own = checkpoint.preprocessing
+    if own is None and not config.is_backbone:
+        own = mm_classification(checkpoint.training)
     if own is not None and len(own.mean) == len(own.std) == config.in_channels:
         return own
     if config.in_channels != 3:

@@ -36,17 +36,30 @@ HEADS = {
     "maskformer": "MaskFormer",
     "mask2former": "Mask2Former",
     "oneformer": "OneFormer",
+    "faster_rcnn": "Faster R-CNN",
+    "mask_rcnn": "Mask R-CNN",
+    "cascade_rcnn": "Cascade R-CNN",
+    "cascade_mask_rcnn": "Cascade Mask R-CNN",
 }
-"""Segmenters by the name of their head in metadata."""
+"""Segmenters and detectors by the name of their head in metadata."""
+
+DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+"""Heads whose answer is boxes."""
 
 QUERY_OUTPUTS = ("class_logits", "mask_logits")
-SEGMENTER_OUTPUTS = {
+BOX_OUTPUTS = ("boxes", "scores", "classes", "count")
+BOX_AND_MASK_OUTPUTS = ("boxes", "scores", "classes", "masks", "count")
+HEAD_OUTPUTS = {
     "upernet": ("logits",),
     "maskformer": QUERY_OUTPUTS,
     "mask2former": QUERY_OUTPUTS,
     "oneformer": QUERY_OUTPUTS,
+    "faster_rcnn": BOX_OUTPUTS,
+    "mask_rcnn": BOX_AND_MASK_OUTPUTS,
+    "cascade_rcnn": BOX_OUTPUTS,
+    "cascade_mask_rcnn": BOX_AND_MASK_OUTPUTS,
 }
-"""Names of outputs by head: class scores of pixels; or class scores and masks of queries."""
+"""Names of outputs by head: class scores of pixels; class scores and masks of queries; or detections."""
 
 THRESHOLDS = {
     "score": 0.5,
@@ -71,13 +84,26 @@ def score_function(num_classes: int) -> str:
     return "sigmoid" if num_classes == 1 else "softmax"
 
 
+_TEXTS = (
+    "architecture",
+    "head",
+    "task",
+    "source_name",
+    "source_sha256",
+    "dtype",
+    "quantized",
+    "quantization",
+    "tool_version",
+)
+
+
 @dataclass(frozen=True)
 class ModelMetadata:
     """A model's source and its use.
 
     Attributes:
         architecture: name in the registry, or the family for other sizes; of a segmenter, its backbone's.
-        head: a segmenter's head, "mask2former" for instance; empty for other models.
+        head: a segmenter's or a detector's head, "mask2former" for instance; empty for other models.
         task: one of :data:`TASKS`.
         num_classes: classes of the head, 0 if there is none.
         scores: one of :data:`SCORES`, for classifiers.
@@ -85,6 +111,8 @@ class ModelMetadata:
         source_name: file or folder the weights came from, without its path.
         source_sha256: SHA-256 of that file, in hexadecimal.
         dtype: "fp32", "fp16" or "bf16".
+        quantized: "int8" or "fp8" where products are quantized; empty for others. ``dtype`` is then that of all else.
+        quantization: the way it was done, in words.
         preprocessing: the way from images to inputs.
         tool_version: version of na-deploy that wrote this.
         labels: class names by class number, empty if unknown.
@@ -119,6 +147,13 @@ class ModelMetadata:
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     windows: tuple[str, ...] = ()
     head: str = ""
+    quantized: str = ""
+    quantization: str = ""
+
+    @property
+    def precision(self) -> str:
+        """The type of the model's products and, where it is another, of all else: "fp16" or "int8 + fp16"."""
+        return f"{self.quantized} + {self.dtype}" if self.quantized else self.dtype
 
     @property
     def input_size(self) -> tuple[int, int, int, int]:
@@ -142,8 +177,9 @@ class ModelMetadata:
         }
         if self.task in SEGMENT_TASKS:
             values["segment_rule"] = self.segment_rule
-        if self.head:
-            values["head"] = self.head
+        for key in ("head", "quantized", "quantization"):
+            if getattr(self, key):
+                values[key] = getattr(self, key)
         if self.palette:
             values["palette"] = " ".join(f"{red:02x}{green:02x}{blue:02x}" for red, green, blue in self.palette)
         if self.things is not None:
@@ -170,11 +206,7 @@ class ModelMetadata:
         values = {key.removeprefix(PREFIX): value for key, value in props.items() if key.startswith(PREFIX)}
         if "architecture" not in values:
             return None
-        known: dict[str, Any] = {
-            key: values[key]
-            for key in ("architecture", "head", "task", "source_name", "source_sha256", "dtype", "tool_version")
-            if key in values
-        }
+        known: dict[str, Any] = {key: values[key] for key in _TEXTS if key in values}
         readers: dict[str, Callable[[str], Any]] = {
             "num_classes": int,
             "dilations": _read_dilations,

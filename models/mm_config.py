@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from na_deploy.models.config_text import nested, read_assignments
-from na_deploy.models.preprocessing import Preprocessing, shortest_side
+from na_deploy.models.preprocessing import Interpolation, Preprocessing, shortest_side
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ def mm_preprocessing(config: MMConfig) -> Preprocessing | None:
     Both libraries' ``Resize`` keeps proportions and fits the picture into the two sides of ``scale``, whatever their
     order.
     """
-    pipeline = config.assignments.get("test_pipeline")
-    if pipeline is None:
-        pipeline = next((each for each in nested(config.assignments, "pipeline") if isinstance(each, list)), None)
+    pipeline = _pipeline(config)
     sides = [
         found
         for key in ("img_scale", "scale")
@@ -80,14 +78,68 @@ def mm_preprocessing(config: MMConfig) -> Preprocessing | None:
     ]
     if not sides:
         return None
-    preprocessor = config.model.get("data_preprocessor")
-    preprocessor = preprocessor if isinstance(preprocessor, Mapping) else {}
-    divisor = preprocessor.get("size_divisor") or next(nested(pipeline, "size_divisor"), None) or 1
+    preprocessor = _preprocessor(config)
+    given = (preprocessor.get(key) for key in ("size_divisor", "pad_size_divisor"))
+    divisor = next(filter(None, given), None) or next(nested(pipeline, "size_divisor"), None) or 1
     prepared = shortest_side(min(sides[0]), max(sides[0]), divisor if isinstance(divisor, int) else 1)
+    return _with_channels(prepared, preprocessor, pipeline)
+
+
+def mm_classification(config: MMConfig) -> Preprocessing | None:
+    """Return mmpretrain's test pipeline: straight to a size, or the shorter side to one and a crop.
+
+    ``None`` if the file does not tell the size. ``Resize`` with one number, and with two, scales to exactly that size.
+    """
+    pipeline = _pipeline(config)
+    steps = {step.get("type"): step for step in pipeline or () if isinstance(step, Mapping)}
+    crop = steps.get("CenterCrop", {}).get("crop_size")
+    scaling = next((steps[name] for name in ("ResizeEdge", "Resize") if name in steps), {})
+    scale = scaling.get("scale", scaling.get("size"))
+    width, height = _pair(scale)  # as in mmcv, width first
+    crop, _ = _pair(crop)
+    named: dict[str, Interpolation] = {"bicubic": "bicubic", "nearest": "nearest", "lanczos": "lanczos"}
+    interpolation = named.get(scaling.get("interpolation", ""), "bilinear")
+    if isinstance(crop, int) and isinstance(width, int):
+        prepared = Preprocessing((crop, crop), "resize-then-crop", width, interpolation=interpolation)
+    elif isinstance(width, int) and isinstance(height, int):
+        prepared = Preprocessing((height, width), "square", None, interpolation=interpolation)
+    else:
+        return None
+    if "mean" not in _preprocessor(config) and next(nested(pipeline, "mean"), None) is None:
+        return prepared
+    return _with_channels(replace(prepared, scale=1.0), _preprocessor(config), pipeline)
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    """Return two values as they are, one as both."""
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return value[0], value[1]
+    return value, value
+
+
+def _pipeline(config: MMConfig) -> Any:
+    """Return the steps of the test pipeline, ``None`` if there are none."""
+    pipeline = config.assignments.get("test_pipeline")
+    if pipeline is None:
+        pipeline = next((each for each in nested(config.assignments, "pipeline") if isinstance(each, list)), None)
+    return pipeline
+
+
+def _preprocessor(config: MMConfig) -> Mapping[str, Any]:
+    """Return mmengine's ``data_preprocessor``, which stands in the model or, in mmpretrain, beside it."""
+    for found in (config.model.get("data_preprocessor"), config.assignments.get("data_preprocessor")):
+        if isinstance(found, Mapping):
+            return found
+    return {}
+
+
+def _with_channels(prepared: Preprocessing, preprocessor: Mapping[str, Any], pipeline: Any) -> Preprocessing:
+    """Set mean, std and the order of channels, as far as the file tells."""
     mean, std = (_channels(preprocessor.get(key), pipeline, key) for key in ("mean", "std"))
     if mean and std:
         prepared = replace(prepared, mean=mean, std=std)
-    to_rgb = preprocessor.get("bgr_to_rgb", next(nested(pipeline, "to_rgb"), True))
+    stated = preprocessor.get("bgr_to_rgb", preprocessor.get("to_rgb"))
+    to_rgb = next(nested(pipeline, "to_rgb"), True) if stated is None else stated
     return prepared if to_rgb is not False else replace(prepared, channel_order="BGR")
 
 

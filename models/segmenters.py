@@ -85,7 +85,7 @@ def load_segmenter(
             weights[name] = torch.zeros((), dtype=torch.long)
     module.load_state_dict(weights, strict=True, assign=True)
     module.eval().requires_grad_(False)
-    classes = _classes(checkpoint, config.num_classes, warnings)
+    classes = named_classes(checkpoint, config.num_classes, warnings)
     task = _task(checkpoint, head, classes, task, warnings)
     if isinstance(module, OneFormer):
         module.set_task(task)
@@ -137,7 +137,7 @@ def _check_projections(head: HeadWeights, expected: Mapping[str, Any], checkpoin
 # --------------------------------------------------------------------------- classes and task
 
 
-def _classes(checkpoint: Checkpoint, count: int, warnings: list[str]) -> ClassSet | None:
+def named_classes(checkpoint: Checkpoint, count: int, warnings: list[str]) -> ClassSet | None:
     """Return names, colours and things: the file's, else those of the data set with that many classes."""
     names: Mapping[int, str] = checkpoint.labels or dict(enumerate(checkpoint.training.classes))
     if names and len(names) == count:

@@ -14,8 +14,11 @@ SESSION_BACKENDS = {
 ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
 """Backends that run an engine, not a model."""
 
-BUNDLE_BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+BUNDLE_BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 """Backends that bundles can be built for."""
+
+AUTO, FASTEST = "auto", "fastest"
+"""Words in the place of a backend: the one that is measured to be fastest, when a model is loaded or a bundle built."""
 
 PLUGINS = ("beside", "embed")
 """Our compiled library stays with the installation, or travels in the bundle."""

@@ -17,8 +17,10 @@ from na_deploy import __version__
 from na_deploy.errors import NaDeployError
 from na_deploy.runtime.native_libraries import (
     CUDA_PROVIDER,
+    OPENVINO_LIBRARY,
     gpu_capabilities,
     onnxruntime_library,
+    openvino_library,
     register,
     tensorrt_library,
     why_missing,
@@ -26,6 +28,9 @@ from na_deploy.runtime.native_libraries import (
 from na_deploy.runtime.tensorrt.api import RTX, TENSORRT, load_module
 
 OPERATOR_LIBRARY = "operator library"
+OPENVINO = "openvino"
+OPENVINO_OPERATORS = "operator library for OpenVINO"
+OPENVINO_REMEDY = "pip install 'na-deploy[openvino]'"
 GPU = "NVIDIA GPU"
 GPU_KERNELS = "operator library's GPU kernels"
 
@@ -64,11 +69,13 @@ def examine() -> list[Component]:
         _package("onnx", "reading models", "pip install onnx", core=True),
         _onnxruntime(),
         _operator_library(),
-        _package("openvino", "running models on processors with bfloat16", "pip install 'na-deploy[openvino]'"),
+        _package(OPENVINO, "running models on processors with bfloat16", OPENVINO_REMEDY, minimum=(2025, 4)),
+        _openvino_library(),
         _package("torch", "export, verify", "pip install 'na-deploy[export]'", minimum=(2, 9)),
         _package("onnxscript", "export", "pip install 'na-deploy[export]'"),
         _package("safetensors", ".safetensors checkpoints", "pip install 'na-deploy[export]'"),
         _package("matplotlib", "inspect --plot", "pip install 'na-deploy[plot]'"),
+        _package("pycocotools", "eval --coco", "pip install 'na-deploy[eval]'"),
         _package("fastapi", "serve", "pip install 'na-deploy[serve]'"),
         _package("tritonclient", "serve over gRPC", "pip install 'na-deploy[serve]'"),
         _package("natten", "comparison with NATTEN in tests and benchmarks", "pip install natten==0.21.7"),
@@ -133,6 +140,27 @@ def _operator_library() -> Component:
     except NaDeployError as error:
         return Component(name, needed_for, "broken", str(error), f"{remedy}; install na-deploy again to compile it")
     return Component(name, needed_for, "works", str(library))
+
+
+def _openvino_library() -> Component:
+    name, needed_for = OPENVINO_OPERATORS, "faster neighborhood attention in OpenVINO"
+    remedy = "not needed, models are flattened and run on their function bodies"
+    try:
+        path = openvino_library()
+    except NaDeployError as error:
+        return Component(name, needed_for, "broken", str(error), "correct or unset the variable")
+    if path is None:
+        detail = why_missing(OPENVINO_LIBRARY)
+        return Component(name, needed_for, "missing", detail, f"{remedy}; docs/build.md says how to have it")
+    try:
+        importlib.import_module("openvino")  # brings the threading library
+        library = importlib.import_module("na_deploy.runtime.openvino.library").OpenVinoLibrary(path)
+    except ImportError:
+        return Component(name, needed_for, "missing", f"{path}, but no openvino", OPENVINO_REMEDY)
+    except NaDeployError as error:
+        return Component(name, needed_for, "broken", str(error), f"{remedy}; install na-deploy again to compile it")
+    tbb = f"compiled with oneTBB {library.compiled_tbb}, OpenVINO brings {library.running_tbb}"
+    return Component(name, needed_for, "works", f"{path}, {tbb}")
 
 
 def _gpu_kernels() -> Component:

@@ -17,8 +17,12 @@ ONNXRUNTIME_LIBRARY = "libna_deploy_ort.so"
 ONNXRUNTIME_LIBRARY_VARIABLE = "NA_DEPLOY_ORT_LIBRARY"
 TENSORRT_LIBRARY = "libna_deploy_trt.so"
 TENSORRT_LIBRARY_VARIABLE = "NA_DEPLOY_TRT_LIBRARY"
+OPENVINO_LIBRARY = "libna_deploy_openvino.so"
+OPENVINO_LIBRARY_VARIABLE = "NA_DEPLOY_OPENVINO_LIBRARY"
 BUILD_NOTE = "native_build.txt"
-"""File that CMake writes instead of a library that could not be compiled: one sentence with the reason."""
+"""File that CMake writes instead of libraries that could not be compiled: one sentence with the reason."""
+OPENVINO_BUILD_NOTE = "openvino_build.txt"
+"""The same for the library for OpenVINO alone."""
 
 
 def onnxruntime_library() -> Path | None:
@@ -43,11 +47,23 @@ def tensorrt_library() -> Path | None:
     return _chosen(TENSORRT_LIBRARY_VARIABLE, TENSORRT_LIBRARY)
 
 
-def why_missing() -> str:
-    """Return the reason why :func:`onnxruntime_library` finds nothing, in a few words."""
-    if os.environ.get(ONNXRUNTIME_LIBRARY_VARIABLE) == "":
-        return f"hidden by {ONNXRUNTIME_LIBRARY_VARIABLE}, which is empty"
-    note = _installed(BUILD_NOTE)
+def openvino_library() -> Path | None:
+    """Return the operator library for OpenVINO, or ``None`` where it is not built.
+
+    The environment variable ``NA_DEPLOY_OPENVINO_LIBRARY`` names another file; empty, it hides the installed one.
+
+    Raises:
+        UsageError: the variable names a file that does not exist.
+    """
+    return _chosen(OPENVINO_LIBRARY_VARIABLE, OPENVINO_LIBRARY)
+
+
+def why_missing(library: str = ONNXRUNTIME_LIBRARY) -> str:
+    """Return the reason why the library for ONNX Runtime or OpenVINO is not found, in a few words."""
+    variable = {OPENVINO_LIBRARY: OPENVINO_LIBRARY_VARIABLE}.get(library, ONNXRUNTIME_LIBRARY_VARIABLE)
+    if os.environ.get(variable) == "":
+        return f"hidden by {variable}, which is empty"
+    note = _installed(BUILD_NOTE) or (_installed(OPENVINO_BUILD_NOTE) if library == OPENVINO_LIBRARY else None)
     if note is not None:
         return f"not compiled: {note.read_text(encoding='utf-8').strip()}"
     return "not compiled when na-deploy was installed; `pip install -v` of it shows why"
@@ -116,9 +132,14 @@ def _chosen(variable: str, name: str) -> Path | None:
     return Path(chosen)
 
 
+def package_folders() -> list[Path]:
+    """Return the folders of the installed package, each of which may hold compiled libraries in lib/."""
+    return [Path(folder) for folder in na_deploy.__path__]
+
+
 def _installed(name: str) -> Path | None:
-    for folder in na_deploy.__path__:
-        candidate = Path(folder) / "lib" / name
+    for folder in package_folders():
+        candidate = folder / "lib" / name
         if candidate.is_file():
             return candidate
     return None

@@ -21,7 +21,7 @@ from na_deploy.closeable import Closeable
 from na_deploy.errors import UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec, check_inputs, random_input
 from na_deploy.models.metadata import ModelMetadata
-from na_deploy.runtime.backend_names import SESSION_BACKENDS
+from na_deploy.runtime.backend_names import AUTO, SESSION_BACKENDS
 from na_deploy.runtime.bundle.archive import is_bundle
 
 if TYPE_CHECKING:
@@ -47,9 +47,11 @@ class SessionOptions:
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps; 0 for none, ``None`` for the default.
         arch: architecture of a checkpoint that does not record it.
         dilations: dilations of such a checkpoint.
+        task: what the checkpoint of a segmenter is asked: "semantic", "instance" or "panoptic".
         precision: "f32" or "bf16", the arithmetic of OpenVINO; ``None`` is float32.
         streams: calls that OpenVINO works on at the same time; ``None`` leaves its own default for low latency.
         cache: folder of OpenVINO's compiled models; ``None`` keeps none.
+        compiled: OpenVINO's compiled model of a bundle, for the machine that it was built on.
         manifest: manifest of the verified bundle that the file is from.
     """
 
@@ -62,9 +64,11 @@ class SessionOptions:
     cuda_graphs: int | None = None
     arch: str | None = None
     dilations: str | None = None
+    task: str | None = None
     precision: str | None = None
     streams: int | None = None
     cache: Path | None = None
+    compiled: Path | None = None
     manifest: Manifest | None = None
 
 
@@ -258,18 +262,21 @@ def load(
     cuda_graphs: int | None = None,
     arch: str | None = None,
     dilations: str | None = None,
+    task: str | None = None,
     precision: str | None = None,
     streams: int | None = None,
     cache: str | Path | None = None,
+    tolerance: float | None = None,
 ) -> Session:
     """Load an exported model.
 
     Args:
         path: an ONNX file; a bundle of ``na-deploy build``, a folder or a .zip archive, whose members are verified by
             hash before anything in them is loaded; an engine; or a checkpoint, which PyTorch runs as the reference.
-        backend: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``. By default a
-            bundle names its own, and the file's ending decides otherwise: .engine, .plan and .trt are
-            TensorRT's, .pt, .pth, .bin and .safetensors PyTorch's, others ONNX.
+        backend: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"torch"``; or ``"auto"``:
+            the fastest within ``tolerance``, as a bundle remembers it of this machine, or measured now, which takes
+            seconds. By default a bundle names its own, and the file's ending decides otherwise: .engine, .plan and
+            .trt are TensorRT's, .pt, .pth, .bin and .safetensors PyTorch's, others ONNX.
         threads: threads inside one operator; by default the runtime decides.
         providers: ONNX Runtime execution providers in order of preference; by default CUDA where ONNX
             Runtime has it, then the CPU.
@@ -282,9 +289,13 @@ def load(
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps per context, 4 by default; 0 for none.
         arch: architecture of a checkpoint that does not record it.
         dilations: dilations of such a checkpoint.
+        task: "semantic", "instance" or "panoptic": what a segmenter's checkpoint is asked. Exported files have a task
+            of their own.
         precision: arithmetic of OpenVINO on the CPU: "f32", the default, or "bf16" on processors that have it.
         streams: calls that OpenVINO works on at the same time.
         cache: a folder where OpenVINO keeps compiled models, so that later loads are faster.
+        tolerance: largest accepted relative difference of ``backend="auto"``; by default that of the file's type, so
+            that a float32 file runs in float32.
 
     Raises:
         UsageError: the file does not exist, or an option is not one of the possible values.
@@ -292,9 +303,17 @@ def load(
         MissingDependencyError: the backend's library is not installed.
     """
     location = Path(path)
-    name = backend or _BY_SUFFIX.get(location.suffix, "onnxruntime")
+    if tolerance is not None and backend != AUTO:
+        raise UsageError(f"tolerance is for backend {AUTO!r}, which measures; remove it")
+    if backend == AUTO:
+        if precision is not None:
+            raise UsageError(f"backend {AUTO!r} chooses the precision; give a tolerance for it instead")
+        from na_deploy.runtime.bench.choice import chosen_backend
+
+        backend, precision = chosen_backend(location, tolerance, threads)
+    name = backend or default_backend(location)
     if name not in SESSION_BACKENDS:
-        raise UsageError(f"there is no backend {name!r}; choose one of {', '.join(SESSION_BACKENDS)}")
+        raise UsageError(f"there is no backend {name!r}; choose one of {', '.join((*SESSION_BACKENDS, AUTO))}")
     if contexts is not None and contexts < 1:
         raise UsageError(f"contexts must be at least 1, got {contexts}")
     if cuda_graphs is not None and cuda_graphs < 0:
@@ -303,9 +322,6 @@ def load(
         raise UsageError(f"threads must be at least 1, got {threads}")
     if streams is not None and streams < 1:
         raise UsageError(f"streams must be at least 1, got {streams}")
-    for option, value in (("precision", precision), ("streams", streams), ("cache", cache)):
-        if value is not None and name != "openvino":
-            raise UsageError(f"{option} is for the openvino backend, not for {name}; remove it")
     if isinstance(providers, str):
         raise UsageError(f"providers is a list of names, got the text {providers!r}; write [{providers!r}]")
     options = SessionOptions(
@@ -317,6 +333,7 @@ def load(
         cuda_graphs=cuda_graphs,
         arch=arch,
         dilations=dilations,
+        task=task,
         precision=precision,
         streams=streams,
         cache=None if cache is None else Path(cache),
@@ -326,11 +343,31 @@ def load(
         from na_deploy.runtime.bundle.session import open_bundle_session
 
         return open_bundle_session(location, backend, options)
+    check_backend_options(name, options)
     if location.is_dir() and name != "torch":
         raise UsageError(f"{location} is a folder without manifest.json; give an .onnx file or a bundle")
     if not location.exists():
         raise UsageError(f"{location} does not exist; give the path of an exported .onnx file or of a bundle")
     return open_session(location, name, options)
+
+
+def default_backend(path: Path) -> str:
+    """Return the backend of a file by its name's ending; a bundle's is in its manifest."""
+    return _BY_SUFFIX.get(path.suffix, "onnxruntime")
+
+
+def check_backend_options(backend: str, options: SessionOptions) -> None:
+    """Refuse options of another backend.
+
+    Raises:
+        UsageError: names the option.
+    """
+    for option in ("precision", "streams", "cache"):
+        if getattr(options, option) is not None and backend != "openvino":
+            raise UsageError(f"{option} is for the openvino backend, not for {backend}; remove it")
+    for option in ("arch", "dilations", "task"):
+        if getattr(options, option) is not None and backend != "torch":
+            raise UsageError(f"{option} is for checkpoints; an exported file has its own, so remove it or export again")
 
 
 def open_session(path: Path, backend: str, options: SessionOptions) -> Session:

@@ -13,7 +13,7 @@ command -v cmake >/dev/null || {
 }
 generator=()
 if command -v ninja >/dev/null && [ ! -e build/tree/CMakeCache.txt ]; then generator=(-G Ninja); fi
-cmake -S . -B build/tree "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DNA_DEPLOY_NATIVE="${NA_DEPLOY_NATIVE:-AUTO}" "$@" >build/tree.log 2>&1 &&
+cmake -S . -B build/tree "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DSKBUILD=OFF -DNA_DEPLOY_NATIVE="${NA_DEPLOY_NATIVE:-AUTO}" "$@" >build/tree.log 2>&1 &&
   cmake --build build/tree --parallel >>build/tree.log 2>&1 &&
   rm -rf src/na_deploy/lib &&
   cmake --install build/tree --prefix src >>build/tree.log 2>&1 || {

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Fetches what compiling the operator library needs and the system lacks, into build/native (see cmake/Dependencies.cmake):
-# ONNX Runtime's headers, which its Python package does not contain, and the sources of the SIMD library Highway.
-# Both come from Debian's archive through apt, which checks their signatures; nothing is installed, root is not needed.
+# Fetches what compiling the operator libraries needs and the system lacks, into build/native (see cmake/Dependencies.cmake,
+# cmake/Tbb.cmake): ONNX Runtime's headers, which its Python package does not contain, the sources of the SIMD library Highway,
+# and oneTBB, which OpenVINO brings to run with.
+# All come from Debian's archive through apt, which checks their signatures; nothing is installed, root is not needed.
 #
 # Without a compiler, apt or a network it says what is missing and succeeds: na-deploy then runs on the function bodies.
 # NA_DEPLOY_NATIVE=OFF skips it, ON makes what is missing an error; ONNXRUNTIME_INCLUDE_DIR names headers that are already on the machine.
@@ -9,8 +10,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 folder=${NA_DEPLOY_FETCH_FOLDER:-$PWD/build/native}
-# The first release of Debian that has ONNX Runtime.
+# The first release of Debian that has ONNX Runtime, and one whose oneTBB is not later than OpenVINO's.
 release=trixie
+release_of_tbb=bookworm
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 without() {
@@ -31,6 +33,10 @@ have_highway() {
   [ -e "$folder/highway/hwy/highway.h" ]
 }
 
+have_tbb() {
+  [ "$(uname -s)" != Linux ] || [ -n "${TBB_ROOT:-}" ] || [ -e "$folder/tbb/include/tbb/parallel_for.h" ]
+}
+
 # archive: the Debian archive that this machine uses for its own packages, the public one on other systems.
 archive() {
   local found
@@ -45,7 +51,7 @@ private_apt() {
 }
 
 if [ "${NA_DEPLOY_NATIVE:-}" = OFF ]; then exit 0; fi
-if have_onnxruntime && have_highway; then exit 0; fi
+if have_onnxruntime && have_highway && have_tbb; then exit 0; fi
 command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null ||
   without "there is no C++ compiler (Debian, Ubuntu: apt install g++)"
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
@@ -59,7 +65,7 @@ mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
 cat >"$work/debian.sources" <<SOURCES
 Types: deb deb-src
 URIs: $(archive)
-Suites: $release
+Suites: $release $release_of_tbb
 Components: main
 Signed-By: $keyring
 SOURCES
@@ -81,4 +87,14 @@ if ! have_highway; then
   rm -rf "$folder/highway"
   mv highway "$folder/highway"
 fi
-echo "Fetched ONNX Runtime's headers and Highway into ${folder#"$OLDPWD"/}."
+if ! have_tbb; then
+  private_apt download "libtbb-dev/$release_of_tbb" "libtbb12/$release_of_tbb" >apt.log 2>&1 ||
+    without "Debian has no oneTBB for this machine: $(tail -n 1 apt.log)"
+  mkdir -p tbb/lib
+  for package in libtbb-dev_*.deb libtbb12_*.deb; do dpkg-deb -x "$package" tbb-package; done
+  mv tbb-package/usr/include tbb/include
+  mv tbb-package/usr/lib/*/libtbb.so.12* tbb/lib
+  rm -rf "$folder/tbb"
+  mv tbb "$folder/tbb"
+fi
+echo "Fetched ONNX Runtime's headers, Highway and oneTBB into ${folder#"$OLDPWD"/}."

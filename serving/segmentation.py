@@ -1,4 +1,4 @@
-"""Segmenters as a service: an image in, its segments out as JSON, as a PNG of ids or drawn over the image."""
+"""Segmenters and detectors as a service: an image in, segments out as JSON, as a PNG of ids or drawn over the image."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from na_deploy.errors import NaDeployError
+from na_deploy.model_file.answers import answer_of
 from na_deploy.model_file.tensors import Array
 from na_deploy.models.metadata import SEGMENT_TASKS
 from na_deploy.models.preprocessing import Preprocessing
@@ -74,15 +75,15 @@ class SegmentRequest:
 
 def segments(served: ServedModel) -> bool:
     """Tell whether a model answers images with segments."""
-    metadata = served.opened.session.metadata
-    return metadata is not None and metadata.task in SEGMENT_TASKS and served.opened.preprocessing is not None
+    session = served.opened.session
+    return answer_of(session.outputs, session.metadata).has_segments and served.opened.preprocessing is not None
 
 
 async def segment_image(service: Service, model: str, version: str, data: bytes, wanted: SegmentRequest) -> bytes:
     """Return the segments of a JPEG or PNG file in the form that is wanted.
 
     Raises:
-        RequestError: the model is no segmenter, or the image cannot be read.
+        RequestError: the model is no segmenter or detector, or the image cannot be read.
     """
     served = service.segmenter(model, version)
     started = perf_counter_ns()
@@ -119,12 +120,12 @@ def _answer(
     options = replace(wanted.options or ResultOptions(), labels=served.opened.labels)
     try:
         result = read_result(metadata, outputs, _preprocessing(served), size, options)
+        if wanted.form == "png" and isinstance(result, Segmentation):
+            return id_map_png(result)
     except NaDeployError as error:
         raise InvalidRequestError(public_text(error)) from None
     if not isinstance(result, Segmentation):
         raise ModelFailedError(f"{served.name} gave no segments")
-    if wanted.form == "png":
-        return id_map_png(result)
     if wanted.form == "overlay":
         return _drawn(image, result)
     drawing = {"overlay": base64.b64encode(_drawn(image, result)).decode()} if wanted.overlay else {}

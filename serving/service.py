@@ -272,12 +272,14 @@ class Service:
         """Return a model that answers images with segments.
 
         Raises:
-            RequestError: there is none of that name, or it is no segmenter.
+            RequestError: there is none of that name, or it is no segmenter or detector.
         """
         self._check_started()
         served = self.repository.get(model, version)
         if not segments(served):
-            raise InvalidRequestError(f"{served.name} is no segmenter of images; send it tensors, or use classify")
+            raise InvalidRequestError(
+                f"{served.name} is no segmenter or detector of images; send it tensors, or use classify"
+            )
         return served
 
     async def run_pixels(self, served: ServedModel, pixels: Array, outputs: list[str]) -> Ran:

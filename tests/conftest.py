@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import onnx
 import pytest
 from small_models import small_model
+
+
+def pytest_configure() -> None:
+    """Let exports of one process share PyTorch's table of operators, half a second each."""
+    with contextlib.suppress(ImportError, AttributeError):  # a private place, and only time is lost without it
+        from torch.onnx._internal._lazy_import import onnxscript_apis
+
+        table = cache(onnxscript_apis.get_torchlib_ops)
+        onnxscript_apis._module.get_torchlib_ops = table
+
+
+LONGEST_FIRST = (
+    "plugins/test_gpu_kernels.py",
+    "third_party/",
+    "exporter/test_segmenters.py",
+    "plugins/",
+    "runtime/tensorrt_rtx/",
+    "model_file/test_flatten.py",
+    "exporter/",
+    "examples/",
+)
+"""Files whose tests take longest, for processes that share the work to end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((i for i, start in enumerate(LONGEST_FIRST) if path.startswith(start)), len(LONGEST_FIRST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")

@@ -27,12 +27,18 @@ class TritonPythonModel:
         """Open the session."""
         check_arrays(pb_utils)
         config = json.loads(args["model_config"])
-        threads = config.get("parameters", {}).get("na_deploy.threads", {}).get("string_value")
+        settings = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
+        threads = settings.get("na_deploy.threads")
         folder = Path(args["model_repository"]) / args["model_version"]
         bundle = folder / "model.bundle"
         path = bundle if bundle.is_dir() else folder / "model.onnx"
         self.batched = int(config["max_batch_size"]) > 0
-        self.session = na_deploy.load(path, threads=None if threads is None else int(threads))
+        self.session = na_deploy.load(
+            path,
+            settings.get("na_deploy.backend"),
+            precision=settings.get("na_deploy.precision"),
+            threads=None if threads is None else int(threads),
+        )
         pb_utils.Logger.log_info(
             f"{args['model_name']} runs on {self.session.device}, attention on {self.session.attention}"
         )

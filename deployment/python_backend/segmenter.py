@@ -1,4 +1,4 @@
-"""Answers image files with segments in Triton's python backend; the network itself is another model of the repository.
+"""Answers image files with segments in Triton's python backend; the network is another model of the repository.
 
 Written into a repository as ``model.py``. The Python of the python backend must have na_deploy installed.
 """
@@ -35,6 +35,7 @@ class TritonPythonModel:
         self.dtype = pb_utils.triton_string_to_numpy(settings["na_deploy.input_type"])
         self.batch = int(settings["na_deploy.batch"])
         self.outputs = json.loads(settings["na_deploy.outputs"])
+        self.answers = [output["name"] for output in config["output"]]
         self.preprocessing = Preprocessing.from_json(settings["na_deploy.preprocessing"])
         self.metadata = ModelMetadata.from_props(json.loads(settings["na_deploy.metadata"]))
 
@@ -48,12 +49,13 @@ class TritonPythonModel:
             found = [self._segments(bytes(file)) for file in files]
         except NaDeployError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
-        columns = zip(("segments", "ids"), zip(*found, strict=True), strict=False)
-        tensors = [pb_utils.Tensor(name, np.array(values, np.object_)) for name, values in columns]
+        tensors = [
+            pb_utils.Tensor(name, np.array([answer[name] for answer in found], np.object_)) for name in self.answers
+        ]
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
-    def _segments(self, file: bytes) -> tuple[bytes, bytes]:
-        """Return the segments of one image as JSON and as a PNG of ids."""
+    def _segments(self, file: bytes) -> dict[str, bytes]:
+        """Return the segments of one image as JSON and, where it is asked for, as a PNG of ids."""
         image = decode_image(file)
         pixels = prepare(image, self.preprocessing).astype(self.dtype, copy=False).repeat(self.batch, axis=0)
         size = (image.height, image.width)
@@ -66,7 +68,8 @@ class TritonPythonModel:
             "width": size[1],
             "segments": result.to_coco(self.metadata.labels),
         }
-        return json.dumps(content).encode(), id_map_png(result)
+        answer = {"segments": json.dumps(content).encode()}
+        return {**answer, "ids": id_map_png(result)} if "ids" in self.answers else answer
 
     def _run(self, pixels: Array) -> dict[str, Array]:
         response = pb_utils.InferenceRequest(

@@ -1,7 +1,7 @@
 """Place of a head in a checkpoint, and its weights under the names of the networks here.
 
-Those are the official repositories' (mmsegmentation for UPerNet, Detectron2 for the others). Hugging Face's are
-renamed; packed projections of attention are split. Sources: the modules of transformers 4.53.3.
+Those are the official repositories' (mmsegmentation for UPerNet, mmdetection for detectors, Detectron2 for the others).
+Hugging Face's are renamed; packed projections of attention are split. Sources: the modules of transformers 4.53.3.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from na_deploy.models.metadata import HEADS
+from na_deploy.models.metadata import DETECTORS, HEADS
 from na_deploy.models.weights import network_prefix
 
-Kind = Literal["upernet", "maskformer", "mask2former", "oneformer"]
+Kind = Literal[
+    "upernet", "maskformer", "mask2former", "oneformer", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"
+]
 _ANCHORS: dict[str, tuple[Kind, str]] = {
     "decode_head.fpn_bottleneck.bn.weight": ("upernet", "mmsegmentation"),
     "decode_head.fpn_bottleneck.batch_norm.weight": ("upernet", "transformers"),
@@ -27,6 +29,10 @@ _ANCHORS: dict[str, tuple[Kind, str]] = {
     "model.transformer_module.queries_features.weight": ("mask2former", "transformers"),
     "sem_seg_head.predictor.transformer.decoder.norm.weight": ("maskformer", "Detectron2"),
     "model.transformer_module.decoder.layernorm.weight": ("maskformer", "transformers"),
+    "roi_head.mask_head.conv_logits.weight": ("mask_rcnn", "mmdetection"),
+    "roi_head.mask_head.0.conv_logits.weight": ("cascade_mask_rcnn", "mmdetection"),
+    "roi_head.bbox_head.fc_cls.weight": ("faster_rcnn", "mmdetection"),
+    "roi_head.bbox_head.0.fc_cls.weight": ("cascade_rcnn", "mmdetection"),
 }
 """Weights that one kind of head in one library's layout has; the first found decides: MaskFormer's are others' too."""
 
@@ -116,10 +122,10 @@ _PACKED = re.compile(r"^(.*)\.in_proj_(weight|bias)$")
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """A head found in a checkpoint.
+    """A head found in a checkpoint: all that a segmenter or a detector has beside its backbone.
 
     Attributes:
-        kind: "upernet", "maskformer", "mask2former" or "oneformer".
+        kind: one of :data:`~na_deploy.models.metadata.HEADS`.
         library: whose layout the file has.
         tensors: by the names of the networks here.
         aside: parts of the file that only training uses.
@@ -136,8 +142,18 @@ class HeadWeights:
         layer = self.tensors.get("decode_head.conv_seg.weight")
         if layer is not None:
             return len(layer)
-        layer = self.tensors.get(f"{_DECODER}class_embed.weight")
+        names = (
+            f"{_DECODER}class_embed.weight",
+            "roi_head.bbox_head.fc_cls.weight",
+            "roi_head.bbox_head.0.fc_cls.weight",
+        )
+        layer = next((self.tensors[name] for name in names if name in self.tensors), None)
         return 0 if layer is None else len(layer) - 1
+
+    @property
+    def is_detector(self) -> bool:
+        """True for heads whose answer is boxes."""
+        return self.kind in DETECTORS
 
     @property
     def title(self) -> str:
@@ -148,7 +164,7 @@ class HeadWeights:
 def split_head(
     path: Path, tensors: Mapping[str, Tensor], warnings: list[str]
 ) -> tuple[HeadWeights | None, dict[str, Tensor]]:
-    """Take a segmentation head out of a state dict.
+    """Take a segmenter's or a detector's head out of a state dict.
 
     Args:
         path: for messages.

@@ -16,7 +16,7 @@ typedef enum na_dtype { NA_FLOAT32 = 0, NA_FLOAT16 = 1, NA_BFLOAT16 = 2 } na_dty
 typedef struct na_params {
   int32_t rank;   /* spatial axes, 1 to 3 */
   int32_t packed; /* 1: query is qkv (B, *X, 3, H, D), read in place; key and value are ignored */
-  int32_t dtype;  /* na_dtype of every tensor but lse */
+  int32_t dtype;  /* na_dtype of every tensor but lse, and but rel_pos_bias where bias_is_float32 */
 
   int64_t batch;
   int64_t length[3];
@@ -44,6 +44,7 @@ typedef struct na_params {
   void* output;                 /* (B, *X, H, Dv) */
   float* lse;                   /* (B, *X, H), natural logarithm, or null */
   const float* prepared_bias;   /* output of na_cpu_prepare_bias for this rel_pos_bias and plan, or null */
+  int32_t bias_is_float32;      /* 1: rel_pos_bias is float32 whatever dtype is; the CPU kernels alone */
 } na_params;
 
 /* Returns 0 if rank, kernel_size, dilation, stride and is_causal are within range, whatever the sizes are; else 1, and

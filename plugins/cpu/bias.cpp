@@ -22,13 +22,13 @@ void spread_bias(const Plan& plan, const na_params& params, int64_t head, float*
           int64_t index = head;
           bool inside = lane < used;
           for (int a = 0; inside && a < kAxes; ++a) {
-            const int64_t key = row[a] + (a == kAxes - 1 ? lane % keys : 0);
+            const int64_t key = row[a] + plan.spread.base[a] + (a == kAxes - 1 ? lane % keys : 0);
             const int64_t offset = key - plan.place[lane / keys][a];
             const int64_t size = 2 * plan.axis[a].kernel_size - 1;
             inside = offset >= 0 && offset < size;
             index = index * size + offset;
           }
-          *spread = inside ? number_at(params.rel_pos_bias, params.dtype, index) * kLog2E : 0.0F;
+          *spread = inside ? number_at(params.rel_pos_bias, bias_dtype(params), index) * kLog2E : 0.0F;
         }
       }
     }
@@ -36,9 +36,10 @@ void spread_bias(const Plan& plan, const na_params& params, int64_t head, float*
 }
 
 const float* widened_bias(const Plan& plan, const na_params& params, int64_t head, float* buffer) {
-  if (params.dtype == NA_FLOAT32) return static_cast<const float*>(params.rel_pos_bias) + head * plan.bias_elements;
+  if (bias_dtype(params) == NA_FLOAT32)
+    return static_cast<const float*>(params.rel_pos_bias) + head * plan.bias_elements;
   for (int64_t i = 0; i < plan.bias_elements; ++i) {
-    buffer[i] = number_at(params.rel_pos_bias, params.dtype, head * plan.bias_elements + i);
+    buffer[i] = number_at(params.rel_pos_bias, bias_dtype(params), head * plan.bias_elements + i);
   }
   return buffer;
 }

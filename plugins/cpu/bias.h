@@ -7,6 +7,10 @@
 
 namespace na_deploy::cpu {
 
+inline int32_t bias_dtype(const na_params& params) {
+  return params.bias_is_float32 != 0 ? NA_FLOAT32 : static_cast<na_dtype>(params.dtype);
+}
+
 // Writes one head's spread bias (see SpreadBias), times log2(e).
 void spread_bias(const Plan& plan, const na_params& params, int64_t head, float* spread);
 

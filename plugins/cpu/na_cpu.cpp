@@ -16,7 +16,7 @@ cpu::Plan full_plan(const na_params& params, const na_cpu_plan& plan) {
   cpu::Cut cut;
   std::copy_n(plan.tile, cpu::kAxes, cut.tile);
   std::copy_n(plan.quad, cpu::kAxes, cut.quad);
-  return cpu::make_plan(params, cpu::vector_of_target(), cut);
+  return cpu::make_plan(params, cpu::target_in_use(), cut);
 }
 
 }  // namespace
@@ -33,7 +33,7 @@ int na_cpu_check(const na_params* params, char* message, size_t size) {
 }
 
 void na_cpu_make_plan(const na_params* params, na_cpu_plan* plan) {
-  const cpu::Plan full = cpu::make_plan(*params, cpu::vector_of_target());
+  const cpu::Plan full = cpu::make_plan(*params, cpu::target_in_use());
   plan->tasks = full.tasks;
   for (int a = 0; a < cpu::kAxes; ++a) {
     plan->tile[a] = full.axis[a].tile;

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "../core/window.h"
+#include "bias.h"
 
 namespace na_deploy::cpu {
 namespace {
@@ -196,6 +197,10 @@ void plan_bias(Plan& plan, const na_params& params) {
     const AxisPlan& axis = plan.axis[a];
     plan.bias_elements *= 2 * axis.kernel_size - 1;
     plan.spread.width[a] = 2 * axis.kernel_size - 1 + (plan.quads ? plan.quad[a] : axis.tile) - 1;
+    if (!plan.quads && axis.tiles == 1) {  // the origin is the group's first element
+      plan.spread.base[a] = axis.kernel_size - 1;
+      plan.spread.width[a] = longest_group(axis);
+    }
     rows *= static_cast<double>(plan.spread.width[a]);
     keys *= static_cast<double>(axis.span);
     tiles *= static_cast<double>(axis.dilation * axis.tiles);
@@ -225,22 +230,25 @@ Plan axes_of(const na_params& params, int64_t vector) {
 
 }  // namespace
 
-Plan make_plan(const na_params& params, int64_t vector) {
-  const Plan axes = axes_of(params, vector);
+Plan make_plan(const na_params& params, const Target& target) {
+  const Plan axes = axes_of(params, target.vector);
   Cut cut;
   const double limit = choose_tile(axes, params, cut);
   Cut quads;
   if (choose_quads(axes, params, limit, quads)) {
-    const Plan plan = make_plan(params, vector, quads);
+    const Plan plan = make_plan(params, target, quads);
     // Quads need the bias spread: they cannot gather it.
     if (plan.bias_elements == 0 || plan.spread.elements != 0) return plan;
   }
-  return make_plan(params, vector, cut);
+  return make_plan(params, target, cut);
 }
 
-Plan make_plan(const na_params& params, int64_t vector, const Cut& cut) {
+Plan make_plan(const na_params& params, const Target& target, const Cut& cut) {
+  const int64_t vector = target.vector;
   Plan plan = axes_of(params, vector);
   plan.quads = cut.quad[0] > 0;
+  const int64_t channels_at_once = plan.quads ? vector / kQuad * 2 : 2;
+  plan.dots = target.dots && params.dtype == NA_BFLOAT16 && params.head_dim % channels_at_once == 0;
   plan.padded_head_dim = round_up(params.head_dim, vector);
   plan.padded_value_dim = round_up(params.value_dim, vector);
   const double scale =
@@ -268,7 +276,8 @@ Plan make_plan(const na_params& params, int64_t vector, const Cut& cut) {
   // cache.
   plan.values_in_place =
       params.dtype == NA_FLOAT32 && plan.padded_value_dim == params.value_dim && (plan.lanes == vector || plan.quads);
-  plan.keys_in_place = params.dtype == NA_FLOAT32 && (!plan.quads || plan.padded_head_dim == params.head_dim);
+  plan.keys_in_place =
+      plan.dots || (params.dtype == NA_FLOAT32 && (!plan.quads || plan.padded_head_dim == params.head_dim));
   const int64_t row_bytes = 4 * (plan.padded_head_dim + plan.padded_value_dim + plan.lanes);
   const int64_t keys =
       std::min({box + std::min(params.additional, kMaxBlock), kMaxBlock, std::max(kBlockBytes / row_bytes, kMinBlock)});
@@ -307,9 +316,11 @@ Scratch lay_out(const Plan& plan, const na_params& params, void* memory) {
   scratch.key = floats((plan.keys_in_place ? kQuad : std::max(copies, kQuad)) * plan.padded_head_dim);
   scratch.key_rows = reinterpret_cast<const float**>(take(plan.block, sizeof(float*)));
   scratch.value = floats(plan.values_in_place ? 0 : copies * plan.padded_value_dim);
+  const int64_t value_rows = plan.dots && !plan.quads ? plan.block : 0;
+  scratch.value_rows = reinterpret_cast<const void**>(take(value_rows, sizeof(void*)));
   scratch.score = floats(plan.block * lanes);
   scratch.output = floats(std::max(lanes * plan.padded_value_dim, plan.padded_head_dim));
-  scratch.bias = floats(params.dtype == NA_FLOAT32 ? 0 : plan.bias_elements);
+  scratch.bias = floats(bias_dtype(params) == NA_FLOAT32 ? 0 : plan.bias_elements);
   scratch.spread = floats(plan.spread_per_call ? plan.spread.elements : 0);
   for (int a = 0; a < kAxes; ++a) {
     scratch.visible[a] = reinterpret_cast<uint64_t*>(take(plan.axis[a].span, sizeof(uint64_t)));

@@ -38,15 +38,18 @@ struct Strides {
 };
 
 // The bias spread over lanes, (rows of axis 0, 1, 2, lanes): its element [r, lane] is the bias between the lane's query
-// and the key at r - (kernel_size - 1) from the tile's origin. For quads a vector's lanes are (query, key of the
-// group), r is the group's first key, and the origin is the quad's.
+// and the key at r + base - (kernel_size - 1) from the tile's origin. For quads a vector's lanes are (query, key of the
+// group), r is the group's first key, and the origin is the quad's. Where one tile takes a whole group, as in DiNAT's
+// dense groups, base leaves out the rows of keys before the group's first, and width those after its last.
 struct SpreadBias {
   int64_t width[kAxes] = {1, 1, 1};
+  int64_t base[kAxes] = {};
   int64_t elements = 0;  // size for one head; 0: spreading does not pay, biases are gathered key by key
 };
 
 struct Plan {
   bool quads = false;        // quad_kernel.cpp, else tile_kernel.cpp
+  bool dots = false;         // bfloat16 is multiplied in pairs, without conversion to float32
   int64_t quad[kAxes] = {};  // queries of four consecutive lanes
   AxisPlan axis[kAxes];
   Strides query, key, value;
@@ -70,8 +73,13 @@ struct Plan {
   float scale = 1.0F;            // includes log2(e): scores are exponents of two
 };
 
-// SIMD lanes of the instruction set in use.
-int64_t vector_of_target();
+// The instruction set in use.
+struct Target {
+  int64_t vector;  // SIMD lanes
+  bool dots;       // it has dot products of bfloat16
+};
+
+Target target_in_use();
 
 // The cut of a problem: the kernel and the size of its tiles.
 struct Cut {
@@ -80,10 +88,10 @@ struct Cut {
 };
 
 // Chooses the cut with the least work and completes the plan.
-Plan make_plan(const na_params& params, int64_t vector);
+Plan make_plan(const na_params& params, const Target& target);
 
 // Completes the plan for a cut chosen before.
-Plan make_plan(const na_params& params, int64_t vector, const Cut& cut);
+Plan make_plan(const na_params& params, const Target& target, const Cut& cut);
 
 // The kernels: compute the tasks [first, last).
 void run_in_tiles(const na_params& params, const Plan& plan, int64_t first, int64_t last,
@@ -93,11 +101,12 @@ void run_in_quads(const na_params& params, const Plan& plan, int64_t first, int6
 
 // Scratch memory of one thread: arrays one after another, each aligned to a vector.
 struct Scratch {
-  float* query;              // (padded_head_dim, lanes), scaled
+  float* query;              // (padded_head_dim, lanes), scaled; with dots pairs of bfloat16, not scaled
   float* key;                // (block, padded_head_dim) unless keys are read in place; room for four rows
   const float** key_rows;    // (block)
-  float* value;              // (block, padded_value_dim) unless values are read in place
-  float* score;              // (block, lanes), then their exponentials
+  float* value;              // (block, padded_value_dim) unless values are read in place; with dots pairs of keys
+  const void** value_rows;   // (block) with dots in tiles: the values in the tensor
+  float* score;              // (block, lanes), then their exponentials, with dots as pairs of keys
   float* output;             // (lanes, padded_value_dim), not yet divided by the sum
   float* bias;               // one head's rel_pos_bias in float32, unless it is float32 already
   float* spread;             // one head's spread bias

@@ -7,6 +7,7 @@
 #endif
 
 #include <cstdint>
+#include <cstring>
 
 #include <hwy/highway.h>
 
@@ -21,94 +22,155 @@ namespace na_deploy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// The numbers of a product: one float32 of each lane for a multiply-add.
+struct Singles {
+  using T = float;
+  static constexpr int64_t kWidth = 1;
+
+  template <class D>
+  static HWY_INLINE hn::Vec<D> load(D d, const float* from) {
+    return hn::LoadU(d, from);
+  }
+
+  template <class D>
+  static HWY_INLINE hn::Vec<D> broadcast(D d, const float* from) {
+    return hn::Set(d, *from);
+  }
+
+  template <class D>
+  static HWY_INLINE hn::Vec<D> multiply_add(D, hn::Vec<D> a, hn::Vec<D> b, hn::Vec<D> sum) {
+    return hn::MulAdd(a, b, sum);
+  }
+};
+
+#if HWY_NATIVE_DOT_BF16
+// Two bfloat16 of each lane, whose products are summed in float32.
+struct Pairs {
+  using T = hwy::bfloat16_t;
+  static constexpr int64_t kWidth = 2;
+  template <class D>
+  using Narrow = hn::Repartition<hwy::bfloat16_t, D>;
+
+  template <class D>
+  static HWY_INLINE hn::Vec<Narrow<D>> load(D, const hwy::bfloat16_t* from) {
+    return hn::LoadU(Narrow<D>(), from);
+  }
+
+  template <class D>
+  static HWY_INLINE hn::Vec<Narrow<D>> broadcast(D, const hwy::bfloat16_t* from) {
+    uint32_t pair;
+    std::memcpy(&pair, from, sizeof pair);
+    return hn::BitCast(Narrow<D>(), hn::Set(hn::RebindToUnsigned<D>(), pair));
+  }
+
+  // The processor's instruction sums neighbours, and leaves Highway's second sum alone.
+  template <class D>
+  static HWY_INLINE hn::Vec<D> multiply_add(D d, hn::Vec<Narrow<D>> a, hn::Vec<Narrow<D>> b, hn::Vec<D> sum) {
+    hn::Vec<D> unused = hn::Zero(d);
+    return hn::ReorderWidenMulAccumulate(d, a, b, sum, unused);
+  }
+};
+#else
+using Pairs = Singles;
+#endif
+
 // The first product: scores[key][lane] = sum over channels of query[channel][lane] * key[key][channel].
 
-// Scores of kKeys keys, whose rows may lie anywhere, for kVectors vectors of lanes; query is (channels, lanes) and
-// score (keys, lanes).
-template <int kKeys, int kVectors, class D>
-HWY_INLINE void score_keys(D d, const float* HWY_RESTRICT query, const float* const* keys, int64_t channels,
-                           float* HWY_RESTRICT score, int64_t lanes) {
+// Scores, times `scale`, of kKeys keys, whose rows may lie anywhere, for kVectors vectors of lanes; query is (steps,
+// lanes, kWidth channels) and score (keys, lanes).
+template <class N, int kKeys, int kVectors, class D>
+HWY_INLINE void score_keys(D d, float scale, const typename N::T* HWY_RESTRICT query, const typename N::T* const* keys,
+                           int64_t steps, float* HWY_RESTRICT score, int64_t lanes) {
   constexpr int64_t kVector = hn::MaxLanes(D());
-  const float* row[kKeys];
+  const typename N::T* row[kKeys];
   hn::Vec<D> sums[kKeys][kVectors];
   for (int i = 0; i < kKeys; ++i) {
     row[i] = keys[i];
     for (int v = 0; v < kVectors; ++v) sums[i][v] = hn::Zero(d);
   }
-  for (int64_t c = 0; c < channels; ++c, query += lanes) {
-    hn::Vec<D> channel[kVectors];
-    for (int v = 0; v < kVectors; ++v) channel[v] = hn::Load(d, query + v * kVector);
+  for (int64_t c = 0; c < steps; ++c, query += lanes * N::kWidth) {
+    decltype(N::load(d, query)) channel[kVectors];
+    for (int v = 0; v < kVectors; ++v) channel[v] = N::load(d, query + v * kVector * N::kWidth);
     for (int i = 0; i < kKeys; ++i) {
-      const hn::Vec<D> number = hn::Set(d, row[i][c]);
-      for (int v = 0; v < kVectors; ++v) sums[i][v] = hn::MulAdd(channel[v], number, sums[i][v]);
+      const auto number = N::broadcast(d, row[i] + c * N::kWidth);
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = N::multiply_add(d, channel[v], number, sums[i][v]);
     }
   }
   for (int i = 0; i < kKeys; ++i) {
-    for (int v = 0; v < kVectors; ++v) hn::Store(sums[i][v], d, score + i * lanes + v * kVector);
+    for (int v = 0; v < kVectors; ++v) {
+      if constexpr (N::kWidth > 1) sums[i][v] = hn::Mul(sums[i][v], hn::Set(d, scale));  // single ones have it already
+      hn::Store(sums[i][v], d, score + i * lanes + v * kVector);
+    }
   }
 }
 
 // Scores of kMost keys at once, as many as registers hold sums and addresses; then of 4, 2 and 1.
-template <int kMost, int kVectors, class D>
-HWY_NOINLINE void score_vectors(D d, const float* query, const float* const* keys, int64_t channels, int64_t count,
-                                float* score, int64_t lanes) {
+template <class N, int kMost, int kVectors, class D>
+HWY_NOINLINE void score_vectors(D d, float scale, const typename N::T* query, const typename N::T* const* keys,
+                                int64_t steps, int64_t count, float* score, int64_t lanes) {
   int64_t i = 0;
   for (; i + kMost <= count; i += kMost) {
-    score_keys<kMost, kVectors>(d, query, keys + i, channels, score + i * lanes, lanes);
+    score_keys<N, kMost, kVectors>(d, scale, query, keys + i, steps, score + i * lanes, lanes);
   }
-  for (; i + 4 <= count; i += 4) score_keys<4, kVectors>(d, query, keys + i, channels, score + i * lanes, lanes);
+  for (; i + 4 <= count; i += 4) {
+    score_keys<N, 4, kVectors>(d, scale, query, keys + i, steps, score + i * lanes, lanes);
+  }
   if (i + 2 <= count) {
-    score_keys<2, kVectors>(d, query, keys + i, channels, score + i * lanes, lanes);
+    score_keys<N, 2, kVectors>(d, scale, query, keys + i, steps, score + i * lanes, lanes);
     i += 2;
   }
-  if (i < count) score_keys<1, kVectors>(d, query, keys + i, channels, score + i * lanes, lanes);
+  if (i < count) score_keys<N, 1, kVectors>(d, scale, query, keys + i, steps, score + i * lanes, lanes);
 }
 
 // Scores of `count` keys. Each key's number is loaded once for as many vectors as registers allow: loads bound this
 // product.
-template <class D>
-HWY_INLINE void score_block(D d, const float* query, const float* const* keys, int64_t channels, int64_t count,
-                            float* score, int64_t lanes) {
+template <class N, class D>
+HWY_INLINE void score_block(D d, float scale, const typename N::T* query, const typename N::T* const* keys,
+                            int64_t steps, int64_t count, float* score, int64_t lanes) {
   constexpr int64_t kVector = hn::MaxLanes(D());
+  constexpr int64_t kWidth = N::kWidth;
   int64_t lane = 0;
 #if NA_DEPLOY_MANY_REGISTERS
   for (; lane + 4 * kVector <= lanes; lane += 4 * kVector) {
-    score_vectors<5, 4>(d, query + lane, keys, channels, count, score + lane, lanes);
+    score_vectors<N, 5, 4>(d, scale, query + lane * kWidth, keys, steps, count, score + lane, lanes);
   }
 #endif
   for (; lane + 2 * kVector <= lanes; lane += 2 * kVector) {
-    score_vectors<6, 2>(d, query + lane, keys, channels, count, score + lane, lanes);
+    score_vectors<N, 6, 2>(d, scale, query + lane * kWidth, keys, steps, count, score + lane, lanes);
   }
   for (; lane < lanes; lane += kVector) {
-    score_vectors<8, 1>(d, query + lane, keys, channels, count, score + lane, lanes);
+    score_vectors<N, 8, 1>(d, scale, query + lane * kWidth, keys, steps, count, score + lane, lanes);
   }
 }
 
 // The second product: output[lane][channel] += weight[key][lane] * value[key][channel].
 
-// Neighbouring keys of four lanes: their values' rows are `step` floats apart, their weights `lanes`.
+// Neighbouring keys, or pairs of keys, of four lanes: rows of their values are `step` apart, those of their weights
+// (lanes, kWidth keys).
+template <class N>
 struct WeightedRun {
-  const float* value;
+  const typename N::T* value;
   int64_t step;
-  const float* weight;
+  const typename N::T* weight;
   int64_t count;
 };
 
-template <int kVectors, class D>
-HWY_INLINE void add_value(D d, const float* value, const float* weight, hn::Vec<D> (&sums)[kQuad][kVectors]) {
+template <class N, int kVectors, class D>
+HWY_INLINE void add_value(D d, const typename N::T* value, const typename N::T* weight,
+                          hn::Vec<D> (&sums)[kQuad][kVectors], int64_t lane_step = N::kWidth) {
   constexpr int64_t kLanes = hn::MaxLanes(D());
-  hn::Vec<D> row[kVectors];
-  for (int v = 0; v < kVectors; ++v) row[v] = hn::LoadU(d, value + v * kLanes);
+  decltype(N::load(d, value)) row[kVectors];
+  for (int v = 0; v < kVectors; ++v) row[v] = N::load(d, value + v * kLanes * N::kWidth);
   for (int q = 0; q < kQuad; ++q) {
-    const hn::Vec<D> w = hn::Set(d, weight[q]);
-    for (int v = 0; v < kVectors; ++v) sums[q][v] = hn::MulAdd(w, row[v], sums[q][v]);
+    const auto w = N::broadcast(d, weight + q * lane_step);
+    for (int v = 0; v < kVectors; ++v) sums[q][v] = N::multiply_add(d, w, row[v], sums[q][v]);
   }
 }
 
 // Computes kVectors vectors of channels, from `channel` on, of four lanes' outputs, whose rows are `stride` floats
 // apart. `keep` scales what they already hold; null where they hold nothing yet.
-template <int kVectors, class D>
-HWY_NOINLINE void accumulate(D d, const WeightedRun* runs, int64_t run_count, int64_t channel, const float* keep,
+template <class N, int kVectors, class D>
+HWY_NOINLINE void accumulate(D d, const WeightedRun<N>* runs, int64_t run_count, int64_t channel, const float* keep,
                              float* output, int64_t stride, int64_t lanes) {
   using V = hn::Vec<D>;
   constexpr int64_t kLanes = hn::MaxLanes(D());
@@ -125,19 +187,20 @@ HWY_NOINLINE void accumulate(D d, const WeightedRun* runs, int64_t run_count, in
     }
   }
   for (int64_t run = 0; run < run_count; ++run) {
-    const float* HWY_RESTRICT value = runs[run].value + channel;
-    const float* HWY_RESTRICT weight = runs[run].weight;
+    const typename N::T* HWY_RESTRICT value = runs[run].value + channel * N::kWidth;
+    const typename N::T* HWY_RESTRICT weight = runs[run].weight;
+    const int64_t weights = lanes * N::kWidth;
     const int64_t step = runs[run].step;
     int64_t i = 0;
 #if NA_DEPLOY_MANY_REGISTERS
     if constexpr (kVectors <= 2) {
-      for (; i + 2 <= runs[run].count; i += 2, value += 2 * step, weight += 2 * lanes) {
-        add_value<kVectors>(d, value, weight, sums);
-        add_value<kVectors>(d, value + step, weight + lanes, odd_sums);
+      for (; i + 2 <= runs[run].count; i += 2, value += 2 * step, weight += 2 * weights) {
+        add_value<N, kVectors>(d, value, weight, sums);
+        add_value<N, kVectors>(d, value + step, weight + weights, odd_sums);
       }
     }
 #endif
-    for (; i < runs[run].count; ++i, value += step, weight += lanes) add_value<kVectors>(d, value, weight, sums);
+    for (; i < runs[run].count; ++i, value += step, weight += weights) add_value<N, kVectors>(d, value, weight, sums);
   }
   for (int q = 0; q < kQuad; ++q) {
     for (int v = 0; v < kVectors; ++v)

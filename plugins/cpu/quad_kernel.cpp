@@ -19,6 +19,7 @@
 #include "bias.h"
 #include "exponential-inl.h"
 #include "plan.h"
+#include "products-inl.h"
 #include "rows-inl.h"
 #include "single_query.h"
 #include "tile.h"
@@ -31,12 +32,13 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr int64_t kGroup = kVector / kQuad;  // channels of one query in a vector, and keys of a group
 
-// Rows of a tile's box of keys or values in float32, in the tensor or copied.
+// Rows of a tile's box of keys or values, in the tensor or copied.
+template <typename Number>
 struct Rows {
-  const float* first;
+  const Number* first;
   int64_t step[kAxes];
 
-  const float* at(int64_t k0, int64_t k1, int64_t k2) const {
+  const Number* at(int64_t k0, int64_t k1, int64_t k2) const {
     return first + k0 * step[0] + k1 * step[1] + k2 * step[2];
   }
 };
@@ -54,6 +56,22 @@ HWY_INLINE Float load_channels(FloatTag d, const float* key) {
     return hn::Set(d, *key);
   }
 }
+
+#if HWY_NATIVE_DOT_BF16
+// The same of twice as many channels in bfloat16.
+HWY_INLINE hn::Vec<Pairs::Narrow<FloatTag>> load_channels(FloatTag, const hwy::bfloat16_t* key) {
+  const Pairs::Narrow<FloatTag> narrow;
+  if constexpr (kGroup == 4) {
+    return hn::LoadDup128(narrow, key);
+  } else if constexpr (kGroup == 2) {
+    uint64_t four;
+    std::memcpy(&four, key, sizeof four);
+    return hn::BitCast(narrow, hn::Set(hn::Repartition<uint64_t, FloatTag>(), four));
+  } else {
+    return Pairs::broadcast(FloatTag(), key);
+  }
+}
+#endif
 
 // Sums over channels: from (query, channel) for each key of a group to (query, key).
 HWY_INLINE Float sum_channels(FloatTag d, const Float (&products)[kGroup]) {
@@ -82,32 +100,44 @@ HWY_INLINE Float over_group(FloatTag d, Float numbers, const Combine& combine) {
   return numbers;
 }
 
-// kGroups groups of keys against four queries. kBlocks: vectors of a query, 0 where `blocks` gives them.
-template <int kGroups, int64_t kBlocks>
-HWY_INLINE void score_groups(FloatTag d, const float* HWY_RESTRICT query, const float* const* keys, int64_t blocks,
-                             Float (&scores)[kGroups]) {
+// kGroups groups of keys against four queries, with dots times `scale`. kBlocks: vectors of a query, 0 where `blocks`
+// gives them.
+template <class N, int kGroups, int64_t kBlocks>
+HWY_INLINE void score_groups(FloatTag d, float scale, const typename N::T* HWY_RESTRICT query,
+                             const typename N::T* const* keys, int64_t blocks, Float (&scores)[kGroups]) {
   Float products[kGroups][kGroup];
   for (int g = 0; g < kGroups; ++g) {
     for (int64_t i = 0; i < kGroup; ++i) products[g][i] = hn::Zero(d);
   }
   const int64_t count = kBlocks != 0 ? kBlocks : blocks;
   for (int64_t c = 0; c < count; ++c) {
-    const Float channels = hn::Load(d, query + c * kVector);
+    const auto channels = N::load(d, query + c * kVector * N::kWidth);
     for (int g = 0; g < kGroups; ++g) {
       for (int64_t i = 0; i < kGroup; ++i) {
-        const float* key = keys[g * kGroup + i];
-        products[g][i] = hn::MulAdd(channels, load_channels(d, key + c * kGroup), products[g][i]);
+        const auto number = load_channels(d, keys[g * kGroup + i] + c * kGroup * N::kWidth);
+        products[g][i] = N::multiply_add(d, channels, number, products[g][i]);
       }
     }
   }
-  for (int g = 0; g < kGroups; ++g) scores[g] = sum_channels(d, products[g]);
+  for (int g = 0; g < kGroups; ++g) {
+    scores[g] = sum_channels(d, products[g]);
+    if constexpr (N::kWidth > 1) scores[g] = hn::Mul(scores[g], hn::Set(d, scale));
+  }
 }
 
-template <typename T>
+// T: element of the tensors. N: numbers of the products, Singles or, for bfloat16, Pairs.
+template <typename T, class N>
 class QuadKernel {
+  static constexpr bool kDots = N::kWidth > 1;
+  static constexpr int64_t kChannels = kGroup * N::kWidth;  // of one query in a vector
+  using Number = typename N::T;
+
  public:
   QuadKernel(const na_params& params, const Plan& plan, const Scratch& scratch)
-      : params_(params), plan_(plan), scratch_(scratch), blocks_(plan.padded_head_dim / kGroup) {}
+      : params_(params),
+        plan_(plan),
+        scratch_(scratch),
+        blocks_((kDots ? params.head_dim : plan.padded_head_dim) / kChannels) {}
 
   void run(int64_t task) {
     if (!place_tile(plan_, params_, task, scratch_.visible, tile_)) return;
@@ -144,41 +174,89 @@ class QuadKernel {
     const bool packed = params_.packed != 0;
     const auto* key = static_cast<const T*>(packed ? params_.query : params_.key);
     const auto* value = static_cast<const T*>(packed ? params_.query : params_.value);
-    keys_ =
-        rows_of(key, plan_.key, key_head, params_.head_dim, plan_.padded_head_dim, plan_.keys_in_place, scratch_.key);
-    values_ = rows_of(value, plan_.value, key_head, params_.value_dim, plan_.padded_value_dim, plan_.values_in_place,
-                      scratch_.value);
+    const int64_t head_dim = params_.head_dim;
+    if constexpr (kDots) {
+      keys_ = {begin_of(key, plan_.key, key_head), {}};
+      steps_of(plan_.key, keys_.step);
+      values_ = pairs_of(value, key_head);
+    } else {
+      keys_ = rows_of(key, plan_.key, key_head, head_dim, plan_.padded_head_dim, plan_.keys_in_place, scratch_.key);
+      values_ = rows_of(value, plan_.value, key_head, params_.value_dim, plan_.padded_value_dim, plan_.values_in_place,
+                        scratch_.value);
+    }
   }
 
-  Rows rows_of(const T* tensor, const Strides& strides, int64_t head, int64_t width, int64_t padded, bool in_place,
-               float* copies) const {
-    int64_t first[kAxes];
-    Rows rows{};
+  const T* begin_of(const T* tensor, const Strides& strides, int64_t head) const {
+    const int64_t first[kAxes] = {tile_.axis[0].first, tile_.axis[1].first, tile_.axis[2].first};
+    return tensor + offset_of(plan_, strides, tile_, head, first);
+  }
+
+  void steps_of(const Strides& strides, int64_t (&step)[kAxes]) const {
+    for (int a = 0; a < kAxes; ++a) step[a] = strides.axis[a] * plan_.axis[a].dilation;
+  }
+
+  // Calls `use(row)` with the tensor's row of every key of the box, and with that of its neighbour along the last axis,
+  // null for the last one.
+  template <class Use>
+  void for_box(const T* begin, const int64_t (&step)[kAxes], const Use& use) const {
     int64_t count[kAxes];
-    for (int a = 0; a < kAxes; ++a) {
-      first[a] = tile_.axis[a].first;
-      count[a] = tile_.axis[a].last - first[a];
-      rows.step[a] = strides.axis[a] * plan_.axis[a].dilation;
+    for (int a = 0; a < kAxes; ++a) count[a] = tile_.axis[a].last - tile_.axis[a].first;
+    for (int64_t k0 = 0; k0 < count[0]; ++k0) {
+      for (int64_t k1 = 0; k1 < count[1]; ++k1) {
+        const T* row = begin + k0 * step[0] + k1 * step[1];
+        for (int64_t k2 = 0; k2 < count[2]; ++k2, row += step[2]) use(row, k2 + 1 < count[2] ? row + step[2] : nullptr);
+      }
     }
-    const T* begin = tensor + offset_of(plan_, strides, tile_, head, first);
+  }
+
+  // The steps of copied rows, `width` numbers each.
+  void steps_of_copies(int64_t width, int64_t (&step)[kAxes]) const {
+    step[2] = width;
+    step[1] = step[2] * (tile_.axis[2].last - tile_.axis[2].first);
+    step[0] = step[1] * (tile_.axis[1].last - tile_.axis[1].first);
+  }
+
+  Rows<Number> rows_of(const T* tensor, const Strides& strides, int64_t head, int64_t width, int64_t padded,
+                       bool in_place, float* copies) const {
+    const T* begin = begin_of(tensor, strides, head);
+    Rows<Number> rows{};
+    steps_of(strides, rows.step);
     if constexpr (sizeof(T) == sizeof(float)) {
       if (in_place) {
         rows.first = begin;
         return rows;
       }
     }
-    float* copy = copies;
-    for (int64_t k0 = 0; k0 < count[0]; ++k0) {
-      for (int64_t k1 = 0; k1 < count[1]; ++k1) {
-        for (int64_t k2 = 0; k2 < count[2]; ++k2, copy += padded) {
-          load_row(d_, begin + k0 * rows.step[0] + k1 * rows.step[1] + k2 * rows.step[2], width, padded, copy);
-        }
-      }
+    if constexpr (!kDots) {
+      float* copy = copies;
+      for_box(begin, rows.step, [&](const T* row, const T*) {
+        load_row(d_, row, width, padded, copy);
+        copy += padded;
+      });
+      rows.first = copies;
+      steps_of_copies(padded, rows.step);
     }
-    return {copies, {count[1] * count[2] * padded, count[2] * padded, padded}};
+    return rows;
   }
 
-  // query[block][query][channel], scaled.
+  // Each key's values interleaved with those of its neighbour, so that a pair may begin anywhere.
+  Rows<Number> pairs_of(const T* value, int64_t head) const {
+    Rows<Number> rows{};
+    steps_of(plan_.value, rows.step);
+    if constexpr (kDots) {
+      const int64_t padded = plan_.padded_value_dim;
+      auto* pair = reinterpret_cast<Number*>(scratch_.value);
+      rows.first = pair;
+      for_box(begin_of(value, plan_.value, head), rows.step, [&](const T* row, const T* next) {
+        interleave_rows(d_, row, next, params_.value_dim, padded, pair);
+        pair += 2 * padded;
+      });
+      steps_of_copies(2 * padded, rows.step);
+    }
+    return rows;
+  }
+
+  // query[block][query][channel], scaled; with dots as they are.
   void load_queries(int64_t quad) {
     const hn::CappedTag<float, static_cast<size_t>(kGroup)> narrow;
     const auto scale = hn::Set(narrow, plan_.scale);
@@ -188,6 +266,13 @@ class QuadKernel {
     for (int64_t i = 0; i < kQuad; ++i) {
       // Lanes without a query compute another's scores, which nobody reads.
       const T* row = query + plan_.lane_query[quad * kQuad + ((used >> i & 1U) != 0 ? i : some)];
+      if constexpr (kDots) {
+        auto* to = reinterpret_cast<Number*>(scratch_.query) + i * kChannels;
+        for (int64_t c = 0; c < blocks_; ++c) {
+          std::memcpy(static_cast<void*>(to + c * kVector * N::kWidth), row + c * kChannels, kChannels * sizeof(T));
+        }
+        continue;
+      }
       load_row(d_, row, params_.head_dim, plan_.padded_head_dim, scratch_.output);
       for (int64_t c = 0; c < blocks_; ++c) {
         hn::StoreU(hn::Mul(scale, hn::LoadU(narrow, scratch_.output + c * kGroup)), narrow,
@@ -220,10 +305,10 @@ class QuadKernel {
     KeyRun* run = scratch_.runs;
     for (int64_t k0 = 0; k0 < count_[0]; ++k0) {
       for (int64_t k1 = 0; k1 < count_[1]; ++k1, ++run) {
-        const float* key = keys_.at(first_[0] + k0, first_[1] + k1, first_[2]);
+        const Number* key = keys_.at(first_[0] + k0, first_[1] + k1, first_[2]);
         for (int64_t k2 = 0; k2 < row_groups_ * kGroup; ++k2)
-          *row++ = key + std::min(k2, count_[2] - 1) * keys_.step[2];
-        run->value = values_.at(first_[0] + k0, first_[1] + k1, first_[2]);
+          *row++ = reinterpret_cast<const float*>(key + std::min(k2, count_[2] - 1) * keys_.step[2]);
+        run->value = reinterpret_cast<const float*>(values_.at(first_[0] + k0, first_[1] + k1, first_[2]));
       }
     }
   }
@@ -231,21 +316,22 @@ class QuadKernel {
   // Scores of the quad's keys with bias and mask; returns each query's maximum.
   Float score(int64_t quad) {
     const int64_t groups = count_[0] * count_[1] * row_groups_;
-    const float* const* keys = scratch_.key_rows;
+    const auto* keys = reinterpret_cast<const Number* const*>(scratch_.key_rows);
+    const auto* query = reinterpret_cast<const Number*>(scratch_.query);
     int64_t g = 0;
     for (; g + 2 <= groups; g += 2) {
       Float scores[2];
-      if (blocks_ * kGroup == 32) {
-        score_groups<2, 32 / kGroup>(d_, scratch_.query, keys + g * kGroup, blocks_, scores);
+      if (blocks_ * kChannels == 32) {
+        score_groups<N, 2, 32 / kChannels>(d_, plan_.scale, query, keys + g * kGroup, blocks_, scores);
       } else {
-        score_groups<2, 0>(d_, scratch_.query, keys + g * kGroup, blocks_, scores);
+        score_groups<N, 2, 0>(d_, plan_.scale, query, keys + g * kGroup, blocks_, scores);
       }
       hn::Store(scores[0], d_, scratch_.score + g * kVector);
       hn::Store(scores[1], d_, scratch_.score + (g + 1) * kVector);
     }
     if (g < groups) {
       Float scores[1];
-      score_groups<1, 0>(d_, scratch_.query, keys + g * kGroup, blocks_, scores);
+      score_groups<N, 1, 0>(d_, plan_.scale, query, keys + g * kGroup, blocks_, scores);
       hn::Store(scores[0], d_, scratch_.score + g * kVector);
     }
 
@@ -289,14 +375,21 @@ class QuadKernel {
     return spread_ + row * kVector;
   }
 
-  // Turns scores into exponentials and returns each query's sum.
+  // Turns scores into exponentials, in bfloat16 with dots, and returns each query's sum.
   Float exponentials(Float maximum) const {
     const int64_t groups = count_[0] * count_[1] * row_groups_;
     Float sum = hn::Zero(d_);
     for (int64_t g = 0; g < groups; ++g) {
       float* at = scratch_.score + g * kVector;
       const Float weights = exp2_of_negative(d_, hn::Sub(hn::Load(d_, at), maximum));
-      hn::Store(weights, d_, at);
+      if constexpr (kDots) {
+        const hn::Rebind<uint16_t, FloatTag> half;
+        const hn::Rebind<hwy::bfloat16_t, FloatTag> narrow;
+        hn::StoreU(hn::BitCast(narrow, hn::TruncateTo(half, rounded_halves(d_, weights))), narrow,
+                   reinterpret_cast<Number*>(scratch_.score) + g * kVector);
+      } else {
+        hn::Store(weights, d_, at);
+      }
       sum = hn::Add(sum, weights);
     }
     return over_group(d_, sum, [](Float a, Float b) { return hn::Add(a, b); });
@@ -320,17 +413,22 @@ class QuadKernel {
         for (int v = 0; v < kVectors; ++v) sums[chain][q][v] = hn::Zero(d_);
       }
     }
-    const float* weight = scratch_.score;
-    const int64_t step = values_.step[2];
+    const auto* weight = reinterpret_cast<const Number*>(scratch_.score);
+    constexpr int64_t kWidth = N::kWidth;
+    const int64_t step = values_.step[2] * kWidth;
     const int64_t whole = count_[2] / kGroup;
-    const int64_t rest = count_[2] - whole * kGroup;
+    const int64_t rest = (count_[2] - whole * kGroup + kWidth - 1) / kWidth;  // a key past the row's end has no weight
     for (const KeyRun* run = scratch_.runs; run != scratch_.runs + count_[0] * count_[1]; ++run) {
-      const float* value = run->value + channel;
+      const auto* value = reinterpret_cast<const Number*>(run->value) + channel * kWidth;
       for (int64_t g = 0; g < whole; ++g, weight += kVector) {
-        for (int64_t j = 0; j < kGroup; ++j, value += step) add_value<kVectors>(value, weight + j, sums[j % kChains]);
+        for (int64_t j = 0; j < kGroup / kWidth; ++j, value += step) {
+          add_value<N, kVectors>(d_, value, weight + j * kWidth, sums[j % kChains], kGroup);
+        }
       }
       if (rest > 0) {
-        for (int64_t j = 0; j < rest; ++j, value += step) add_value<kVectors>(value, weight + j, sums[0]);
+        for (int64_t j = 0; j < rest; ++j, value += step) {
+          add_value<N, kVectors>(d_, value, weight + j * kWidth, sums[0], kGroup);
+        }
         weight += kVector;
       }
     }
@@ -340,16 +438,6 @@ class QuadKernel {
         if constexpr (kChains == 2) sum = hn::Add(sum, sums[1][q][v]);
         hn::Store(sum, d_, scratch_.output + q * plan_.padded_value_dim + channel + v * kVector);
       }
-    }
-  }
-
-  template <int kVectors>
-  HWY_INLINE void add_value(const float* value, const float* weight, Float (&sums)[kQuad][kVectors]) const {
-    Float row[kVectors];
-    for (int v = 0; v < kVectors; ++v) row[v] = hn::LoadU(d_, value + v * kVector);
-    for (int q = 0; q < kQuad; ++q) {
-      const Float w = hn::Set(d_, weight[q * kGroup]);
-      for (int v = 0; v < kVectors; ++v) sums[q][v] = hn::MulAdd(w, row[v], sums[q][v]);
     }
   }
 
@@ -381,8 +469,8 @@ class QuadKernel {
   int64_t bias_head_ = -1;
   const float* spread_ = nullptr;
 
-  Rows keys_{};
-  Rows values_{};
+  Rows<Number> keys_{};
+  Rows<Number> values_{};
   int64_t first_[kAxes] = {};  // the quad's box of keys, counted from the tile's
   int64_t count_[kAxes] = {};
   int64_t origin_[kAxes] = {};  // element of the quad's first query
@@ -390,20 +478,21 @@ class QuadKernel {
   uint32_t column_bits_[kMaxQuadRow] = {};
 };
 
-template <typename T>
+template <typename T, class N>
 void run_quad_tasks(const na_params& params, const Plan& plan, int64_t first, int64_t last, const Scratch& scratch) {
-  QuadKernel<T> kernel(params, plan, scratch);
+  QuadKernel<T, N> kernel(params, plan, scratch);
   for (int64_t task = first; task < last; ++task) kernel.run(task);
 }
 
 void run_quads(const na_params& params, const Plan& plan, int64_t first, int64_t last, const Scratch& scratch) {
   switch (params.dtype) {
     case NA_FLOAT16:
-      return run_quad_tasks<hwy::float16_t>(params, plan, first, last, scratch);
+      return run_quad_tasks<hwy::float16_t, Singles>(params, plan, first, last, scratch);
     case NA_BFLOAT16:
-      return run_quad_tasks<hwy::bfloat16_t>(params, plan, first, last, scratch);
+      if (plan.dots) return run_quad_tasks<hwy::bfloat16_t, Pairs>(params, plan, first, last, scratch);
+      return run_quad_tasks<hwy::bfloat16_t, Singles>(params, plan, first, last, scratch);
     default:
-      return run_quad_tasks<float>(params, plan, first, last, scratch);
+      return run_quad_tasks<float, Singles>(params, plan, first, last, scratch);
   }
 }
 

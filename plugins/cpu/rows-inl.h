@@ -13,7 +13,6 @@
 
 #include <hwy/highway.h>
 
-#include "numbers.h"
 #include "plan.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -71,17 +70,58 @@ HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from
   for (; i < count; ++i) to[i] = hwy::F16FromF32(hn::GetLane(factor) * from[i]);
 }
 
+// Rounds to even in integers, because versions of Highway round differently.
 template <class D>
 HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from, int64_t count,
                           hwy::bfloat16_t* HWY_RESTRICT to) {
   constexpr int64_t kLanes = hn::MaxLanes(D());
-  HWY_ALIGN float scaled[kLanes];
+  const hn::RebindToUnsigned<D> bits_tag;
+  const hn::Rebind<uint16_t, D> half;
+  const hn::Rebind<hwy::bfloat16_t, D> narrow;
   for (int64_t i = 0; i < count; i += kLanes) {
-    hn::Store(hn::Mul(factor, hn::Load(d, from + i)), d, scaled);
-    for (int64_t lane = 0; lane < std::min(kLanes, count - i); ++lane) {
-      const uint16_t half = bfloat_bits(scaled[lane]);
-      std::memcpy(to + i + lane, &half, sizeof half);
+    const auto numbers = hn::Mul(factor, hn::Load(d, from + i));
+    const auto bits = hn::BitCast(bits_tag, numbers);
+    const auto upper = hn::ShiftRight<16>(bits);
+    const auto is_odd = hn::And(upper, hn::Set(bits_tag, 1));
+    const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(is_odd, hn::Set(bits_tag, 0x7fff))));
+    const auto is_nan = hn::RebindMask(bits_tag, hn::IsNaN(numbers));
+    const auto whole = hn::IfThenElse(is_nan, hn::Or(upper, hn::Set(bits_tag, 0x40)), rounded);
+    const auto result = hn::BitCast(narrow, hn::TruncateTo(half, whole));
+    if (count - i >= kLanes) {
+      hn::StoreU(result, narrow, to + i);
+    } else {
+      hn::StoreN(result, narrow, to + i, static_cast<size_t>(count - i));
     }
+  }
+}
+
+// Rounds numbers that are not NaN or infinite to bfloat16, halves up, as the lower bits of each lane.
+template <class D>
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> rounded_halves(D d, hn::Vec<D> numbers) {
+  const hn::RebindToUnsigned<D> bits;
+  (void)d;
+  return hn::ShiftRight<16>(hn::Add(hn::BitCast(bits, numbers), hn::Set(bits, 0x8000)));
+}
+
+// to[c] = (even[c], odd[c]) for c < count, and zeros from there to `padded`, a whole number of vectors of D. `odd` may
+// be null, for zeros.
+template <class D>
+HWY_INLINE void interleave_rows(D, const hwy::bfloat16_t* HWY_RESTRICT even, const hwy::bfloat16_t* HWY_RESTRICT odd,
+                                int64_t count, int64_t padded, hwy::bfloat16_t* HWY_RESTRICT to) {
+  const hn::Repartition<uint16_t, D> tag;
+  const hn::Repartition<hwy::bfloat16_t, D> narrow;
+  constexpr int64_t kLanes = 2 * hn::MaxLanes(D());
+  int64_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) {
+    const auto a = hn::BitCast(tag, hn::LoadU(narrow, even + c));
+    const auto b = odd == nullptr ? hn::Zero(tag) : hn::BitCast(tag, hn::LoadU(narrow, odd + c));
+    hn::StoreU(hn::BitCast(narrow, hn::InterleaveWholeLower(tag, a, b)), narrow, to + 2 * c);
+    hn::StoreU(hn::BitCast(narrow, hn::InterleaveWholeUpper(tag, a, b)), narrow, to + 2 * c + kLanes);
+  }
+  if (c < padded) std::memset(static_cast<void*>(to + 2 * c), 0, static_cast<size_t>(padded - c) * 2 * sizeof *to);
+  for (; c < count; ++c) {
+    std::memcpy(static_cast<void*>(to + 2 * c), even + c, sizeof *even);
+    if (odd != nullptr) std::memcpy(static_cast<void*>(to + 2 * c + 1), odd + c, sizeof *odd);
   }
 }
 
@@ -98,9 +138,10 @@ HWY_INLINE void store_blocks(D, const hn::Vec<D> (&channels)[4], float* to, int6
   }
 }
 
-// to[c * step + lane] = factor * rows[lane][c] for four lanes and a whole number of vectors of channels.
-template <class D>
-HWY_INLINE void transpose_rows(D d, hn::Vec<D> factor, const float* const (&rows)[kQuad], int64_t channels, float* to,
+// to[c * step + lane] = load(rows[lane] + c)[0] for four lanes and a whole number of vectors of channels; `load`
+// returns a vector.
+template <class D, class Load>
+HWY_INLINE void transpose_rows(D d, const Load& load, const float* const (&rows)[kQuad], int64_t channels, float* to,
                                int64_t step) {
   constexpr int64_t kLanes = hn::MaxLanes(D());
   const hn::RepartitionToWide<D> wide;
@@ -111,10 +152,10 @@ HWY_INLINE void transpose_rows(D d, hn::Vec<D> factor, const float* const (&rows
     return hn::BitCast(d, hn::InterleaveUpper(wide, hn::BitCast(wide, a), hn::BitCast(wide, b)));
   };
   for (int64_t c = 0; c < channels; c += kLanes) {
-    const auto row0 = hn::Mul(factor, hn::LoadU(d, rows[0] + c));
-    const auto row1 = hn::Mul(factor, hn::LoadU(d, rows[1] + c));
-    const auto row2 = hn::Mul(factor, hn::LoadU(d, rows[2] + c));
-    const auto row3 = hn::Mul(factor, hn::LoadU(d, rows[3] + c));
+    const auto row0 = load(rows[0] + c);
+    const auto row1 = load(rows[1] + c);
+    const auto row2 = load(rows[2] + c);
+    const auto row3 = load(rows[3] + c);
     const auto low01 = hn::InterleaveLower(d, row0, row1);
     const auto low23 = hn::InterleaveLower(d, row2, row3);
     const auto high01 = hn::InterleaveUpper(d, row0, row1);

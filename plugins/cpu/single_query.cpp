@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../core/window.h"
+#include "bias.h"
 #include "numbers.h"
 
 namespace na_deploy::cpu {
@@ -71,7 +72,7 @@ void attend_singly(const na_params& params, const Plan& plan, const Tile& tile, 
             const int64_t kernel_size = plan.axis[a].kernel_size;
             index = index * (2 * kernel_size - 1) + key[a] - own[a] + kernel_size - 1;
           }
-          bias = kLog2E * number_at(params.rel_pos_bias, params.dtype, index);
+          bias = kLog2E * number_at(params.rel_pos_bias, bias_dtype(params), index);
         }
         sum.add(keys, offset_of(plan, plan.key, tile, key_head, key), values,
                 offset_of(plan, plan.value, tile, key_head, key), bias);

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "../core/window.h"
 #include "bias.h"
@@ -31,8 +32,12 @@ namespace na_deploy::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-template <typename T>
+// T: element of the tensors. N: numbers of the products, Singles or, for bfloat16, Pairs.
+template <typename T, class N>
 class TileKernel {
+  static constexpr bool kDots = N::kWidth > 1;
+  using Number = typename N::T;
+
  public:
   TileKernel(const na_params& params, const Plan& plan, const Scratch& scratch)
       : params_(params), plan_(plan), scratch_(scratch), lanes_(plan.lanes) {
@@ -65,25 +70,43 @@ class TileKernel {
  private:
   void load_queries() {
     const auto* query = static_cast<const T*>(params_.query) + tile_.query_at;
-    const Float scale = hn::Set(d_, plan_.scale);
-    const int64_t some = static_cast<int64_t>(hwy::Num0BitsBelowLS1Bit_Nonzero64(tile_.used));
+    const auto some = static_cast<int64_t>(hwy::Num0BitsBelowLS1Bit_Nonzero64(tile_.used));
+    const int64_t columns = kDots ? (params_.head_dim / 2 + kVector - 1) / kVector * kVector : plan_.padded_head_dim;
     for (int64_t quad = 0; quad * kQuad < lanes_; ++quad) {
       const float* rows[kQuad];
       for (int64_t i = 0; i < kQuad; ++i) {
         const int64_t lane = quad * kQuad + i;
         // Lanes without a query compute another's scores, which nobody reads.
         const T* row = query + plan_.lane_query[(tile_.used >> lane & 1U) != 0 ? lane : some];
-        if constexpr (sizeof(T) == sizeof(float)) {
-          if (plan_.padded_head_dim == params_.head_dim) {
-            rows[i] = row;
-            continue;
-          }
-        }
-        float* copy = scratch_.key + i * plan_.padded_head_dim;  // free until the first keys are loaded
-        load_row(d_, row, params_.head_dim, plan_.padded_head_dim, copy);
-        rows[i] = copy;
+        rows[i] = query_row(row, columns, scratch_.key + i * plan_.padded_head_dim);  // free until keys are loaded
       }
-      transpose_rows(d_, scale, rows, plan_.padded_head_dim, scratch_.query + quad * kQuad, lanes_);
+      if constexpr (kDots) {  // pairs of channels move like numbers, without arithmetic
+        transpose_rows(
+            d_, [this](const float* at) { return hn::LoadU(d_, at); }, rows, columns, scratch_.query + quad * kQuad,
+            lanes_);
+      } else {
+        const Float scale = hn::Set(d_, plan_.scale);
+        transpose_rows(
+            d_, [this, scale](const float* at) { return hn::Mul(scale, hn::LoadU(d_, at)); }, rows, columns,
+            scratch_.query + quad * kQuad, lanes_);
+      }
+    }
+  }
+
+  // A query's channels, or pairs of them, filled up with zeros: in the tensor or copied.
+  const float* query_row(const T* row, int64_t columns, float* copy) const {
+    if constexpr (kDots) {
+      if (2 * columns == params_.head_dim) return reinterpret_cast<const float*>(row);
+      const auto bytes = static_cast<size_t>(params_.head_dim) * sizeof(T);
+      std::memcpy(copy, row, bytes);
+      std::memset(reinterpret_cast<char*>(copy) + bytes, 0, static_cast<size_t>(columns) * sizeof(float) - bytes);
+      return copy;
+    } else {
+      if constexpr (sizeof(T) == sizeof(float)) {
+        if (columns == params_.head_dim) return row;
+      }
+      load_row(d_, row, params_.head_dim, columns, copy);
+      return copy;
     }
   }
 
@@ -135,7 +158,13 @@ class TileKernel {
       value_step = plan_.axis[2].dilation * plan_.value.axis[2];
     }
     const float** key_rows = scratch_.key_rows + run.at;
-    if constexpr (sizeof(T) == sizeof(float)) {
+    if constexpr (kDots) {
+      for (int64_t i = 0; i < run.count; ++i) {
+        key_rows[i] = reinterpret_cast<const float*>(key + i * key_step);
+        scratch_.value_rows[run.at + i] = value + i * value_step;
+      }
+      return;  // pairs of values are made once the block is full
+    } else if constexpr (sizeof(T) == sizeof(float)) {
       for (int64_t i = 0; i < run.count; ++i) key_rows[i] = key + i * key_step;
     } else {
       float* row = scratch_.key + run.at * plan_.padded_head_dim;
@@ -181,7 +210,8 @@ class TileKernel {
   const float* spread_at(const KeyRun& run) const {
     int64_t row = 0;
     for (int a = 0; a < kAxes; ++a) {
-      row = row * plan_.spread.width[a] + run.key[a] - tile_.axis[a].origin + plan_.axis[a].kernel_size - 1;
+      const int64_t first = plan_.axis[a].kernel_size - 1 - plan_.spread.base[a];
+      row = row * plan_.spread.width[a] + run.key[a] - tile_.axis[a].origin + first;
     }
     return spread_ + row * lanes_;
   }
@@ -216,7 +246,9 @@ class TileKernel {
 
   // Scores, softmax and the second product of the keys in the block.
   void finish_block() {
-    score_block(d_, scratch_.query, scratch_.key_rows, params_.head_dim, filled_, scratch_.score, lanes_);
+    score_block<N>(d_, plan_.scale, reinterpret_cast<const Number*>(scratch_.query),
+                   reinterpret_cast<const Number* const*>(scratch_.key_rows), params_.head_dim / N::kWidth, filled_,
+                   scratch_.score, lanes_);
     HWY_ALIGN float keep[kMaxLanes];
     for (int64_t lane = 0; lane < lanes_; lane += kVector) {
       const Float before = hn::Load(d_, maximum_ + lane);
@@ -225,25 +257,61 @@ class TileKernel {
       const Float kept = exp2_of_negative(d_, hn::Sub(before, maximum));
       hn::Store(maximum, d_, maximum_ + lane);
       hn::Store(kept, d_, keep + lane);
-      Float sum = hn::Zero(d_);
-      float* score = scratch_.score + lane;
-      for (int64_t i = 0; i < filled_; ++i, score += lanes_) {
-        const Float weights = exp2_of_negative(d_, hn::Sub(hn::Load(d_, score), maximum));
-        hn::Store(weights, d_, score);
-        sum = hn::Add(sum, weights);
-      }
+      const Float sum = exponentials(scratch_.score + lane, maximum);
       hn::Store(hn::MulAdd(hn::Load(d_, sum_ + lane), kept, sum), d_, sum_ + lane);
     }
+    if constexpr (kDots) pair_values();
     for (int64_t quad = 0; quad * kQuad < plan_.used_lanes; ++quad) {
       if ((tile_.used >> (quad * kQuad) & 0xFU) != 0) add_values(quad, first_block_ ? nullptr : keep + quad * kQuad);
     }
     first_block_ = false;
   }
 
+  // Turns a vector's scores into exponentials, or pairs of those of neighbouring keys, and returns their sum.
+  Float exponentials(float* score, Float maximum) const {
+    Float sum = hn::Zero(d_);
+    if constexpr (kDots) {
+      float* pair = score;
+      for (int64_t i = 0; i < filled_; i += 2, score += 2 * lanes_, pair += lanes_) {
+        const Float even = exp2_of_negative(d_, hn::Sub(hn::Load(d_, score), maximum));
+        auto both = rounded_halves(d_, even);
+        sum = hn::Add(sum, even);
+        if (i + 1 < filled_) {
+          const Float odd = exp2_of_negative(d_, hn::Sub(hn::Load(d_, score + lanes_), maximum));
+          both = hn::Or(both, hn::ShiftLeft<16>(rounded_halves(d_, odd)));
+          sum = hn::Add(sum, odd);
+        }
+        hn::Store(hn::BitCast(d_, both), d_, pair);
+      }
+      return sum;
+    }
+    for (int64_t i = 0; i < filled_; ++i, score += lanes_) {
+      const Float weights = exp2_of_negative(d_, hn::Sub(hn::Load(d_, score), maximum));
+      hn::Store(weights, d_, score);
+      sum = hn::Add(sum, weights);
+    }
+    return sum;
+  }
+
+  // Interleaves the values of the block's keys in pairs.
+  void pair_values() {
+    if constexpr (kDots) {
+      Number* pair = pairs();
+      for (int64_t i = 0; i < filled_; i += 2, pair += 2 * plan_.padded_value_dim) {
+        const auto* even = static_cast<const T*>(scratch_.value_rows[i]);
+        const auto* odd = i + 1 < filled_ ? static_cast<const T*>(scratch_.value_rows[i + 1]) : nullptr;
+        interleave_rows(d_, even, odd, params_.value_dim, plan_.padded_value_dim, pair);
+      }
+    }
+  }
+
+  Number* pairs() const { return reinterpret_cast<Number*>(scratch_.value); }
+
   // Adds the block's weighted values to four lanes' outputs.
   void add_values(int64_t quad, const float* keep) {
-    WeightedRun runs[kMaxRuns];
+    WeightedRun<N> runs[kMaxRuns];
     int64_t count = 0;
+    int64_t paired = 0;  // keys of the block before this one are in the runs, with dots
     int64_t first[kAxes];
     int64_t last[kAxes];
     for (int a = 0; a < kAxes; ++a) {
@@ -261,12 +329,25 @@ class TileKernel {
         to = std::min(last[2] - run->key[2], run->count);
         if (from >= to) continue;
       }
-      const float* weight = scratch_.score + (run->at + from) * lanes_ + quad * kQuad;
-      if (count > 0 && continues(runs[count - 1], run->value + from * run->value_step, run->value_step, weight)) {
-        runs[count - 1].count += to - from;
+      WeightedRun<N> found;
+      if constexpr (kDots) {
+        // Whole pairs; a key that the lanes do not see has no weight.
+        const int64_t begin = std::max((run->at + from) / 2 * 2, paired);
+        const int64_t end = (run->at + to + 1) / 2 * 2;
+        if (begin >= end) continue;
+        paired = end;
+        found = {pairs() + begin * plan_.padded_value_dim, 2 * plan_.padded_value_dim,
+                 reinterpret_cast<const Number*>(scratch_.score + begin / 2 * lanes_ + quad * kQuad),
+                 (end - begin) / 2};
+      } else {
+        found = {run->value + from * run->value_step, run->value_step,
+                 scratch_.score + (run->at + from) * lanes_ + quad * kQuad, to - from};
+      }
+      if (count > 0 && continues(runs[count - 1], found)) {
+        runs[count - 1].count += found.count;
         continue;
       }
-      runs[count++] = {run->value + from * run->value_step, run->value_step, weight, to - from};
+      runs[count++] = found;
       if (count == kMaxRuns) {
         add_runs(runs, count, quad, keep);
         count = 0;
@@ -276,12 +357,13 @@ class TileKernel {
     add_runs(runs, count, quad, keep);
   }
 
-  // Returns whether the given values and weights directly continue a run.
-  bool continues(const WeightedRun& run, const float* value, int64_t step, const float* weight) const {
-    return value == run.value + run.count * run.step && step == run.step && weight == run.weight + run.count * lanes_;
+  // Returns whether a run directly continues another.
+  bool continues(const WeightedRun<N>& run, const WeightedRun<N>& next) const {
+    return next.value == run.value + run.count * run.step && next.step == run.step &&
+           next.weight == run.weight + run.count * lanes_ * N::kWidth;
   }
 
-  void add_runs(const WeightedRun* runs, int64_t count, int64_t quad, const float* keep) {
+  void add_runs(const WeightedRun<N>* runs, int64_t count, int64_t quad, const float* keep) {
     const int64_t dim = plan_.padded_value_dim;
     float* output = scratch_.output + quad * kQuad * dim;
     int64_t c = 0;
@@ -293,8 +375,8 @@ class TileKernel {
   }
 
   template <int kVectors>
-  void add_channels(const WeightedRun* runs, int64_t count, int64_t c, const float* keep, float* output) {
-    accumulate<kVectors>(d_, runs, count, c, keep, output, plan_.padded_value_dim, lanes_);
+  void add_channels(const WeightedRun<N>* runs, int64_t count, int64_t c, const float* keep, float* output) {
+    accumulate<N, kVectors>(d_, runs, count, c, keep, output, plan_.padded_value_dim, lanes_);
   }
 
   void store_outputs() {
@@ -337,24 +419,25 @@ class TileKernel {
   HWY_ALIGN float sum_[kMaxLanes];
 };
 
-template <typename T>
+template <typename T, class N>
 void run_tile_tasks(const na_params& params, const Plan& plan, int64_t first, int64_t last, const Scratch& scratch) {
-  TileKernel<T> kernel(params, plan, scratch);
+  TileKernel<T, N> kernel(params, plan, scratch);
   for (int64_t task = first; task < last; ++task) kernel.run(task);
 }
 
 void run_tasks(const na_params& params, const Plan& plan, int64_t first, int64_t last, const Scratch& scratch) {
   switch (params.dtype) {
     case NA_FLOAT16:
-      return run_tile_tasks<hwy::float16_t>(params, plan, first, last, scratch);
+      return run_tile_tasks<hwy::float16_t, Singles>(params, plan, first, last, scratch);
     case NA_BFLOAT16:
-      return run_tile_tasks<hwy::bfloat16_t>(params, plan, first, last, scratch);
+      if (plan.dots) return run_tile_tasks<hwy::bfloat16_t, Pairs>(params, plan, first, last, scratch);
+      return run_tile_tasks<hwy::bfloat16_t, Singles>(params, plan, first, last, scratch);
     default:
-      return run_tile_tasks<float>(params, plan, first, last, scratch);
+      return run_tile_tasks<float, Singles>(params, plan, first, last, scratch);
   }
 }
 
-int64_t vector_size() { return kVector; }
+Target target() { return {kVector, HWY_NATIVE_DOT_BF16 != 0}; }
 
 const char* target_name() { return hwy::TargetName(HWY_TARGET); }
 
@@ -366,14 +449,14 @@ HWY_AFTER_NAMESPACE();
 namespace na_deploy::cpu {
 
 HWY_EXPORT(run_tasks);
-HWY_EXPORT(vector_size);
+HWY_EXPORT(target);
 HWY_EXPORT(target_name);
 
 void run_in_tiles(const na_params& params, const Plan& plan, int64_t first, int64_t last, const Scratch& scratch) {
   HWY_DYNAMIC_DISPATCH(run_tasks)(params, plan, first, last, scratch);
 }
 
-int64_t vector_of_target() { return HWY_DYNAMIC_DISPATCH(vector_size)(); }
+Target target_in_use() { return HWY_DYNAMIC_DISPATCH(target)(); }
 
 }  // namespace na_deploy::cpu
 

@@ -7,10 +7,8 @@
 
 namespace na_deploy::ort {
 
-// The kind of a node's bias: variable, a constant of the model, or zeros.
-enum class BiasKind { kVariable, kConstant, kZero };
-
-// The kernel of one node. Immutable but for the plan it keeps: ONNX Runtime calls compute from several threads at once.
+// The kernel of one node. Immutable but for the plans it keeps: ONNX Runtime calls compute from several threads at
+// once.
 class CpuKernel {
  public:
   CpuKernel(Node node, const OrtKernelInfo* info);
@@ -21,8 +19,8 @@ class CpuKernel {
   void run(OrtKernelContext* context) const;
 
   Node node_;
-  BiasKind bias_;
-  mutable PlanCache plans_;
+  bool constant_bias_;
+  mutable cpu::PlanCache plans_;
 };
 
 }  // namespace na_deploy::ort

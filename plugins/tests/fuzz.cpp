@@ -13,7 +13,7 @@
 #include <random>
 
 #include "../core/padding.h"
-#include "../onnxruntime/padded_copy.h"
+#include "../cpu/call.h"
 #include "fuzz_problem.h"
 #include "na_cpu.h"
 
@@ -47,6 +47,37 @@ void compare(const char* what, const na_params& params, const float* found, cons
   }
 }
 
+// The C interface with memory of exactly the sizes that it asks for, in two ranges of tasks.
+void run_in_own_memory(na_params params, na_deploy::fuzz::Bytes& bytes) {
+  std::optional<na_deploy::cpu::PaddedCopy> copy;
+  if (na_deploy::reaches_behind(params)) params = copy.emplace(params).params();
+  params.padding = nullptr;
+
+  na_cpu_plan plan;
+  na_cpu_make_plan(&params, &plan);
+  const auto prepared = aligned<float>(plan.prepared_bias_elements);
+  if (plan.prepared_bias_elements > 0 && bytes.number(0, 1) == 0) {
+    na_cpu_prepare_bias(&params, &plan, prepared.get());
+    params.prepared_bias = prepared.get();
+  }
+  const auto scratch = aligned<uint8_t>(plan.scratch_bytes);
+  const int64_t middle = plan.tasks * bytes.number(0, 8) / 8;
+  na_cpu_run(&params, &plan, middle, plan.tasks, scratch.get());
+  na_cpu_run(&params, &plan, 0, middle, scratch.get());
+  if (copy) copy->crop();
+}
+
+// Two calls of a node, the second with the plan of the first, their pieces last to first.
+void run_as_a_node_does(const na_params& params, na_deploy::fuzz::Bytes& bytes) {
+  na_deploy::cpu::PlanCache plans;
+  const bool constant_bias = bytes.number(0, 1) == 0;
+  for (int i = 0; i < 2; ++i) {
+    na_deploy::cpu::Call call(params, plans, constant_bias, bytes.number(1, 4));
+    for (int64_t piece = call.pieces() - 1; piece >= 0; --piece) call.run(piece);
+    call.finish();
+  }
+}
+
 bool run(const uint8_t* data, size_t size) {
   na_deploy::fuzz::Bytes bytes(data, size);
   na_deploy::fuzz::FuzzProblem problem = na_deploy::fuzz::make_problem(bytes);
@@ -64,22 +95,11 @@ bool run(const uint8_t* data, size_t size) {
   params.lse = lse.data();
 
   const na_params given = params;
-  std::optional<na_deploy::ort::PaddedCopy> copy;
-  if (na_deploy::reaches_behind(params)) params = copy.emplace(params).params();
-  params.padding = nullptr;
-
-  na_cpu_plan plan;
-  na_cpu_make_plan(&params, &plan);
-  const auto prepared = aligned<float>(plan.prepared_bias_elements);
-  if (plan.prepared_bias_elements > 0 && bytes.number(0, 1) == 0) {
-    na_cpu_prepare_bias(&params, &plan, prepared.get());
-    params.prepared_bias = prepared.get();
+  if (bytes.number(0, 3) == 0) {
+    run_as_a_node_does(params, bytes);
+  } else {
+    run_in_own_memory(params, bytes);
   }
-  const auto scratch = aligned<uint8_t>(plan.scratch_bytes);
-  const int64_t middle = plan.tasks * bytes.number(0, 8) / 8;
-  na_cpu_run(&params, &plan, middle, plan.tasks, scratch.get());
-  na_cpu_run(&params, &plan, 0, middle, scratch.get());
-  if (copy) copy->crop();
 
   if (params.dtype == NA_FLOAT32) {
     std::vector<double> expected;

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+import onnx
+
 from na_deploy.errors import NaDeployError
-from na_deploy.model_file.graph import read_model, weight_files
+from na_deploy.model_file.graph import embed_weights, read_model, weight_files
 from na_deploy.runtime.bundle.manifest import NAME, Manifest
 
 _LOCATION = b"\x0a\x08location"
@@ -47,18 +49,31 @@ def in_memory(path: Path, manifest: Manifest | None) -> Iterator[ModelBytes]:
     """
     content = ModelBytes()
     if manifest is not None:
-        content.model = _checked(path, path.name, manifest)
+        content.model = checked_bytes(path, path.name, manifest)
     if _has_weights_beside(path):
         for name in weight_files(read_model(path)):
             place = PurePosixPath(name)
             # Anything else, and what is missing, ONNX Runtime refuses in its own words.
             if not place.is_absolute() and ".." not in place.parts and (path.parent / place).is_file():
-                content.weights[name] = _checked(path.parent / place, name, manifest)
+                content.weights[name] = checked_bytes(path.parent / place, name, manifest)
     try:
         yield content
     finally:
         content.model = None
         content.weights.clear()
+
+
+def verified_model(path: Path, manifest: Manifest) -> onnx.ModelProto:
+    """Read a bundle's model with all its weights, which must have the hashes of the manifest.
+
+    Raises:
+        NaDeployError: a file is not what the manifest says.
+    """
+    with in_memory(path, manifest) as content:
+        assert content.model is not None
+        model = onnx.load_model_from_string(content.model)
+        embed_weights(model, content.weights)
+    return model
 
 
 def _has_weights_beside(path: Path) -> bool:
@@ -69,7 +84,17 @@ def _has_weights_beside(path: Path) -> bool:
         return False
 
 
-def _checked(file: Path, name: str, manifest: Manifest | None) -> bytes:
+def checked_bytes(file: Path, name: str, manifest: Manifest | None) -> bytes:
+    """Read a file that lies beside a model.
+
+    Args:
+        file: the file.
+        name: its name as the model, or the bundle, calls it.
+        manifest: of the bundle, whose hash the content must have.
+
+    Raises:
+        NaDeployError: it cannot be read, or is not what the manifest says.
+    """
     try:
         data = file.read_bytes()
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec
-from na_deploy.models.metadata import SEGMENTER_OUTPUTS
+from na_deploy.models.metadata import HEAD_OUTPUTS
 from na_deploy.runtime.session import Session, SessionOptions
 
 
@@ -39,7 +39,7 @@ def open_session(path: Path, options: SessionOptions) -> TorchSession:
     if options.device is not None and not 0 <= options.device < count:
         raise UsageError(f"there is no device {options.device}; PyTorch sees {count} GPUs here")
     device = None if options.device is None else torch.device("cuda", options.device)
-    loaded = load_model(path, arch=options.arch, dilations=options.dilations)
+    loaded = load_model(path, arch=options.arch, dilations=options.dilations, task=options.task)
     for warning in loaded.warnings:
         warnings.warn(warning, RuntimeWarning, stacklevel=3)
     if options.threads is not None:
@@ -97,8 +97,16 @@ def _outputs(config: Any, head: str) -> tuple[TensorSpec, ...]:
             "logits": ("batch", "classes", "height", "width"),
             "class_logits": ("batch", "queries", "classes"),
             "mask_logits": ("batch", "queries", "height", "width"),
+            "boxes": ("batch", "detections", 4),
+            "scores": ("batch", "detections"),
+            "classes": ("batch", "detections"),
+            "masks": ("batch", "detections", "mask_height", "mask_width"),
+            "count": ("batch",),
         }
-        return tuple(TensorSpec(name, "float32", shapes[name]) for name in SEGMENTER_OUTPUTS[head])
+        whole = ("classes", "count")
+        return tuple(
+            TensorSpec(name, "int64" if name in whole else "float32", shapes[name]) for name in HEAD_OUTPUTS[head]
+        )
     if config.is_backbone:
         shape: tuple[int | str, ...] = ("batch", "channels", "height", "width")
     else:

@@ -11,6 +11,8 @@ from na_deploy.runtime.backend_names import ENGINE_BACKENDS, PRECISIONS, SESSION
 from na_deploy.runtime.bundle.archive import is_bundle, read_manifest
 
 ALL = "all"
+ONE_PRECISION = "--precision goes with --backend openvino; several are written openvino:f32,openvino:bf16"
+"""Answer to a precision that belongs to no backend, or to several."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,24 @@ def read_candidates(text: str) -> list[Candidate]:
             raise UsageError(f"{part} is given twice")
         found.append(candidate)
     return found
+
+
+def choose_candidates(path: Path, text: str, precision: str | None = None) -> tuple[list[Candidate], list[str]]:
+    """Return what :func:`read_candidates` or, for ``all``, :func:`all_candidates` says.
+
+    Args:
+        path: the model or bundle.
+        text: the backends asked for.
+        precision: that of OpenVINO, where ``text`` names it once.
+
+    Raises:
+        UsageError: as :func:`read_candidates`, or the precision has no place.
+    """
+    if precision is not None and (":" in text or text == ALL):
+        raise UsageError(ONE_PRECISION)
+    if text == ALL:
+        return all_candidates(path)
+    return read_candidates(text if precision is None else text.replace("openvino", f"openvino:{precision}")), []
 
 
 def all_candidates(path: Path) -> tuple[list[Candidate], list[str]]:

@@ -32,6 +32,9 @@ from na_deploy.runtime.native_libraries import CPU_PROVIDER
 
 _GOODBYE_S = 5
 WORKER = "na_deploy.runtime.bench.worker"
+BODIES = {"backend": "onnxruntime", "custom_operators": False}
+"""Options of a target on a file's function bodies."""
+
 SLICE_S = 0.25
 """Seconds that a target runs before the next one's turn: long enough to be warm, short against changes of load."""
 SETTLE_S = 0.02
@@ -139,7 +142,11 @@ class _Worker(Closeable):
         )
         load: dict[str, Any] = {"kind": target.kind, "path": str(target.path), "options": target.options}
         load |= {"threads": threads, "shapes": list(shapes)}
-        self.loaded = self.ask(do="load", **load)
+        try:
+            self.loaded = self.ask(do="load", **load)
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, **request: Any) -> dict[str, Any]:
         process = self._process
@@ -175,6 +182,7 @@ def measure(
     threads: int | None = None,
     duration_s: float = 5.0,
     progress: Progress | None = None,
+    leave_out: bool = False,
 ) -> Report:
     """Measure targets side by side.
 
@@ -185,6 +193,7 @@ def measure(
         threads: threads of each target; ``None`` leaves its default.
         duration_s: seconds each target is timed for each batch size.
         progress: called with a few words as each step begins.
+        leave_out: leave targets out that do not load, with a remark.
 
     Raises:
         NaDeployError: a target does not load or run, or its process dies; it is named.
@@ -192,11 +201,17 @@ def measure(
     progress = progress or silent
     order = random.Random(0)
     workers: list[_Worker] = []
+    remarks: list[str] = []
     with contextlib.ExitStack() as stack:
         for target in targets:
             progress(f"loading {target.label}")
-            workers.append(stack.enter_context(_Worker(target, threads, shapes)))
-        answers = stack.enter_context(_Answers(shapes))
+            try:
+                workers.append(stack.enter_context(_Worker(target, threads, shapes)))
+            except NaDeployError as error:
+                if not leave_out:
+                    raise
+                remarks.append(f"{target.label} is left out: {str(error).removeprefix(f'{target.label}: ')}")
+        answers = stack.enter_context(_Answers(shapes, workers))
         measurements = []
         startups: tuple[Startup, ...] = ()
         for batch in batches:
@@ -219,7 +234,7 @@ def measure(
                 label = worker.target.label
                 row = _measurement(label, actual[label], times[label], worker.loaded["runs_on"])
                 measurements.append(replace(row, difference=answers.difference(worker, batch)))
-        return Report(tuple(measurements), startups, threads, machine(), tuple(answers.remarks))
+        return Report(tuple(measurements), startups, threads, machine(), (*remarks, *answers.remarks))
 
 
 class _Answers(Closeable):
@@ -229,10 +244,14 @@ class _Answers(Closeable):
         remarks: sentences on references that do not run.
     """
 
-    def __init__(self, shapes: Sequence[str]) -> None:
+    def __init__(self, shapes: Sequence[str], workers: Sequence[_Worker]) -> None:
         self.remarks: list[str] = []
         self._shapes = list(shapes)
-        self._references: dict[Path, _Worker | None] = {}
+        self._own: list[_Worker] = []
+        # A target on the function bodies is a reference itself.
+        self._references: dict[Path, _Worker | None] = {
+            each.target.path: each for each in workers if each.loaded["runs_on"] == "onnxruntime CPU, function bodies"
+        }
         self._folder = tempfile.TemporaryDirectory(prefix="na-deploy-bench-")
 
     def difference(self, worker: _Worker, batch: int | None) -> float | None:
@@ -252,9 +271,10 @@ class _Answers(Closeable):
 
     def _reference(self, path: Path) -> _Worker | None:
         if path not in self._references:
-            options = {"backend": "onnxruntime", "custom_operators": False, "providers": [CPU_PROVIDER]}
+            options = BODIES | {"providers": [CPU_PROVIDER]}
             try:
-                self._references[path] = _Worker(Target(path.name, "session", path, options), None, self._shapes)
+                self._own.append(_Worker(Target(path.name, "session", path, options), None, self._shapes))
+                self._references[path] = self._own[-1]
             except NaDeployError as error:
                 self._references[path] = None
                 self.remarks.append(f"differences are not known: ONNX Runtime does not run the reference, {error}")
@@ -262,9 +282,8 @@ class _Answers(Closeable):
 
     def close(self) -> None:
         """End the references' processes."""
-        for worker in self._references.values():
-            if worker is not None:
-                worker.close()
+        for worker in self._own:
+            worker.close()
         self._folder.cleanup()
 
 

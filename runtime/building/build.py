@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -23,11 +23,14 @@ from na_deploy.model_file.graph import read_model, tensor_specs, weight_files
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import PREFIX
 from na_deploy.progress import Progress, silent
+from na_deploy.runtime.backend_names import FASTEST
+from na_deploy.runtime.bench.choice import MEASURED_ON, Choice, choose
+from na_deploy.runtime.bench.compare import machine
 from na_deploy.runtime.building.lint import lint
 from na_deploy.runtime.building.options import BuildOptions, BuildTask, Built
 from na_deploy.runtime.bundle.archive import check_target, read_manifest, write_bundle
 from na_deploy.runtime.bundle.manifest import Manifest, Member, Profile
-from na_deploy.runtime.native_libraries import onnxruntime_library, tensorrt_library
+from na_deploy.runtime.native_libraries import onnxruntime_library, openvino_library, tensorrt_library
 
 if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.progress import Phases
@@ -87,10 +90,18 @@ def build(
     check_target(output)
     progress("checking the model")
     content = read_model(model)
-    _check_nodes(model, options)
     inputs, outputs = _interface(content)
     profiles = choose_profiles(inputs, options)
     seconds: dict[str, float] = {}
+    choice: Choice | None = None
+    if options.backend == FASTEST:
+        started = perf_counter()
+        choice = _fastest(model, options, profiles, progress)
+        options = replace(
+            options, backend=choice.candidate.backend, precision=choice.candidate.precision, tolerance=None
+        )
+        seconds["measure"] = perf_counter() - started
+    _check_nodes(model, options)
     with tempfile.TemporaryDirectory(prefix="na-deploy-build-") as scratch:
         files: dict[str, tuple[str, Path]] = {"model.onnx": ("model", model)}
         files |= {name: ("weights", model.parent / name) for name in _external_files(model, content)}
@@ -111,7 +122,8 @@ def build(
                 requires={"platform": _platform(), **built.requires},
                 profiles=profiles,
                 metadata={p.key: p.value for p in content.metadata_props if p.key.startswith(PREFIX)},
-                build=built.figures,
+                settings=built.settings if choice is None else {**built.settings, MEASURED_ON: machine()},
+                build=built.figures if choice is None else {**built.figures, "choice": choice.as_dict()},
             )
 
         write_bundle(output, files, describe)
@@ -124,8 +136,13 @@ def build(
         manifest=manifest,
         attention_nodes=sum(node.op_type.startswith("NeighborhoodAttention") for node in content.graph.node),
         attention_runs=built.attention_runs,
-        log=built.log,
+        log=built.log if choice is None else (*choice.remarks, *built.log),
     )
+
+
+def _fastest(model: Path, options: BuildOptions, profiles: Mapping[str, Profile], progress: Progress) -> Choice:
+    shapes = [f"{name}={'x'.join(map(str, profile.optimum))}" for name, profile in profiles.items()]
+    return choose(model, tolerance=options.tolerance, threads=options.threads, shapes=shapes, progress=progress)
 
 
 def choose_profiles(inputs: Sequence[TensorSpec], options: BuildOptions) -> dict[str, Profile]:
@@ -176,6 +193,7 @@ def _given(name: str, spec: TensorSpec, value: Any) -> Any:
 
 _BUILDERS: dict[str, str] = {
     "onnxruntime": "na_deploy.runtime.building.onnxruntime",
+    "openvino": "na_deploy.runtime.openvino.bundling",
     "tensorrt": "na_deploy.runtime.tensorrt.bundling",
     "tensorrt-rtx": "na_deploy.runtime.tensorrt.bundling",
 }
@@ -183,7 +201,8 @@ _BUILDERS: dict[str, str] = {
 
 
 def _check_nodes(model: Path, options: BuildOptions) -> None:
-    library = {"onnxruntime": onnxruntime_library, "tensorrt": tensorrt_library}.get(options.backend)
+    libraries = {"onnxruntime": onnxruntime_library, "openvino": openvino_library, "tensorrt": tensorrt_library}
+    library = libraries.get(options.backend)
     plugins = library is not None and library() is not None
     refused = lint(model, options.backend, plugins)
     if refused:

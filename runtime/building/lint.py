@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from na_deploy.attention.schema import DOMAIN
 from na_deploy.model_file.graph import read_model
+from na_deploy.runtime.backend_names import ENGINE_BACKENDS
 
 _MAIN = ("", "ai.onnx")
 _SHOWN = 60
@@ -84,7 +85,7 @@ def lint(path: Path, backend: str, plugins: bool = False) -> list[RefusedNode]:
 
     Args:
         path: the file.
-        backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``.
+        backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``.
         plugins: true if the plugin or operator library will be registered, so that its nodes need no function body.
 
     Raises:
@@ -104,7 +105,7 @@ def _refused_nodes(model: onnx.ModelProto, backend: str, plugins: bool) -> Itera
         if key in used and not (plugins and key[0] == DOMAIN):
             own = {opset.domain: opset.version for opset in function.opset_import}
             yield from _nodes(function.node, own, functions, backend, plugins, f"{function.name} > ")
-    if backend != "onnxruntime":
+    if backend in ENGINE_BACKENDS:
         for value in model.graph.input:
             if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
                 yield RefusedNode(value.name, "input", "is float64, which TensorRT does not take; export in float32")
@@ -146,7 +147,7 @@ def _reason(
             onnx.defs.get_schema(node.op_type, version, "")
         except onnx.defs.SchemaError:
             return f"ONNX's operator set {version} has no such operator; export the model again"
-        if backend != "onnxruntime" and node.op_type in _NOT_IN_TENSORRT:
+        if backend in ENGINE_BACKENDS and node.op_type in _NOT_IN_TENSORRT:
             return "TensorRT's ONNX parser has no such operator; change the model, or write a plugin for it"
         return None
     if backend == "onnxruntime" and node.domain in ("com.microsoft", "com.microsoft.nchwc", "ai.onnx.ml"):

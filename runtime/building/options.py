@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from na_deploy.errors import UsageError
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.progress import Progress
-from na_deploy.runtime.backend_names import BUNDLE_BACKENDS, PLUGINS
+from na_deploy.runtime.backend_names import BUNDLE_BACKENDS, ENGINE_BACKENDS, FASTEST, PLUGINS, PRECISIONS
 from na_deploy.runtime.bundle.manifest import Profile
 
 if TYPE_CHECKING:
@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 
 _ENGINES_ONLY = "builds no engine; remove it, or build for tensorrt"
 _REFUSALS = {
-    ("timing_cache", "onnxruntime"): f"onnxruntime {_ENGINES_ONLY}",
-    ("workspace", "onnxruntime"): f"onnxruntime {_ENGINES_ONLY}",
-    ("refit", "onnxruntime"): f"onnxruntime {_ENGINES_ONLY}",
+    **{
+        (option, backend): f"{backend} {_ENGINES_ONLY}"
+        for option in ("timing_cache", "workspace", "refit")
+        for backend in ("onnxruntime", "openvino", FASTEST)
+    },
     ("hardware_compatible", "onnxruntime"): "onnxruntime bundles run on any hardware that ONNX Runtime runs on",
     ("version_compatible", "onnxruntime"): "onnxruntime bundles run with any version from 1.21 on",
+    ("hardware_compatible", "openvino"): "openvino bundles compile their model again on another processor",
+    ("version_compatible", "openvino"): "openvino bundles compile their model again with another version",
+    ("precision", FASTEST): "fastest chooses the precision within --tolerance",
+    **{
+        ("precision", backend): f"the precision of {backend} is the model's own; export with --dtype"
+        for backend in ("onnxruntime", *ENGINE_BACKENDS)
+    },
     ("timing_cache", "tensorrt-rtx"): "TensorRT-RTX times nothing while building; it compiles when an engine is loaded",
     ("hardware_compatible", "tensorrt-rtx"): "TensorRT-RTX's engines run on every GPU from compute capability 8.0 on",
     ("version_compatible", "tensorrt-rtx"): "TensorRT-RTX's engines run with the version that built them only",
@@ -36,7 +45,9 @@ class BuildOptions:
     """The options of a build.
 
     Attributes:
-        backend: one of :data:`BUNDLE_BACKENDS`.
+        backend: one of :data:`BUNDLE_BACKENDS`, or "fastest": the one that is measured to be fastest here.
+        precision: arithmetic of OpenVINO, "f32" (the default) or "bf16".
+        tolerance: of "fastest": the largest accepted relative difference; ``None`` takes that of the file's type.
         batch: smallest, most usual and largest batch, for a model whose batch is free.
         size: smallest, most usual and largest height and width, for a model whose size is free.
         plugins: one of :data:`PLUGINS`.
@@ -53,6 +64,8 @@ class BuildOptions:
     """
 
     backend: str = "onnxruntime"
+    precision: str | None = None
+    tolerance: float | None = None
     batch: tuple[int, int, int] | None = None
     size: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     plugins: str = "beside"
@@ -87,10 +100,15 @@ class BuildOptions:
         return cls(**values)
 
     def __post_init__(self) -> None:
-        if self.backend not in BUNDLE_BACKENDS:
-            raise UsageError(f"cannot build for {self.backend!r}; choose one of {', '.join(BUNDLE_BACKENDS)}")
+        if self.backend not in (*BUNDLE_BACKENDS, FASTEST):
+            known = ", ".join((*BUNDLE_BACKENDS, FASTEST))
+            raise UsageError(f"cannot build for {self.backend!r}; choose one of {known}")
+        if self.tolerance is not None and self.backend != FASTEST:
+            raise UsageError(f"--tolerance is for --backend {FASTEST}, which measures; remove it")
         if self.plugins not in PLUGINS:
             raise UsageError(f"plugins are {' or '.join(PLUGINS)}, got {self.plugins!r}")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise UsageError(f"precision must be {' or '.join(PRECISIONS)}, got {self.precision!r}")
         if self.plugins == "embed" and self.backend == "tensorrt-rtx":
             raise UsageError(f"{self.backend} takes no operator library, so none can be embedded")
         if self.workspace is not None and self.workspace < 1:
@@ -138,6 +156,7 @@ class Built:
         figures: figures of the build, for people.
         attention_runs: the part that computes neighborhood attention, in words.
         log: warnings.
+        settings: of sessions over the bundle.
     """
 
     step: str
@@ -146,3 +165,4 @@ class Built:
     figures: Mapping[str, Any]
     attention_runs: str
     log: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)

@@ -63,6 +63,10 @@ class Bundle(Closeable):
         member = self.manifest.member(role)
         if member is None:
             raise NaDeployError(f"{self.path} holds no {role}; build the bundle again")
+        return self.place(member)
+
+    def place(self, member: Member) -> Path:
+        """Return the path of a member: in the private copy where there is one of it, else in the bundle's folder."""
         if self._private is not None and (self._private / member.name).is_file():
             return self._private / member.name
         return self.folder / member.name

@@ -22,8 +22,8 @@ NAME = "manifest.json"
 MAX_BYTES = 4 << 20
 """Size from which on a manifest is not read; that of any model has a few kilobytes."""
 
-ROLES = ("model", "weights", "engine", "library", "report")
-"""The exported ONNX file, its external data, an engine, a compiled library, and texts for people."""
+ROLES = ("model", "weights", "engine", "compiled", "library", "report")
+"""The exported ONNX file, its external data, an engine, OpenVINO's compiled model, a library, texts for people."""
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -72,6 +72,8 @@ class Manifest:
         requires: needs at run time, by name: versions, ``platform``, ``compute_capability``.
         profiles: for an engine with free sizes, each input's sizes.
         metadata: the exporter's properties of the model (preprocessing, labels, source).
+        settings: the session's, where the user gives none: ``precision``; ``attention``, the part that computes it in a
+            compiled model; ``measured_on``, the machine on which the backend was found to be the fastest.
         build: figures of the build, for people.
         tool_version: version of na-deploy that wrote it.
         format: version of this form.
@@ -84,6 +86,7 @@ class Manifest:
     requires: Mapping[str, str] = field(default_factory=dict)
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     build: Mapping[str, Any] = field(default_factory=dict)
     tool_version: str = __version__
     format: int = FORMAT
@@ -127,6 +130,7 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
             requires=_texts(content["requires"]),
             profiles={_text(name): _profile(entry) for name, entry in _dict(content["profiles"]).items()},
             metadata=_texts(content["metadata"]),
+            settings=_texts(content.get("settings", {})),
             build=_dict(content["build"]),
             tool_version=_text(content["tool_version"]),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -15,7 +16,7 @@ from na_deploy.model_file.tensors import Array
 from na_deploy.runtime.backend_names import ENGINE_BACKENDS, SESSION_BACKENDS
 from na_deploy.runtime.bundle.archive import Bundle, open_bundle
 from na_deploy.runtime.bundle.manifest import Manifest
-from na_deploy.runtime.session import Session, SessionOptions, open_session
+from na_deploy.runtime.session import Session, SessionOptions, check_backend_options, open_session
 
 
 def open_bundle_session(path: Path, backend: str | None, options: SessionOptions) -> Session:
@@ -34,9 +35,14 @@ def open_bundle_session(path: Path, backend: str | None, options: SessionOptions
                 f"build one with: na-deploy build --backend {wanted}"
             )
         check_requirements(path, bundle.manifest, wanted)
+        check_backend_options(wanted, options)
         own = wanted == bundle.manifest.backend  # ONNX Runtime cannot use a library for TensorRT
         if own and bundle.manifest.member("library") is not None and options.custom_operators:
             options = replace(options, library=bundle.file("library"))
+        if own and options.precision is None and "precision" in bundle.manifest.settings:
+            options = replace(options, precision=_possible_precision(path, bundle.manifest.settings["precision"]))
+        if own and bundle.manifest.member("compiled") is not None:
+            options = replace(options, compiled=bundle.file("compiled"))
         options = replace(options, manifest=bundle.manifest)
         role = "engine" if wanted in ENGINE_BACKENDS else "model"
         session = open_session(bundle.file(role), wanted, options)
@@ -44,6 +50,17 @@ def open_bundle_session(path: Path, backend: str | None, options: SessionOptions
     except BaseException:
         bundle.close()
         raise
+
+
+def _possible_precision(path: Path, remembered: str) -> str:
+    """Return the precision that a bundle was built for, or float32 with a warning where this processor lacks it."""
+    from na_deploy.runtime.openvino.session import check_precision, import_openvino
+
+    try:
+        return check_precision(remembered, import_openvino().Core())
+    except UsageError as error:
+        warnings.warn(f"{path} was built for {remembered} and runs in f32: {error}", RuntimeWarning, stacklevel=4)
+        return "f32"
 
 
 class BundleSession(Session):
@@ -94,7 +111,7 @@ def check_requirements(path: Path, manifest: Manifest, backend: str) -> None:
     """
     needed = manifest.requires.get("platform")
     here = f"{platform.system().lower()}-{platform.machine()}"
-    native = manifest.member("library") is not None or manifest.backend != "onnxruntime"
+    native = manifest.member("library") is not None or manifest.backend in ENGINE_BACKENDS
     if needed is not None and native and backend == manifest.backend and needed != here:
         raise NaDeployError(f"{path} was built for {needed}, this machine is {here}; build it again here")
     minimum = re.fullmatch(r">=([\d.]+)", manifest.requires.get("onnxruntime", ""))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.errors import UsageError
 from na_deploy.model_file.tensors import Array, numpy_type
+from na_deploy.runtime.images.arrays import read_array
 from na_deploy.runtime.session import Session
 
 LARGEST_BATCH = 16
@@ -19,14 +20,9 @@ def read_inputs(session: Session, paths: Sequence[Path]) -> Array:
     """Read images, or one ``.npy`` array, for a model's single input.
 
     Raises:
-        UsageError: the model takes several inputs, arrays and images are mixed, or the model is not one for
-        images. NaDeployError: a file is damaged.
+        UsageError: arrays and images are mixed, or the model is not one for images.
+        NaDeployError: a file is damaged.
     """
-    if len(session.inputs) != 1:
-        names = ", ".join(str(spec) for spec in session.inputs)
-        raise UsageError(
-            f"{session.path.name} takes several inputs ({names}); run it from Python with a dict of arrays"
-        )
     spec = session.inputs[0]
     arrays = [path for path in paths if path.suffix == ".npy"]
     if arrays:
@@ -41,25 +37,6 @@ def read_inputs(session: Session, paths: Sequence[Path]) -> Array:
     if len(spec.shape) == 4:
         preprocessing = preprocessing.for_input(spec.shape)
     return prepare_files(paths, preprocessing).astype(numpy_type(spec.dtype))
-
-
-def read_array(path: Path) -> Array:
-    """Read a ``.npy`` file; pickled objects in it are refused.
-
-    Raises:
-        UsageError: the file cannot be read.
-        NaDeployError: it is not a ``.npy`` array of numbers, or is damaged.
-    """
-    try:
-        array: Array = np.load(path, allow_pickle=False)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise UsageError(f"cannot read the array {path}: {error.strerror}") from None
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "unexpected end"
-        raise NaDeployError(f"{path} is not a .npy array of numbers, or is damaged ({reason})") from None
-    if not isinstance(array, np.ndarray):
-        raise NaDeployError(f"{path} is an archive of several arrays; give one .npy array")
-    return array
 
 
 def run_in_batches(session: Session, items: Array) -> dict[str, Array]:

@@ -103,7 +103,9 @@ def _decode_as_it_is(
         raise NaDeployError(f"{name} is not an image that can be read; give a {taken} file") from None
     except Image.DecompressionBombError:
         raise ImageTooLargeError(f"{name} has more than {most} pixels; scale it down first") from None
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except FileNotFoundError:
+        raise UsageError(f"{name} does not exist; give an image") from None
+    except (IsADirectoryError, PermissionError) as error:
         raise UsageError(f"cannot read the image {name}: {error.strerror}") from None
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # the errors of Pillow's decoders
         raise NaDeployError(f"{name} is a damaged or truncated image ({str(error)[:100]})") from None

@@ -1,25 +1,31 @@
 """Sessions on OpenVINO, on the processor.
 
-A file is flattened first, because OpenVINO knows no model-local functions. Precision is explicit: float32 unless
-bfloat16 is asked for, whatever OpenVINO would choose by itself on a processor with bfloat16 products.
+With the operator library a file is read as it is and attention runs in the library's kernels; without it the file is
+flattened first, because OpenVINO knows no model-local functions. Precision is explicit: float32 unless bfloat16 is
+asked for, whatever OpenVINO would choose by itself on a processor with bfloat16 products.
 """
 
 from __future__ import annotations
 
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any
 
+import numpy as np
 import onnx
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
-from na_deploy.model_file.flatten import flatten, is_flat
 from na_deploy.model_file.graph import read_model, tensor_specs
-from na_deploy.model_file.tensors import Array
+from na_deploy.model_file.tensors import Array, TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.backend_names import PRECISIONS
+from na_deploy.runtime.backends.model_bytes import verified_model
+from na_deploy.runtime.bundle.manifest import Manifest
+from na_deploy.runtime.openvino.compiled import import_compiled
+from na_deploy.runtime.openvino.reading import Graph, read_graph
 from na_deploy.runtime.session import Session, SessionOptions
 
 
@@ -28,20 +34,50 @@ def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:
     openvino = import_openvino()
     core = openvino.Core()
     precision = check_precision(options.precision or "f32", core)
-    model = read_model(path)
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     if options.streams is not None:
         settings["NUM_STREAMS"] = options.streams
+    if options.manifest is not None:
+        found = import_compiled(openvino, core, options, precision, settings)
+        if found is not None:
+            return OpenVinoSession(path, _described(options.manifest), _Compiled(*found), found[1].library)
+        core = openvino.Core()  # without the nodes of a compiled model that did not fit
     if options.cache is not None:
         settings["CACHE_DIR"] = str(options.cache)
-    flat = _flat_bytes(path, model)
+    core.set_property({"ENABLE_MMAP": False})  # a loaded model stays what it was, whatever becomes of its files
+    model = read_model(path) if options.manifest is None else verified_model(path, options.manifest)
     try:
-        compiled = core.compile_model(core.read_model(flat), "CPU", settings)
+        graph = read_graph(core, path, model, options, precision == "bf16")
+        failure = graph.failure()
+        if failure:
+            raise NaDeployError(f"OpenVINO {version(openvino)} refuses {path}: {failure}")
+        compiled = core.compile_model(graph.model, "CPU", settings)
+    except NaDeployError:
+        raise
     except Exception as error:
         raise NaDeployError(f"OpenVINO {version(openvino)} refuses {path}: {reason(error)}") from error
-    return OpenVinoSession(path, model, compiled)
+    return OpenVinoSession(path, _described(model), _Compiled(compiled, graph), graph.library)
+
+
+@dataclass(frozen=True)
+class _Description:
+    """Inputs, outputs and metadata of a model."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: ModelMetadata | None
+
+
+def _described(source: onnx.ModelProto | Manifest) -> _Description:
+    if isinstance(source, Manifest):
+        return _Description(source.inputs, source.outputs, ModelMetadata.from_props(source.metadata))
+    weights = frozenset(tensor.name for tensor in source.graph.initializer)
+    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in source.metadata_props})
+    return _Description(
+        tensor_specs(list(source.graph.input), skip=weights), tensor_specs(list(source.graph.output)), metadata
+    )
 
 
 def import_openvino() -> Any:
@@ -86,15 +122,48 @@ def reason(error: BaseException) -> str:
     return (telling or lines or [type(error).__name__])[0].rstrip(".")
 
 
-def _flat_bytes(path: Path, model: onnx.ModelProto) -> bytes:
-    onnx.load_external_data_for_model(model, str(path.resolve().parent))
-    try:
-        content: bytes = (model if is_flat(model) else flatten(model)).SerializeToString()
-        return content
-    except ValueError:  # protobuf's limit of 2 GiB
-        raise NaDeployError(
-            f"{path} is too large to be flattened in memory; write a flat file with: na-deploy flatten {path}"
-        ) from None
+def _tensor(spec: TensorSpec, array: Array) -> Any:
+    """Return an input as OpenVINO takes it: NumPy's bfloat16 is a type that it does not know."""
+    if spec.dtype != "bfloat16":
+        return array
+    from openvino import Shape, Tensor, Type
+
+    return Tensor(np.ascontiguousarray(array).view(np.uint16), Shape(array.shape), Type.bf16)
+
+
+def _array(spec: TensorSpec, result: Any) -> Array:
+    if spec.dtype != "bfloat16":
+        array: Array = result
+        return array
+    import ml_dtypes
+
+    return np.asarray(result).view(ml_dtypes.bfloat16)
+
+
+class _Compiled:
+    """A compiled model, its requests and its attention nodes, which end with the last call in progress."""
+
+    def __init__(self, model: Any, graph: Graph) -> None:
+        self.model = model
+        self.graph = graph
+        self._idle: LifoQueue[Any] = LifoQueue()
+        graph.model = None  # what is compiled needs it no more
+        if graph.nodes is not None:
+            graph.nodes.is_compiled = True
+
+    def take_request(self) -> Any:
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            return self.model.create_infer_request()
+
+    def give_back(self, request: Any) -> None:
+        self._idle.put(request)
+
+    def __del__(self) -> None:
+        del self._idle, self.model  # before the nodes that they run on
+        if self.graph.nodes is not None:
+            self.graph.nodes.release()
 
 
 class OpenVinoSession(Session):
@@ -107,41 +176,47 @@ class OpenVinoSession(Session):
 
     backend = "openvino"
 
-    def __init__(self, path: Path, model: onnx.ModelProto, compiled: Any) -> None:
+    def __init__(self, path: Path, described: _Description, compiled: _Compiled, library: Path | None) -> None:
         self.path = path
-        weights = frozenset(tensor.name for tensor in model.graph.initializer)
-        self.inputs = tensor_specs(list(model.graph.input), skip=weights)
-        self.outputs = tensor_specs(list(model.graph.output))
-        self.metadata = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
-        chosen = compiled.get_property("INFERENCE_PRECISION_HINT")
+        self.library = library
+        self.inputs, self.outputs, self.metadata = described.inputs, described.outputs, described.metadata
+        chosen = compiled.model.get_property("INFERENCE_PRECISION_HINT")
         self.precision = "bf16" if "bfloat16" in str(chosen) or "bf16" in str(chosen) else "f32"
-        self.streams = int(compiled.get_property("NUM_STREAMS"))
+        self.streams = int(compiled.model.get_property("NUM_STREAMS"))
         self.device = f"CPU ({self.precision})"
         self._places = {spec.name: index for index, spec in enumerate(self.outputs)}
         self._lock = threading.Lock()
-        self._compiled: Any | None = compiled
-        self._idle: LifoQueue[Any] = LifoQueue()
+        self._compiled: _Compiled | None = compiled
 
     def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
         with self._lock:
             compiled = self._compiled
         if compiled is None:
             raise UsageError(f"the session of {self.path.name} is closed; load the model again")
+        request = compiled.take_request()
         try:
-            request = self._idle.get_nowait()
-        except Empty:
-            request = compiled.create_infer_request()
-        try:
-            results = request.infer([inputs[spec.name] for spec in self.inputs], share_inputs=True)
-            found = {name: results[self._places[name]] for name in outputs}
+            results = request.infer([_tensor(spec, inputs[spec.name]) for spec in self.inputs], share_inputs=True)
+            found = {name: _array(self.outputs[place], results[place]) for name, place in self._places.items()}
         except Exception as error:
-            raise NaDeployError(f"OpenVINO could not run {self.path.name}: {reason(error)}") from error
+            sentence = compiled.graph.failure() or reason(error)
+            raise NaDeployError(f"OpenVINO could not run {self.path.name}: {sentence}") from error
         finally:
-            self._idle.put(request)
-        return found
+            compiled.give_back(request)
+        return {name: found[name] for name in outputs}
+
+    def compiled_bytes(self) -> bytes:
+        """Return the compiled model, which OpenVINO of the same version loads on a like processor.
+
+        Raises:
+            UsageError: the session is closed.
+        """
+        compiled = self._compiled
+        if compiled is None:
+            raise UsageError(f"the session of {self.path.name} is closed; load the model again")
+        exported = compiled.model.export_model()
+        return exported.getvalue() if hasattr(exported, "getvalue") else bytes(exported)
 
     def close(self) -> None:
         """Release the model once calls in progress have finished."""
         with self._lock:
             self._compiled = None
-        self._idle = LifoQueue()

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from na_deploy.errors import UsageError
 from na_deploy.runtime.pictures.segments import segment_colours
 from na_deploy.runtime.results.segments import Segmentation
 
@@ -18,7 +19,12 @@ def id_map_png(result: Segmentation) -> bytes:
 
     Up to 255 ids are 8-bit values with the segments' colours as the palette, so that viewers show them; more are 16-bit
     grey values. The text entry ``segments`` lists id, class, label, score, area and box as JSON.
+
+    Raises:
+        UsageError: the objects have boxes alone.
     """
+    if not result.has_masks:
+        raise UsageError("the model finds boxes without masks, so no pixel has an id; ask for JSON or a drawing")
     largest = max((segment.id for segment in result.segments), default=0)
     if largest < 256:
         image = Image.fromarray(result.ids.astype(np.uint8)).convert("L")
@@ -37,7 +43,7 @@ def id_map_png(result: Segmentation) -> bytes:
             "label": segment.label,
             "score": round(segment.score, 6),
             "area": segment.area,
-            "box": list(segment.box),
+            "box": [round(side, 3) for side in segment.box],
             "isthing": int(segment.is_thing),
         }
         for segment in result.segments

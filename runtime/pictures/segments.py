@@ -1,4 +1,4 @@
-"""A drawing of segments over their picture: coloured masks, outlines and names. Needs Pillow alone.
+"""A drawing of segments over their picture: coloured masks, outlines, boxes and names. Needs Pillow alone.
 
 Reading :func:`draw_segments` from top to bottom gives the picture from back to front.
 """
@@ -6,7 +6,7 @@ Reading :func:`draw_segments` from top to bottom gives the picture from back to 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from na_deploy.runtime.results.segments import Segment, Segmentation
 
 Colour = tuple[int, int, int]
+Corners = tuple[float, float, float, float]
 T = TypeVar("T", np.int32, np.bool_)
 
 SMALLEST = 480
@@ -49,16 +50,29 @@ def draw_segments(image: Image.Image, result: Segmentation) -> Image.Image:
         band[own > 0] = _tinted(band, table[own])[own > 0]
     edges = _edges(ids, line)
     pixels[edges] = 0.25 * table[ids[edges]] + 0.75 * 255
-    for segment in reversed(result.segments if result.crops else ()):  # hidden parts of an instance show faintly
-        x, y, width, height = segment.box
-        around = (slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1))
+    for segment in reversed(result.segments if result.crops else ()):  # hidden parts of an object show faintly
+        rows, columns = result.crops[segment.id].place
+        around = (slice(max(rows.start - 1, 0), rows.stop + 1), slice(max(columns.start - 1, 0), columns.stop + 1))
         hidden = _edges(_enlarged(result.mask(segment)[around].astype(np.int32), times), line)
         place = tuple(slice(part.start * times, part.stop * times) for part in around)
         hidden &= ~edges[place]
         pixels[place][hidden] = 0.5 * table[segment.id] + 0.5 * 255
     drawn = Image.fromarray(pixels)
+    if result.task == "detection":
+        _boxes(drawn, result, colours, times, line)
     _names(drawn, result, colours, size)
     return drawn
+
+
+def _boxes(drawn: Image.Image, result: Segmentation, colours: dict[int, Colour], times: int, line: int) -> None:
+    """Outline objects' boxes in their colours on a dark edge, the best on top."""
+    pen = ImageDraw.Draw(drawn, "RGBA")
+    for segment in reversed(result.segments):
+        x, y, width, height = (side * times for side in segment.box)
+        corners = (x, y, max(x + width - 1, x), max(y + height - 1, y))
+        pen.rounded_rectangle(corners, radius=2 * line, outline=(0, 0, 0, 110), width=line + 2)
+        inner = (corners[0] + 1, corners[1] + 1, max(corners[2] - 1, x + 1), max(corners[3] - 1, y + 1))
+        pen.rounded_rectangle(inner, radius=2 * line, outline=colours[segment.id], width=line)
 
 
 def _tinted(pixels: NDArray[np.uint8], colours: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -142,11 +156,11 @@ def _split(array: NDArray[T], axis: int, step: int) -> tuple[NDArray[T], NDArray
 
 
 def _names(drawn: Image.Image, result: Segmentation, colours: dict[int, Colour], size: int) -> None:
-    """Write each segment's name where it is widest, the largest first; one that would cover another is left out."""
+    """Write each segment's name in it, the first first; one that would cover another is left out."""
     font = ImageFont.load_default(size)
     pen = ImageDraw.Draw(drawn, "RGBA")
     margin = max(2, size // 4)
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[Corners] = []
     least = (size * size) / (drawn.width * drawn.height)
     height, width = result.size
     for segment in result.segments:
@@ -155,16 +169,29 @@ def _names(drawn: Image.Image, result: Segmentation, colours: dict[int, Colour],
         text = _caption(segment, result)
         left, top, right, bottom = font.getbbox(text)
         wide, tall = right - left + 2 * margin, bottom - top + 2 * margin
+        for x, y in _places(result, segment, drawn.width / width, wide, tall):
+            x = min(max(x, 1), drawn.width - wide - 1)
+            y = min(max(y, 1), drawn.height - tall - 1)
+            box = (x, y, x + wide, y + tall)
+            if x < 0 or y < 0 or any(_overlap(box, other) for other in taken):
+                continue
+            taken.append(box)
+            dark = tuple(int(channel * 0.35) for channel in colours[segment.id])
+            pen.rounded_rectangle(box, radius=margin, fill=(*dark, 215), outline=(255, 255, 255, 150))
+            pen.text((x + margin - left, y + margin - top), text, fill=(255, 255, 255, 255), font=font)
+            break
+
+
+def _places(
+    result: Segmentation, segment: Segment, times: float, wide: float, tall: float
+) -> Iterator[tuple[float, float]]:
+    """Yield left and top of places for a name, in the drawing's pixels: where a segment is widest, or at a box."""
+    if result.task != "detection":
         row, column = _widest_place(result, segment)
-        x = min(max(column / width * drawn.width - wide / 2, 1), drawn.width - wide - 1)
-        y = min(max(row / height * drawn.height - tall / 2, 1), drawn.height - tall - 1)
-        box = (x, y, x + wide, y + tall)
-        if x < 0 or y < 0 or any(_overlap(box, other) for other in taken):
-            continue
-        taken.append(box)
-        dark = tuple(int(channel * 0.35) for channel in colours[segment.id])
-        pen.rounded_rectangle(box, radius=margin, fill=(*dark, 215), outline=(255, 255, 255, 150))
-        pen.text((x + margin - left, y + margin - top), text, fill=(255, 255, 255, 255), font=font)
+        yield column * times - wide / 2, row * times - tall / 2
+        return
+    x, y, width, height = (side * times for side in segment.box)
+    yield from ((x, y - tall), (x, y), (x + width - wide, y), (x, y + height - tall), (x, y + height))
 
 
 def _caption(segment: Segment, result: Segmentation) -> str:
@@ -190,5 +217,5 @@ def _widest_place(result: Segmentation, segment: Segment) -> tuple[float, float]
         left = np.pad(smaller, 1)
 
 
-def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+def _overlap(one: Corners, other: Corners) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

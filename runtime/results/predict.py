@@ -20,6 +20,7 @@ from na_deploy.models.metadata import SEGMENT_TASKS, ModelMetadata
 from na_deploy.models.preprocessing import Preprocessing
 from na_deploy.runtime.images.prepare import prepare, read_image
 from na_deploy.runtime.results.classification import Prediction, score_function_of, top_classes
+from na_deploy.runtime.results.detections import detections
 from na_deploy.runtime.results.queries import instances, panoptic_map, semantic_map, semantic_scores
 from na_deploy.runtime.results.resampling import View
 from na_deploy.runtime.results.segments import Segmentation, from_ids, from_masks
@@ -157,7 +158,7 @@ def read_result(
     answer = answer_of(specs, metadata, labelled=options.labels is not None)
     metadata = metadata or ModelMetadata("unknown")
     labels = metadata.labels if options.labels is None else options.labels
-    if options.task is not None and not (answer.has_queries and options.task in SEGMENT_TASKS):
+    if options.task not in (None, answer.task) and not (answer.has_queries and options.task in SEGMENT_TASKS):
         raise UsageError(
             f"a result as {options.task} was asked for, and the model answers as {answer.task}; "
             "only segmenters with class_logits and mask_logits answer as semantic, instance or panoptic"
@@ -169,11 +170,13 @@ def read_result(
         return Features(dict(outputs))
     task = options.task or answer.task
     if preprocessing.mode == "resize-then-crop":
-        raise UsageError("the model's preprocessing cuts off pictures' edges, so its masks do not cover them")
+        raise UsageError("the model's preprocessing cuts off pictures' edges, so its answer does not cover them")
     view = View(preprocessing.placement(*picture), picture, metadata.segment_rule)
     metadata = replace(
         metadata, task=task, labels=labels, thresholds={**metadata.thresholds, **(options.thresholds or {})}
     )
+    if answer.has_boxes:
+        return detections({name: array[0] for name, array in outputs.items()}, view, metadata)
     arrays = {name: array[0].astype(np.float32) for name, array in outputs.items()}
     if answer.has_queries:
         return _of_queries(metadata, arrays[CLASS_QUERIES], arrays[MASK_QUERIES], view)

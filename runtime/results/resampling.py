@@ -66,6 +66,22 @@ def linear(source: int, target: int) -> Taps:
     return Taps(np.stack([low, np.minimum(low + 1, source - 1)], 1), np.stack([1 - weight, weight], 1))
 
 
+def placed(source: int, start: float, stop: float, first: int, last: int) -> Taps:
+    """Return bilinear scaling of an axis onto the span from ``start`` to ``stop``, zero beyond it.
+
+    The taps are for the pixels from ``first`` to before ``last``, whose centres lie at one half. As torch's
+    ``grid_sample`` with ``align_corners=False`` and zeros beyond, by which detectors paste masks.
+    """
+    centres = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
+    side = (centres - np.float32(start)) / (np.float32(stop) - np.float32(start)) * 2 - 1
+    place = ((side + 1) * np.float32(source) - 1) / 2
+    low = np.floor(place)
+    weights = np.stack([low + 1 - place, place - low], 1)
+    sources = np.stack([low, low + 1], 1).astype(np.int64)
+    weights[(sources < 0) | (sources >= source)] = 0
+    return Taps(np.clip(sources, 0, source - 1), weights.astype(np.float32))
+
+
 def nearest(source: int, target: int) -> IntArray:
     """Return the source position of every target, as torch's ``nearest``."""
     place = np.arange(target, dtype=np.float32) * np.float32(source / target)

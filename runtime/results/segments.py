@@ -1,10 +1,10 @@
-"""Segments of a picture: typed results of segmenters, whatever network found them."""
+"""Segments of a picture: typed results of segmenters and detectors, whatever network found them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,22 @@ from na_deploy.model_file.tensors import Array
 from na_deploy.models.class_sets import matching
 from na_deploy.runtime.results.rle import encode_ids, encode_mask
 
-SegmentTask = Literal["semantic", "instance", "panoptic"]
-Box = tuple[int, int, int, int]
+SegmentTask = Literal["semantic", "instance", "panoptic", "detection"]
+Box = tuple[float, float, float, float]
+
+
+class Crop(NamedTuple):
+    """The part of a mask that holds all its pixels, with its place in the picture."""
+
+    left: int
+    top: int
+    pixels: NDArray[np.bool_]
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Rows and columns of the picture."""
+        height, width = self.pixels.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 @dataclass(frozen=True)
@@ -26,8 +40,9 @@ class Segment:
         class_index: number of its class in the model.
         label: name of its class; ``class 123`` without one.
         score: confidence of 0 to 1. Of a semantic segment, the mean share of its class in its pixels' scores.
-        area: pixels.
-        box: x, y, width and height of the smallest box around it, in pixels.
+        area: pixels; of an object without mask, those of its box.
+        box: x, y, width and height in pixels: of the smallest box around it; of a detector the box that the network
+            gives, with fractions.
         is_thing: true where its class is one of countable objects.
     """
 
@@ -45,20 +60,22 @@ class Segmentation:
     """Segments of one picture.
 
     Attributes:
-        task: "semantic" (a segment per class), "instance" (a segment per object; masks may overlap) or "panoptic"
-            (both, without overlap).
-        ids: (H, W) int32, the segment of every pixel of the picture, 0 for none. Where instances overlap, the one with
+        task: "semantic" (a segment per class), "instance" (a segment per object; masks may overlap), "panoptic"
+            (both, without overlap) or "detection" (objects with boxes; masks may overlap).
+        ids: (H, W) int32, the segment of every pixel of the picture, 0 for none. Where objects overlap, the one with
             the highest score.
-        segments: the largest first; instances by score.
-        crops: masks of instances inside their boxes, by id; empty where the id map says all.
+        segments: the largest first; objects by score.
+        crops: masks of objects, by id; empty where the id map says all.
         palette: RGB by class number, empty if the model has none.
+        has_masks: false for objects with boxes alone.
     """
 
     task: SegmentTask
     ids: NDArray[np.int32]
     segments: tuple[Segment, ...]
-    crops: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
+    crops: Mapping[int, Crop] = field(default_factory=dict)
     palette: tuple[tuple[int, int, int], ...] = ()
+    has_masks: bool = True
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,9 +86,9 @@ class Segmentation:
         """Return a segment's pixels (H, W)."""
         if segment.id not in self.crops:
             return np.equal(self.ids, segment.id)
+        crop = self.crops[segment.id]
         whole = np.zeros(self.size, np.bool_)
-        x, y, width, height = segment.box
-        whole[y : y + height, x : x + width] = self.crops[segment.id]
+        whole[crop.place] = crop.pixels
         return whole
 
     def class_map(self) -> NDArray[np.int32]:
@@ -82,7 +99,7 @@ class Segmentation:
         return table[self.ids]
 
     def to_coco(self, labels: Mapping[int, str] | None = None) -> list[dict[str, Any]]:
-        """Return the segments as COCO's results: bbox, area, score and masks as run lengths (RLE).
+        """Return the segments as COCO's results: bbox, area, score, and masks as run lengths (RLE) where there are any.
 
         Args:
             labels: the model's class names. Those of a known data set give ``category_id`` its numbers; it is the class
@@ -90,10 +107,15 @@ class Segmentation:
         """
         known = matching(labels) if labels else None
         numbers = known.ids if known is not None and known.ids else None
-        if self.crops:
-            masks = [encode_mask(self.mask(segment)) for segment in self.segments]
+        masks: list[dict[str, Any]]
+        if not self.has_masks:
+            masks = [{} for _ in self.segments]
+        elif self.crops:
+            crops = [self.crops[segment.id] for segment in self.segments]
+            masks = [{"segmentation": encode_mask(crop.pixels, self.size, crop.left, crop.top)} for crop in crops]
         else:
-            masks = encode_ids(self.ids, [segment.id for segment in self.segments])
+            ids = [segment.id for segment in self.segments]
+            masks = [{"segmentation": mask} for mask in encode_ids(self.ids, ids)]
         return [
             {
                 "id": segment.id,
@@ -103,8 +125,8 @@ class Segmentation:
                 "isthing": int(segment.is_thing),
                 "score": round(segment.score, 6),
                 "area": segment.area,
-                "bbox": list(segment.box),
-                "segmentation": mask,
+                "bbox": [round(side, 3) for side in segment.box],
+                **mask,
             }
             for segment, mask in zip(self.segments, masks, strict=True)
         ]
@@ -147,22 +169,52 @@ def from_masks(
     palette: tuple[tuple[int, int, int], ...] = (),
 ) -> Segmentation:
     """Measure instances, given by their masks (H, W) from the highest score to the lowest; empty ones are left out."""
-    ids = np.zeros(size, np.int32)
-    segments: list[Segment] = []
-    crops: dict[int, NDArray[np.bool_]] = {}
+    kept: list[Found] = []
+    crops: list[Crop] = []
+    boxes: list[Box] = []
     for mask, own in zip(masks, found, strict=True):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
             continue
-        number = len(segments) + 1
-        top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-        crop = np.array(mask[top:bottom, left:right], np.bool_)
-        box = (int(left), int(top), int(right - left), int(bottom - top))
-        segments.append(_segment(number, own, int(crop.sum()), box, labels, None))
-        crops[number] = crop
-        below = ids[top:bottom, left:right]
-        below[crop & (below == 0)] = number
-    return Segmentation("instance", ids, tuple(segments), crops, palette)
+        top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+        kept.append(own)
+        crops.append(Crop(left, top, np.array(mask[top:bottom, left:right], np.bool_)))
+        boxes.append((left, top, right - left, bottom - top))
+    return from_objects("instance", boxes, crops, kept, size, labels, palette)
+
+
+def from_objects(
+    task: SegmentTask,
+    boxes: Sequence[Box],
+    crops: Sequence[Crop] | None,
+    found: Sequence[Found],
+    size: tuple[int, int],
+    labels: Mapping[int, str],
+    palette: tuple[tuple[int, int, int], ...] = (),
+) -> Segmentation:
+    """Measure objects, given from the highest score to the lowest, and lay their masks over each other.
+
+    Args:
+        task: "instance" or "detection".
+        boxes: x, y, width and height of each.
+        crops: their masks; ``None`` for objects with boxes alone.
+        found: their classes and scores.
+        size: (H, W) of the picture.
+        labels: class names.
+        palette: RGB by class number.
+    """
+    ids = np.zeros(size, np.int32)
+    segments: list[Segment] = []
+    for number, (box, own) in enumerate(zip(boxes, found, strict=True), 1):
+        area = round(box[2] * box[3])
+        if crops is not None:
+            crop = crops[number - 1]
+            area = int(crop.pixels.sum())
+            below = ids[crop.place]
+            below[crop.pixels & (below == 0)] = number
+        segments.append(_segment(number, own, area, box, labels, None))
+    numbered = {} if crops is None else dict(enumerate(crops, 1))
+    return Segmentation(task, ids, tuple(segments), numbered, palette, crops is not None)
 
 
 def _segment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -141,6 +142,14 @@ def test_verify_says_what_differs_and_fails(folder: Path, capsys: pytest.Capture
     random_checkpoint(CONFIG, seed=1, path=folder / "other.pth")
     assert run(["verify", str(folder / "good.pth"), model]) == 0
     assert "same model" in capsys.readouterr().out
+    assert run(["verify", str(folder / "good.pth"), model, "--threads", "1", "--backend", "openvino"]) == 0
+    assert "on openvino on CPU (f32)" in capsys.readouterr().out
+    wrong = ["verify", str(folder / "good.pth"), model, "--backend", "onnxruntime", "--tolerance", "1e-9", "--json"]
+    assert run(wrong) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["session"]["runs_on"].startswith("onnxruntime on CPU")
+    assert not report["session"]["passed"]
+    assert len(report["session"]["layers"]) == len(report["layers"]) > 0
     assert run(["verify", str(folder / "other.pth"), model]) == 1
     captured = capsys.readouterr()
     assert "differs" in captured.out

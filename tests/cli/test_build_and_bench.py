@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from rtx_engines import require_rtx
 
+from na_deploy.cli.bench import choose_targets
 from na_deploy.cli.build import condense, parse_range, parse_sizes
 from na_deploy.cli.main import run
 from na_deploy.errors import UsageError
@@ -126,13 +128,14 @@ def test_bench_measures_models_and_bundles_side_by_side(model: Path, tmp_path: P
     bundle = tmp_path / "small.zip"
     assert call(capsys, "build", model, "-o", bundle, "--batch", "1:1:4")[0] == 0
     plot = tmp_path / "bench.png"
-    arguments = ("bench", model, bundle, "--compare-to", "bodies", "--batch", "1,4", "--duration", 0.3, "--threads", 1)
+    arguments = ("bench", model, bundle, "--compare-to", "bodies", "--batch", "1,4", "--duration", 0.1, "--threads", 1)
     code, out, err = call(capsys, *arguments, "--json", "--plot", plot)
     assert code == 0, err
     content = json.loads(out)
     rows = {(row["label"], row["batch"]): row for row in content["measurements"]}
     assert len(rows) == 2 * 4
     for row in rows.values():
+        assert row["difference"] < 1e-5
         assert row["calls"] > 10
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
         assert row["items_per_s"] > 0
@@ -190,3 +193,46 @@ def test_a_log_tells_the_same_thing_once():
     log = [f"warning: A node named v{number} already exists" for number in range(300)] + ["error: 3 layers", "other"]
     assert condense(log) == ["warning: A node named v0 already exists (300 like this)", "error: 3 layers", "other"]
     assert condense([f"{chr(97 + number)}!" for number in range(12)])[-1] == "and 2 more"
+
+
+def test_bfloat16_shows_its_difference_where_it_is_asked_for(model: Path, tmp_path: Path, capsys):
+    openvino = pytest.importorskip("openvino")
+    array = tmp_path / "image.npy"
+    np.save(array, np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32))
+    code, out, err = call(capsys, "run", model, array, "--backend", "openvino", "--threads", 1, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["device"] == "CPU (f32)"
+    refused(capsys, 2, "precision is for the openvino backend", "run", model, array, "--precision", "bf16")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        refused(capsys, 2, "no bfloat16 products", "run", model, array, "--backend", "openvino", "--precision", "bf16")
+        return
+    code, out, err = call(capsys, "run", model, array, "--backend", "openvino", "--precision", "bf16", "--json")
+    assert code == 0
+    assert json.loads(out)["device"] == "CPU (bf16)"
+    found = re.fullmatch(
+        r"note: small\.onnx computes in bf16: outputs differ from f32 by up to (\S+) \(relative, random inputs\)\n", err
+    )
+    assert found is not None, err
+    assert 1e-4 < float(found[1]) < 5e-2
+
+
+def test_bench_takes_every_backend_and_precision(model: Path):
+    targets, left_out = choose_targets((model,), ("bodies",), None, None, backends="onnxruntime,openvino:f32")
+    assert [target.label for target in targets] == [
+        "small.onnx, onnxruntime",
+        "small.onnx, openvino f32",
+        "small.onnx, function bodies",
+    ]
+    assert [target.options for target in targets] == [
+        {"backend": "onnxruntime"},
+        {"backend": "openvino", "precision": "f32"},
+        {"backend": "onnxruntime", "custom_operators": False},
+    ]
+    assert {target.reference for target in targets} == {model}
+    (target,), _ = choose_targets((model,), (), None, None, backends="openvino", precision="bf16", device=1)
+    assert target.options == {"backend": "openvino", "precision": "bf16", "device": 1}
+    everything, left_out = choose_targets((model,), (), None, None, backends="all")
+    assert len(everything) + len(left_out) == 3
+    for backends in (None, "all", "openvino:f32"):
+        with pytest.raises(UsageError, match="--precision goes with --backend openvino"):
+            choose_targets((model,), (), None, None, backends=backends, precision="bf16")

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 import na_deploy
@@ -130,7 +132,8 @@ def test_run_refuses_bad_requests_in_a_sentence(
     refused(capsys, 2, "does not exist", "run", tmp_path / "absent.onnx", photos[0])
     refused(capsys, 1, "is not an ONNX model", "run", photos[0], photos[0])
     refused(capsys, 1, "not an image", "run", model, text)
-    refused(capsys, 2, "No such file", "run", model, tmp_path / "absent.jpg")
+    refused(capsys, 2, "absent.jpg does not exist; give an image", "run", model, tmp_path / "absent.jpg")
+    refused(capsys, 2, "absent.npy does not exist; give an array", "run", model, tmp_path / "absent.npy")
     refused(capsys, 2, "axis 2 is 30, not 32", "run", model, array)
     refused(capsys, 1, "not a .npy array of numbers", "run", model, pickled)
     refused(capsys, 2, "not both", "run", model, array, photos[0])
@@ -203,7 +206,7 @@ def test_doctor_really_runs_an_attention(capsys):
 def test_doctor_fails_where_the_core_is_wrong(capsys, monkeypatch):
     from na_deploy.cli import self_check
 
-    monkeypatch.setattr(self_check, "attention_difference", lambda: 0.5)
+    monkeypatch.setattr(self_check, "attention_difference", lambda **options: 0.5)
     code, out, err = call(capsys, "doctor")
     assert code == 1
     assert err == ""
@@ -233,3 +236,48 @@ def test_models_lists_the_dilation_presets(capsys: pytest.CaptureFixture[str]):
     assert "1,28,1" in out
     assert "imagenet" not in out
     refused(capsys, 2, "no dilation preset", "models", "--dilations", "cifar")
+
+
+@pytest.fixture
+def scaled_sum(tmp_path: Path) -> Path:
+    """A model of two inputs: image (batch, 4) and sigma (batch,) to their product."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 4])
+    sigma = helper.make_tensor_value_info("sigma", TensorProto.FLOAT, ["batch", 1])
+    product = helper.make_tensor_value_info("product", TensorProto.FLOAT, ["batch", 4])
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["image", "sigma"], ["product"])], "g", [image, sigma], [product]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "two.onnx"
+    )
+    return tmp_path / "two.onnx"
+
+
+def test_run_takes_an_array_for_every_input(scaled_sum: Path, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image, sigma = np.arange(8, dtype=np.float32).reshape(2, 4), np.array([[2], [3]], np.float32)
+    np.save("image.npy", image)
+    np.save("sigma.npy", sigma)
+    np.savez("both.npz", sigma=sigma, image=image)
+    for number, inputs in enumerate((["sigma=sigma.npy", "image=image.npy"], ["image.npy", "sigma.npy"], ["both.npz"])):
+        code, _, err = call(capsys, "run", scaled_sum, *inputs, "-o", f"out{number}.npy")
+        assert (code, err) == (0, "")
+        np.testing.assert_array_equal(np.load(f"out{number}.npy"), image * sigma)
+    code, out, _ = call(capsys, "run", scaled_sum, "both.npz", "--json")
+    assert json.loads(out)["outputs"] == {"product": {"shape": [2, 4], "dtype": "float32"}}
+    refused(capsys, 2, "give image=image.npy sigma=sigma.npy", "run", scaled_sum, "image.npy")
+    refused(capsys, 2, "give image=image.npy sigma=sigma.npy", "run", scaled_sum, "image=image.npy", "image=sigma.npy")
+    refused(capsys, 2, "photo.jpg is no .npy file", "run", scaled_sum, "photo.jpg", "sigma.npy")
+    refused(capsys, 2, "none.npy does not exist", "run", scaled_sum, "image=image.npy", "sigma=none.npy")
+    refused(capsys, 2, "it is the input", "run", scaled_sum, "image=image.npy", "sigma=sigma.npy", "-o", "image.npy")
+    np.savez("bad.npz", sigma=np.array([{"a": 1}], dtype=object), image=image)
+    refused(capsys, 1, "bad.npz is damaged, or holds other things than numbers", "run", scaled_sum, "bad.npz")
+    np.savez("short.npz", image=image)
+    refused(capsys, 2, "input sigma: float32 batch×1 is missing", "run", scaled_sum, "short.npz")
+    Path("cut.npz").write_bytes(Path("both.npz").read_bytes()[:60])
+    refused(capsys, 1, "cut.npz is not", "run", scaled_sum, "cut.npz")
+
+
+def test_scores_that_are_no_numbers_are_an_error_and_no_json(model: Path, tmp_path: Path, capsys):
+    np.save(tmp_path / "nan.npy", np.full((1, 3, 32, 32), np.nan, np.float32))
+    refused(capsys, 1, "the model answers with NaN or infinity", "run", model, tmp_path / "nan.npy", "--json")

@@ -30,6 +30,7 @@ from na_deploy.runtime.tensorrt.api import RTX, TENSORRT, Flavor, load_module
         ["run", "nothing.onnx", "x.jpg"],
         ["inspect", "nothing.onnx"],
         ["bench", "nothing.onnx"],
+        ["eval", "nothing.onnx", "--images", "folder"],
         ["verify", "nothing.pth", "nothing.onnx"],
         ["build", "nothing.onnx", "-o", "x.bundle"],
         ["package", "nothing.onnx", "-o", "repository"],
@@ -121,10 +122,10 @@ def test_the_shell_completes_commands_options_and_choices(typed: str, offered: s
 
 def test_run_offers_every_backend_that_sessions_have():
     from na_deploy.cli.run import command
-    from na_deploy.runtime.backend_names import SESSION_BACKENDS
+    from na_deploy.runtime.backend_names import AUTO, SESSION_BACKENDS
 
     (backend,) = [parameter for parameter in command.params if parameter.name == "backend"]
-    assert sorted(backend.type.choices) == sorted(SESSION_BACKENDS)
+    assert sorted(backend.type.choices) == sorted((*SESSION_BACKENDS, AUTO))
 
 
 def options_of(command: str) -> dict[str, click.Option]:
@@ -156,7 +157,7 @@ def test_the_same_thing_has_the_same_word_everywhere():
 
 
 def test_choices_on_the_command_line_are_those_of_the_code_they_choose_from():
-    from na_deploy.deployment.options import DEVICES, TRITON_BACKENDS
+    from na_deploy.deployment.options import DEVICES, PACKAGE_BACKENDS
     from na_deploy.exporter.options import DTYPES, PARTS
     from na_deploy.models.metadata import SEGMENT_TASKS
     from na_deploy.runtime.backend_names import BUNDLE_BACKENDS, PLUGINS, PRECISIONS
@@ -169,7 +170,7 @@ def test_choices_on_the_command_line_are_those_of_the_code_they_choose_from():
         ("export", "--part", PARTS),
         ("export", "--task", SEGMENT_TASKS),
         ("run", "--task", SEGMENT_TASKS),
-        ("package", "--backend", TRITON_BACKENDS),
+        ("package", "--backend", PACKAGE_BACKENDS),
         ("package", "--device", DEVICES),
     ):
         kind = options_of(command)[option].type

@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from detectors import detector
 from segmenters import segmenter
 from small_models import small_model
+from triton_stand_in import Models
 
 from na_deploy.deployment import PackageOptions, check_repository, package
+from na_deploy.deployment.cluster import dockerfile
+from na_deploy.deployment.commands import configs_of
 from na_deploy.deployment.protobuf import CONFIG, Config, messages, read, type_name
 from na_deploy.deployment.python_backend.arrays import check_arrays
 from na_deploy.errors import NaDeployError, UsageError
@@ -360,6 +364,18 @@ def test_a_segmenter_s_image_files_are_answered_by_one_model(repository: Path, t
     assert check_repository(repository) == []
 
 
+@pytest.mark.parametrize(("masks", "answers"), [(True, ["segments", "ids"]), (False, ["segments"])])
+def test_a_detector_s_image_files_are_answered_by_one_model(
+    repository: Path, tmp_path: Path, masks: bool, answers: list[str]
+) -> None:
+    onnx.save(detector("batch", 64, 64, masks=masks), tmp_path / "things.onnx")
+    package([tmp_path / "things.onnx"], repository, PackageOptions(preprocess=True))
+    assert [output.name for output in config_of(repository, "things_from_image").output] == answers
+    counts = next(output for output in config_of(repository, "things").output if output.name == "count")
+    assert (list(counts.dims), counts.HasField("reshape"), list(counts.reshape.shape)) == ([1], True, [])
+    assert check_repository(repository) == []
+
+
 def test_a_model_from_elsewhere_gets_no_preprocessing(write_model: WriteModel, repository: Path) -> None:
     with pytest.raises(UsageError, match="does not say how images"):
         package([write_model()], repository, PackageOptions(preprocess=True))
@@ -395,3 +411,43 @@ class _Mismatched:
 def test_models_refuse_a_python_backend_that_reads_arrays_wrongly() -> None:
     with pytest.raises(_Mismatched.TritonModelException, match="cannot read the arrays of NumPy"):
         check_arrays(_Mismatched)
+
+
+@pytest.fixture
+def in_triton(monkeypatch: pytest.MonkeyPatch) -> Models:
+    """Return models as Triton's python backend opens them."""
+    return Models(monkeypatch)
+
+
+def test_models_and_bundles_run_on_openvino_in_the_python_backend(
+    free: Path, repository: Path, tmp_path: Path, in_triton: Models
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    precision = "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    build(free, tmp_path / "own.zip", BuildOptions("openvino", precision, batch=(1, 1, 4)))
+    (plain,) = package([free], repository, PackageOptions(name="plain", backend="openvino", threads=1))
+    (bundle,) = package([tmp_path / "own.zip"], repository)
+    assert (plain.backend, bundle.backend) == ("python", "python")
+    assert plain.notes == ()
+    assert any("computes in bf16: outputs differ" in note for note in bundle.notes) == (precision == "bf16")
+    assert check_repository(repository) == []
+    for name, expected in (("plain", "f32"), ("own", precision)):
+        with in_triton.open(repository, name).session as session:
+            assert (session.backend, session.precision) == ("openvino", expected)
+    assert " openvino" in dockerfile(configs_of(repository))
+    package([free], tmp_path / "other", PackageOptions(backend="python"))
+    assert " openvino" not in dockerfile(configs_of(tmp_path / "other"))
+    for options, sentence in (
+        ({"precision": "bf16"}, "of backend openvino"),
+        ({"backend": "openvino", "precision": "f16"}, "got 'f16'"),
+        ({"backend": "openvino", "device": "gpu"}, "runs on the processor"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            PackageOptions(**options)
+
+
+def test_an_archive_is_unpacked_for_the_python_backend(free: Path, repository: Path, in_triton: Models, tmp_path):
+    build(free, tmp_path / "packed.zip", BuildOptions(batch=(1, 1, 4)))
+    package([tmp_path / "packed.zip"], repository, PackageOptions(backend="python"))
+    with in_triton.open(repository, "packed").session as session:
+        assert session.backend == "onnxruntime"

@@ -6,6 +6,7 @@ There is no GPU here and the server's wheel has no tensorrt backend: repositorie
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 import time
@@ -20,9 +21,9 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from detectors import detector
 from onnx import TensorProto, helper
 from PIL import Image
-from segmenters import LABELS as LABELS_OF_SEGMENTERS
 from segmenters import colour_picture, segmenter, squared
 from serving_client import CHECKS, ServedModel, connect, items
 from small_models import small_model
@@ -55,6 +56,8 @@ PACKAGED = {
 }
 SEGMENTERS = (
     ("free_sizes", "semantic", {}, "python"),
+    ("things", "detection", {"batch": "batch", "height": 64, "width": 64, "preprocessing": squared(64)}, "onnxruntime"),
+    ("things_boxed", "detection", {"batch": "batch", "masks": False}, "python"),
     ("square", "panoptic", {"batch": "batch", "height": 64, "width": 64, "preprocessing": squared(64)}, "onnxruntime"),
 )
 BATCHED = {"python_free": True, "onnx_free": True, "python_fixed": False, "onnx_fixed": False}
@@ -96,7 +99,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     package([bf16], repository, PackageOptions(backend="python"))
     for name, task, sizes, backend in SEGMENTERS:
         path = models[name] = folder / f"{name}.onnx"
-        onnx.save(segmenter(task, **sizes), path)
+        onnx.save(detector(**sizes) if task == "detection" else segmenter(task, **sizes), path)
         package([path], repository, _at(PackageOptions(backend=backend, preprocess=True), repository))
     assert check_repository(repository) == []
     arguments = ["--cache-config=local,size=1048576", "--model-control-mode=explicit", "--load-model=*"]
@@ -161,18 +164,20 @@ def test_a_segmenter_answers_image_files_as_a_session_does(served: Served, name:
     with served.connect(kind) as client:
         answer = client.infer(f"{name}_from_image", {"image_bytes": np.array(files, object)})
         contents = [json.loads(text) for text in answer.as_numpy("segments")]
-        ids = [np.asarray(Image.open(io.BytesIO(file))) for file in answer.as_numpy("ids")]
+        files = [] if name == "things_boxed" else answer.as_numpy("ids")
+        ids = [np.asarray(Image.open(io.BytesIO(file))) for file in files]
     with na_deploy.load(served.models[name]) as session:
-        for picture, content, own in zip(pictures, contents, ids, strict=True):
+        for picture, content, own in itertools.zip_longest(pictures, contents, ids):
             expected = session.predict(picture)
             assert isinstance(expected, Segmentation)
             assert content == {
                 "task": expected.task,
                 "height": picture.height,
                 "width": picture.width,
-                "segments": expected.to_coco(LABELS_OF_SEGMENTERS),
+                "segments": expected.to_coco(session.metadata.labels),
             }
-            assert np.array_equal(own, expected.ids)
+            assert (own is None) == (not expected.has_masks)
+            assert own is None or np.array_equal(own, expected.ids)
     with served.connect(kind) as client, pytest.raises(InferenceServerException, match="not an image"):
         client.infer(f"{name}_from_image", {"image_bytes": np.array([b"nothing"], object)})
 

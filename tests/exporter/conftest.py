@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from na_deploy import export
+from na_deploy.exporter import ExportReport
 from na_deploy.models import LoadedModel, ModelConfig, load_model, random_checkpoint
 
 HIERARCHICAL = ModelConfig(
@@ -55,3 +58,19 @@ def load_small(checkpoints: dict[str, Path]) -> Callable[[str], LoadedModel]:
         return load_model(checkpoints[name], arch=arch, dilations=dilations)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def exported(
+    load_small: Callable[[str], LoadedModel], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., ExportReport]:
+    """Export a small network at 64x64, once for every set of options; the files are for reading only."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def once(name: str, **options: str) -> ExportReport:
+        options = {key: value for key, value in options.items() if value}
+        label = "-".join((name, *options.values())).replace(",", "-")
+        return export(load_small(name), folder / f"{label}.onnx", input=f"1x3x{SIZE}x{SIZE}", **options)  # type: ignore[arg-type]
+
+    return once

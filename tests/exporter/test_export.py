@@ -16,9 +16,11 @@ from onnx import TensorProto
 from na_deploy import export
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR
 from na_deploy.errors import UsageError, VerificationError
+from na_deploy.exporter import ExportReport
 from na_deploy.models import LoadedModel, ModelConfig, ModelMetadata, load_model, random_checkpoint
 
 LoadSmall = Callable[[str], LoadedModel]
+Exported = Callable[..., ExportReport]
 FAMILIES = ["nat", "dinat", "dinat_base", "dinat_s", "isotropic", "backbone", "features"]
 SIZE = "1x3x64x64"
 
@@ -40,19 +42,17 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_file_computes_what_float64_pytorch_computes(name: str, load_small: LoadSmall, tmp_path: Path):
-    loaded = load_small(name)
-    report = export(loaded, tmp_path / "model.onnx", input=SIZE)
+def test_the_file_computes_what_float64_pytorch_computes(name: str, load_small: LoadSmall, exported: Exported):
+    loaded, report = load_small(name), exported(name)
     image = np.random.default_rng(3).standard_normal((1, 3, 64, 64)).astype(np.float32)
     for found, expected in zip(session(report.path).run(None, {"image": image}), in_torch(loaded, image), strict=True):
         assert relative(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["dinat", "dinat_s", "isotropic", "backbone"])
-def test_free_sizes_are_really_free(name: str, load_small: LoadSmall, tmp_path: Path):
+def test_free_sizes_are_really_free(name: str, load_small: LoadSmall, exported: Exported):
     loaded = load_small(name)
-    path = export(loaded, tmp_path / "model.onnx", input=SIZE, dynamic="batch,spatial").path
-    runtime = session(path)
+    runtime = session(exported(name, dynamic="batch,spatial").path)
     random = np.random.default_rng(4)
     # Square and not, odd, smaller than a window, larger than traced, one and several images.
     for shape in ((1, 3, 64, 64), (3, 3, 64, 64), (2, 3, 16, 23), (1, 3, 131, 50), (1, 3, 8, 96)):
@@ -69,9 +69,10 @@ def test_free_sizes_may_start_from_the_smallest_image(load_small: LoadSmall, tmp
     assert relative(session(path).run(None, {"image": image})[0], expected) < 1e-5
 
 
-def test_a_free_batch_may_be_empty(load_small: LoadSmall, tmp_path: Path):
-    path = export(load_small("dinat"), tmp_path / "model.onnx", input=SIZE, dynamic="batch").path
-    (logits,) = session(path).run(None, {"image": np.zeros((0, 3, 64, 64), np.float32)})
+def test_a_free_batch_may_be_empty(exported: Exported):
+    (logits,) = session(exported("dinat", dynamic="batch").path).run(
+        None, {"image": np.zeros((0, 3, 64, 64), np.float32)}
+    )
     assert logits.shape == (0, 10)
 
 
@@ -97,9 +98,9 @@ def test_the_graph_has_one_node_for_each_thing_a_block_does(load_small: LoadSmal
 
 
 @pytest.mark.parametrize("dynamic", ["", "batch,spatial"])
-def test_small_maps_are_told_to_the_node_and_not_padded(dynamic: str, load_small: LoadSmall, tmp_path: Path):
+def test_small_maps_are_told_to_the_node_and_not_padded(dynamic: str, load_small: LoadSmall, exported: Exported):
     loaded = load_small("dinat")
-    model = onnx.load(export(loaded, tmp_path / "model.onnx", input=SIZE, dynamic=dynamic).path)
+    model = onnx.load(exported("dinat", dynamic=dynamic).path)
     assert not {"Pad", "Slice"} & {node.op_type for node in model.graph.node}
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     state = loaded.module.state_dict()
@@ -134,8 +135,8 @@ def test_a_projection_without_bias_leaves_zeros_behind_small_maps(tmp_path: Path
 
 
 @pytest.mark.parametrize("dynamic", ["", "batch", "batch,spatial"])
-def test_reshapes_around_attention_have_constant_shapes(dynamic: str, load_small: LoadSmall, tmp_path: Path):
-    model = onnx.load(export(load_small("dinat"), tmp_path / "model.onnx", input=SIZE, dynamic=dynamic).path)
+def test_reshapes_around_attention_have_constant_shapes(dynamic: str, exported: Exported):
+    model = onnx.load(exported("dinat", dynamic=dynamic).path)
     constants = {tensor.name for tensor in model.graph.initializer}
     reshapes = {output: node for node in model.graph.node if node.op_type == "Reshape" for output in node.output}
     for node in model.graph.node:
@@ -143,8 +144,8 @@ def test_reshapes_around_attention_have_constant_shapes(dynamic: str, load_small
             assert reshapes[node.input[0]].input[1] in constants
 
 
-def test_attention_nodes_carry_what_plugins_need(load_small: LoadSmall, tmp_path: Path):
-    model = onnx.load(export(load_small("dinat"), tmp_path / "model.onnx", input=SIZE).path)
+def test_attention_nodes_carry_what_plugins_need(exported: Exported):
+    model = onnx.load(exported("dinat").path)
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
     assert [node.name for node in nodes] == [
         "levels.0.blocks.0.attn",
@@ -169,10 +170,8 @@ def test_attention_nodes_carry_what_plugins_need(load_small: LoadSmall, tmp_path
     ("dtype", "kind", "limit"), [("fp16", TensorProto.FLOAT16, 5e-3), ("bf16", TensorProto.BFLOAT16, 5e-2)]
 )
 @pytest.mark.parametrize("name", ["dinat", "dinat_s", "backbone"])
-def test_half_precision_is_typed_in_the_file(
-    name: str, dtype: str, kind: int, limit: float, load_small: LoadSmall, tmp_path: Path
-):
-    report = export(load_small(name), tmp_path / "model.onnx", input=SIZE, dtype=dtype)
+def test_half_precision_is_typed_in_the_file(name: str, dtype: str, kind: int, limit: float, exported: Exported):
+    report = exported(name, dtype=dtype)
     assert report.difference < limit
     model = onnx.load(report.path)
     weights = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
@@ -189,17 +188,16 @@ def test_half_precision_is_typed_in_the_file(
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_backbones_return_one_map_for_each_level(load_small: LoadSmall, tmp_path: Path):
-    runtime = session(export(load_small("backbone"), tmp_path / "model.onnx", input=SIZE).path)
+def test_backbones_return_one_map_for_each_level(exported: Exported):
+    runtime = session(exported("backbone").path)
     assert [(output.name, output.shape) for output in runtime.get_outputs()] == [
         ("stage1", [1, 32, 16, 16]),
         ("stage2", [1, 64, 8, 8]),
     ]
 
 
-def test_metadata_says_where_the_model_comes_from(load_small: LoadSmall, tmp_path: Path):
-    loaded = load_small("dinat")
-    report = export(loaded, tmp_path / "model.onnx", input=SIZE, dtype="fp16")
+def test_metadata_says_where_the_model_comes_from(load_small: LoadSmall, exported: Exported):
+    loaded, report = load_small("dinat"), exported("dinat", dtype="fp16")
     properties = {entry.key: entry.value for entry in onnx.load(report.path).metadata_props}
     metadata = ModelMetadata.from_props(properties)
     assert metadata is not None
@@ -211,17 +209,17 @@ def test_metadata_says_where_the_model_comes_from(load_small: LoadSmall, tmp_pat
     assert "x".join(map(str, metadata.input_size)) == SIZE
 
 
-def test_the_file_tells_nothing_of_the_machine_that_wrote_it(load_small: LoadSmall, tmp_path: Path):
-    content = export(load_small("dinat"), tmp_path / "model.onnx", input=SIZE).path.read_bytes()
-    for trace in (str(tmp_path).encode(), b"site-packages", b".py", b"stack_trace"):
+def test_the_file_tells_nothing_of_the_machine_that_wrote_it(exported: Exported):
+    path = exported("dinat").path
+    content = path.read_bytes()
+    for trace in (str(path.parent).encode(), b"site-packages", b".py", b"stack_trace"):
         assert trace not in content
 
 
-def test_external_data_stands_beside_the_file(load_small: LoadSmall, tmp_path: Path):
-    loaded = load_small("dinat")
-    inside = export(loaded, tmp_path / "inside.onnx", input=SIZE)
-    beside = export(loaded, tmp_path / "beside.onnx", input=SIZE, external_data=True)
-    assert [path.name for path in inside.files] == ["inside.onnx"]
+def test_external_data_stands_beside_the_file(load_small: LoadSmall, exported: Exported, tmp_path: Path):
+    inside = exported("dinat")
+    beside = export(load_small("dinat"), tmp_path / "beside.onnx", input=SIZE, external_data=True)
+    assert [path.name for path in inside.files] == ["dinat.onnx"]
     assert [path.name for path in beside.files] == ["beside.onnx", "beside.onnx.data"]
     assert all(path.is_file() for path in beside.files)
     assert beside.path.stat().st_size < inside.path.stat().st_size / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -60,9 +61,18 @@ def block(low: str, dtype: torch.dtype) -> Block:
 X = torch.randn(1, 3, 14, 18, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("opset", [20, 22])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("low", ["all", "conv", "norm", "attention", "all rope", "attention rope"])
+PLACES = ["all", "conv", "norm", "attention", "all rope", "attention rope"]
+QUICK = [(place, torch.bfloat16, 20 + 2 * (i % 2)) for i, place in enumerate(PLACES)]
+QUICK += [("all", torch.float16, 20), ("conv", torch.float16, 22)]
+
+
+def autocasts() -> list[Any]:
+    """Return every place, type and opset; each is met in the cases that are not slow."""
+    cases = itertools.product(PLACES, (torch.bfloat16, torch.float16), (20, 22))
+    return [pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in cases]
+
+
+@pytest.mark.parametrize(("low", "dtype", "opset"), autocasts())
 def test_autocast_anywhere_gives_a_valid_file(low: str, dtype: torch.dtype, opset: int, tmp_path: Path):
     report = export(block(low, dtype), X, tmp_path / "model.onnx", opset=opset)
     assert report.difference <= report.tolerance

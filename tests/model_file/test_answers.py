@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from na_deploy.model_file.answers import answer_of
+from na_deploy.model_file.answers import BOXES, answer_of
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import SEGMENT_TASKS, TASKS, ModelMetadata
 
@@ -42,4 +42,6 @@ def test_the_file_s_own_word_decides_on_other_tasks(task: str):
     answer = answer_of([LOGITS], ModelMetadata("nat", task=task, num_classes=10), labelled=True)
     assert (answer.task, answer.scores, answer.has_queries) == (task, None, False)
     assert answer.has_segments == (task in SEGMENT_TASKS)
+    boxes = [TensorSpec(name, "float32", ("batch", 100)) for name in BOXES]
+    assert answer_of(boxes, ModelMetadata("nat", task=task)).has_boxes == (task == "detection")
     assert answer_of(QUERIES, ModelMetadata("nat", task=task)).has_queries == (task in SEGMENT_TASKS)

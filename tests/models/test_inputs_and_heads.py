@@ -64,8 +64,9 @@ def hugging_face(folder: Path, weights: dict[str, Tensor], processor: dict[str, 
     return folder
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4])
-@pytest.mark.parametrize("family", ["nat", "dinat_s", "isotropic"])
+@pytest.mark.parametrize(
+    ("family", "channels"), [("nat", 1), ("nat", 4), ("dinat_s", 2), ("dinat_s", 4), ("isotropic", 1)]
+)
 def test_other_channels_are_exported_and_images_are_refused_by_name(channels: int, family: str, tmp_path: Path) -> None:
     depths: Any = {"depths": (1,), "heads": (1,), "dilations": ((1,),)} if family == "isotropic" else {}
     config = replace(CONFIG, family=family, in_channels=channels, patch_size=4, **depths)
@@ -217,3 +218,27 @@ def test_covering_is_that_of_timm_s_evaluation_transform() -> None:
     expected = np.asarray(scaled.crop((left, top, left + 800, top + 512)), np.float32)
     found = prepare(gradient, replace(preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3, scale=1.0))
     np.testing.assert_array_equal(found[0].transpose(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "expected"),
+    [
+        (
+            "[dict(type='ResizeEdge', scale=40, edge='short', interpolation='bicubic'), "
+            "dict(type='CenterCrop', crop_size=32)]",
+            Preprocessing((32, 32), "resize-then-crop", 40, (9.0,) * 3, (8.0,) * 3, 1.0, "bicubic", "BGR"),
+        ),
+        (
+            "[dict(type='Resize', scale=(48, 32))]",
+            Preprocessing((32, 48), "square", None, (9.0,) * 3, (8.0,) * 3, 1.0, "bilinear", "BGR"),
+        ),
+        ("[dict(type='RandomErasing')]", official_classification(224)),
+    ],
+)
+def test_mmpretrain_s_pipeline_and_class_names_are_taken(pipeline: str, expected: Preprocessing, tmp_path: Path):
+    channels = "data_preprocessor = dict(mean=[9.0, 9.0, 9.0], std=[8.0, 8.0, 8.0], to_rgb=False)"
+    text = f"{channels}\ntest_pipeline = {pipeline}\n"
+    meta = {"cfg": text, "dataset_meta": {"classes": list("abcde")}}
+    metadata = load({"meta": meta, "state_dict": WEIGHTS}, tmp_path).metadata
+    assert metadata.preprocessing == expected
+    assert metadata.labels == dict(enumerate("abcde"))

@@ -200,7 +200,7 @@ def test_detectron2_s_files_compute_what_transformers_does(
     else:
         arrays = {name: np.asarray(tensor) for name, tensor in official.items()}
         path.write_bytes(pickle.dumps({"model": arrays, "__author__": "third party"}))
-    loaded = load_model(path, arch="dinat", dilations="3/2/1,2/1")
+    loaded = load_model(path, arch="dinat", dilations="3/2/2/1")
     assert (loaded.metadata.head, loaded.metadata.segment_rule) == (kind, "detectron2")
     images = image(1, 64, 72)
     with torch.inference_mode():
@@ -218,7 +218,7 @@ def test_entries_that_the_network_does_not_have_are_refused(
     extra = {**official, "sem_seg_head.predictor.extra.weight": torch.ones(2)}
     torch.save({"model": extra}, tmp_path / f"{kind}.pth")
     with pytest.raises(CheckpointError, match=r"predictor\.extra\.weight, which a .* head does not"):
-        load_model(tmp_path / f"{kind}.pth", arch="dinat", dilations="3/2/1,2/1")
+        load_model(tmp_path / f"{kind}.pth", arch="dinat", dilations="3/2/2/1")
 
 
 def test_a_task_s_vector_is_that_of_clip_s_vocabulary() -> None:

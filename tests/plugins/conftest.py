@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def native_build() -> Path:
-    """The folder of the compiled native tests."""
-    return Path(cpu_library.build(ROOT / "build" / "native-tests"))
+    """The folder of the compiled native tests, where the libraries of the package stand too."""
+    return Path(cpu_library.build(ROOT / "build" / "tree"))
 
 
 @pytest.fixture(scope="session")

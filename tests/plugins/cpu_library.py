@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import ml_dtypes
@@ -35,6 +36,7 @@ class Params(ctypes.Structure):
         + [(name, ctypes.c_void_p) for name in ("query", "key", "value", "rel_pos_bias")]
         + [(name, ctypes.c_void_p) for name in ("additional_key", "additional_value", "padding")]
         + [(name, ctypes.c_void_p) for name in ("output", "lse", "prepared_bias")]
+        + [("bias_is_float32", ctypes.c_int32)]
     )
 
 
@@ -50,13 +52,16 @@ class Plan(ctypes.Structure):
     )
 
 
-def build(folder: Path, *options: str, target: str = "all") -> Path:
+def build(folder: Path, *options: str, target: str = "native_tests") -> Path:
     """Compile the native tests into ``folder`` and return it.
 
     Raises:
         RuntimeError: compilation failed; the message is the compiler's.
     """
-    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-DNA_DEPLOY_NATIVE=ON", "-DNA_DEPLOY_TESTS=ON", *options]
+    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-DNA_DEPLOY_NATIVE=ON", "-DNA_DEPLOY_TESTS=ON"]
+    if find_spec("openvino") is not None:
+        configure.append("-DNA_DEPLOY_OPENVINO_EXTENSION=ON")
+    configure += options
     compile_ = ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count()), "--target", target]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):  # tests run in several processes

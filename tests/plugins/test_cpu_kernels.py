@@ -90,7 +90,7 @@ def expect(problem: Problem, case: Case, dtype: np.dtype = DTYPES[0]) -> None:
         np.testing.assert_allclose(problem.lse, expected.lse, rtol=2e-6, atol=4e-6)
 
 
-@pytest.fixture(params=range(3), ids=["best", "second best", "third best"])
+@pytest.fixture(params=range(4), ids=["best", "second best", "third best", "fourth best"])
 def on_targets(cpu: CpuLibrary, request: pytest.FixtureRequest) -> Iterator[CpuLibrary]:
     """The kernels on each instruction set that this processor has."""
     bits = [1 << bit for bit in range(63) if cpu.targets() >> bit & 1]
@@ -114,7 +114,7 @@ def test_the_window_is_that_of_python_for_every_attribute(cpu: CpuLibrary):
     assert checked > 3000
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(45))
 def test_random_problems_agree_with_float64(on_targets: CpuLibrary, seed: int):
     case = random_case(seed)
     problem = case.problem()
@@ -125,25 +125,28 @@ def test_random_problems_agree_with_float64(on_targets: CpuLibrary, seed: int):
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("seed", range(100, 115))
-def test_half_precision_computes_in_float32(on_targets: CpuLibrary, seed: int, dtype: np.dtype):
+def test_half_precision_is_right_to_its_rounding(on_targets: CpuLibrary, seed: int, dtype: np.dtype):
     case = random_case(seed, dtype)
     problem = case.problem()
     on_targets.run(problem, on_targets.plan(problem))
     expect(problem, case, dtype)
 
 
+@pytest.mark.parametrize("dtype", [DTYPES[0], DTYPES[2]], ids=str)
 @pytest.mark.parametrize(("side", "heads", "dilation"), [(56, 2, 1), (29, 4, 1), (14, 8, 1), (7, 16, 1), (30, 4, 4)])
-def test_nat_layers_agree_with_float64(cpu: CpuLibrary, side: int, heads: int, dilation: int):
+def test_nat_layers_agree_with_float64(cpu: CpuLibrary, side: int, heads: int, dilation: int, dtype: np.dtype):
+    """In bfloat16 beside a float32 bias, as OpenVINO calls them."""
     random = np.random.default_rng(side)
     spec = NeighborhoodSpec.create(2, 7, dilation)
     arrays = {
-        "qkv": random_array(random, 1, side, side, 3, heads, 32, dtype=DTYPES[0]),
+        "qkv": random_array(random, 1, side, side, 3, heads, 32, dtype=dtype),
         "rel_pos_bias": random_array(random, heads, 13, 13, dtype=DTYPES[0]),
     }
     case = Case(spec, arrays)
     problem = case.problem()
+    problem.params.bias_is_float32 = 1
     cpu.run(problem, cpu.plan(problem))
-    expect(problem, case)
+    expect(problem, case, dtype)
 
 
 @pytest.mark.parametrize("seed", range(200, 212))

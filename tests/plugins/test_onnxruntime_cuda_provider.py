@@ -32,7 +32,7 @@ from onnx import numpy_helper
 
 from na_deploy.attention.schema import PACKED_OPERATOR, SEPARATE_OPERATOR
 
-pytestmark = [pytest.mark.native, pytest.mark.slow]
+pytestmark = pytest.mark.native
 TOLERANCE = {"float32": 2e-6, "float16": 3e-3, "bfloat16": 2e-2}
 LOAD = """
 import sys

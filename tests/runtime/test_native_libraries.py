@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import na_deploy
 from na_deploy.cli.main import run
 from na_deploy.errors import UsageError
 from na_deploy.runtime import native_libraries as native
@@ -22,7 +21,7 @@ VARIABLE = native.ONNXRUNTIME_LIBRARY_VARIABLE
 def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder lib/ of an installation that has nothing compiled."""
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(na_deploy, "__path__", [str(tmp_path / "elsewhere"), str(tmp_path)])
+    monkeypatch.setattr(native, "package_folders", lambda: [tmp_path / "elsewhere", tmp_path])
     (tmp_path / "lib").mkdir()
     return tmp_path / "lib"
 

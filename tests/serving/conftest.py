@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from detectors import detector
 from running import Running, running
 from segmenters import segmenter, squared
 from served_models import save, scaling_model, slow_model, table_model, types_model
@@ -53,8 +54,10 @@ def server(repository: Path) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def segmenters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Return a server with segmenters alone: of free sizes, and of a fixed square in batches."""
+    """Return a server with segmenters and detectors: of free sizes, of a fixed square in batches, of boxes alone."""
     folder = tmp_path_factory.mktemp("segmenters")
+    save(detector("batch", 64, 64, preprocessing=squared(64)), folder / "things.onnx")
+    save(detector(masks=False), folder / "things_boxed.onnx")
     save(segmenter("semantic"), folder / "semantic.onnx")
     save(segmenter("panoptic", "batch", 64, 64, preprocessing=squared(64)), folder / "panoptic.onnx")
     with running(folder) as started:

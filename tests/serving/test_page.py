@@ -112,6 +112,15 @@ def test_segments_are_drawn_over_the_image(segmenters: Running, browser: Any, tm
     Select(browser.find_element(By.ID, "model")).select_by_visible_text("semantic")
     wait(browser, lambda b: "score" in (b.find_element(By.CSS_SELECTOR, "#classes tr").get_attribute("title") or ""))
     assert plain != drawn
+    Select(browser.find_element(By.ID, "model")).select_by_visible_text("things")
+    wait(
+        browser,
+        lambda b: "of the image" in (b.find_element(By.CSS_SELECTOR, "#classes tr").get_attribute("title") or ""),
+    )
+    rows = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#classes tr")]
+    _, content = segmenters.call("/v2/models/things/segment", file.read_bytes())
+    assert rows == [f"{found['category']} {100 * found['score']:.1f} %" for found in content["segments"]]
+    browser.save_screenshot(str(Path(os.environ.get("NA_DEPLOY_OBJECTS_SCREENSHOT", tmp_path / "objects.png"))))
     # The browser logs the picture of windows, which models without neighborhood attention do not have.
     expected = ("favicon", "windows.png")
     assert not [entry for entry in browser.get_log("browser") if not any(name in entry["message"] for name in expected)]

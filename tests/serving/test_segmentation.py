@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from running import Running
-from segmenters import LABELS, colour_picture
+from segmenters import LABELS, colour_picture, png_start
 
 import na_deploy
 from na_deploy.runtime.pictures.segments import draw_segments
@@ -34,33 +34,37 @@ def predicted(server: Running, model: str, **options: Any) -> Any:
         return session.predict(PICTURE, **options)
 
 
-@pytest.mark.parametrize("model", ["semantic", "panoptic"])
+@pytest.mark.parametrize("model", ["semantic", "panoptic", "things", "things_boxed"])
 def test_segments_are_those_of_a_session(segmenters: Running, model: str):
     status, content = segmenters.call(f"/v2/models/{model}/segment", FILE)
     assert status == 200
     expected = predicted(segmenters, model)
-    assert (content["task"], content["height"], content["width"]) == (model, 110, 150)
+    task = "detection" if model.startswith("things") else model
+    assert (content["task"], content["height"], content["width"]) == (task, 110, 150)
     assert content["segments"] == expected.to_coco(LABELS)
+    assert len(content["segments"]) == (3 if task == "detection" else 4)
     assert "overlay" not in content
     assert all(content[name] >= 0 for name in ("prepare_ms", "queue_ms", "compute_ms", "segments_ms"))
     assert set(content["colours"]) == {str(segment["id"]) for segment in content["segments"]}
 
 
-def test_ids_come_as_a_png_that_says_what_they_are(segmenters: Running):
-    status, data = segmenters.call("/v2/models/panoptic/segment?format=png", FILE)
+@pytest.mark.parametrize("model", ["panoptic", "things"])
+def test_ids_come_as_a_png_that_says_what_they_are(segmenters: Running, model: str):
+    status, data = segmenters.call(f"/v2/models/{model}/segment?format=png", FILE)
     assert status == 200
     image = Image.open(io.BytesIO(data))
-    expected = predicted(segmenters, "panoptic")
+    expected = predicted(segmenters, model)
     assert image.mode == "P"
     assert np.array_equal(np.asarray(image), expected.ids)
     entries = json.loads(image.text["segments"])  # type: ignore[attr-defined]
     assert [(entry["id"], entry["label"]) for entry in entries] == [(each.id, each.label) for each in expected.segments]
 
 
-def test_the_drawing_comes_alone_or_with_the_segments(segmenters: Running):
-    expected = np.asarray(draw_segments(PICTURE, predicted(segmenters, "panoptic")))
-    _, data = segmenters.call("/v2/models/panoptic/segment?format=overlay", FILE)
-    _, content = segmenters.call("/v2/models/panoptic/segment?overlay=true", FILE)
+@pytest.mark.parametrize("model", ["panoptic", "things_boxed"])
+def test_the_drawing_comes_alone_or_with_the_segments(segmenters: Running, model: str):
+    expected = np.asarray(draw_segments(PICTURE, predicted(segmenters, model)))
+    _, data = segmenters.call(f"/v2/models/{model}/segment?format=overlay", FILE)
+    _, content = segmenters.call(f"/v2/models/{model}/segment?overlay=true", FILE)
     for drawing in (data, base64.b64decode(content["overlay"])):
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(drawing))), expected)
 
@@ -86,6 +90,9 @@ def test_task_and_threshold_are_taken_from_the_address(segmenters: Running):
         ("semantic/segment?threshold=nan", FILE, "threshold is 'nan'"),
         ("semantic/segment?overlay=1", FILE, "overlay is '1'"),
         ("semantic/segment?task=instance", FILE, "asked for, and the model answers as semantic"),
+        ("things_boxed/segment?format=png", FILE, "the model finds boxes without masks, so no pixel has an id"),
+        ("things/segment?task=instance", FILE, "asked for, and the model answers as detection"),
+        ("things/classify", FILE, "is no classifier; use segment"),
         ("semantic/segment", b"", "the request has no image"),
         ("semantic/segment", b"nothing", "give a JPEG or PNG file"),
         ("semantic/classify", FILE, "is no classifier; use segment"),
@@ -99,5 +106,21 @@ def test_what_cannot_be_answered_is_refused(segmenters: Running, address: str, b
 
 def test_other_models_give_no_segments(server: Running, segmenters: Running):
     status, content = server.call("/v2/models/small/segment", FILE)
-    assert (status, "is no segmenter of images" in content["error"]) == (400, True)
+    assert (status, "is no segmenter or detector of images" in content["error"]) == (400, True)
     assert segmenters.call("/v2/models/absent/segment", FILE)[0] == 404
+
+
+@pytest.mark.parametrize("model", ["semantic", "panoptic"])
+@pytest.mark.parametrize("size", [(1, 1), (12_000, 1), (1, 12_000), (12_000, 300)])
+def test_tiny_and_very_long_pictures_are_answered_at_their_own_size(
+    segmenters: Running, model: str, size: tuple[int, int]
+):
+    status, content = segmenters.call(f"/v2/models/{model}/segment", file_of(colour_picture(*size)))
+    assert (status, content["width"], content["height"]) == (200, *size)
+    assert sum(each["area"] for each in content["segments"]) == size[0] * size[1]
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(segmenters: Running):
+    status, content = segmenters.call("/v2/models/panoptic/segment", png_start(12_000, 12_000))
+    assert status == 413
+    assert "the image has 12000×12000 pixels, at most 50000000 are taken" in content["error"]

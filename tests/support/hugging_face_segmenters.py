@@ -20,9 +20,9 @@ for _module in (modeling_nat, modeling_dinat):
 
 KINDS = ("upernet", "maskformer", "mask2former", "oneformer")
 CLASSES, QUERIES = 7, 9
-_SIZES = {"depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8], "kernel_size": 3, "embed_dim": 16}
+_SIZES = {"depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "kernel_size": 3, "embed_dim": 16}
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
-DILATIONS = [[3], [2], [1, 2], [1]]
+DILATIONS = [[3], [2], [2], [1]]
 
 
 SMALLEST = {"encoder_layers": 1, "decoder_layers": 3}

@@ -233,9 +233,13 @@ def with_weights_beside(model: Path, folder: Path) -> Path:
     return folder / "m.onnx"
 
 
+BACKENDS = ["onnxruntime", "openvino"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", ["file", "folder"])
 def test_a_loaded_model_stays_what_it_was_whatever_becomes_of_its_files(
-    model: Path, image: np.ndarray, tmp_path: Path, form: str
+    model: Path, image: np.ndarray, tmp_path: Path, form: str, backend: str
 ):
     path = with_weights_beside(model, tmp_path / "m")
     if form == "folder":
@@ -243,7 +247,7 @@ def test_a_loaded_model_stays_what_it_was_whatever_becomes_of_its_files(
         path = tmp_path / "m.bundle"
     files = [file for file in (path.parent if form == "file" else path).iterdir() if file.name != "manifest.json"]
     assert len(files) == 2
-    with na_deploy.load(path) as session:
+    with na_deploy.load(path, backend) as session:
         before = session.run(image)["logits"]
         for file in files:
             with file.open("r+b") as opened:
@@ -257,8 +261,9 @@ def test_a_loaded_model_stays_what_it_was_whatever_becomes_of_its_files(
         np.testing.assert_array_equal(session.run(image)["logits"], before)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_file_that_changes_after_it_was_verified_is_not_loaded(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ):
     from na_deploy.runtime.bundle import session as bundle_session
 
@@ -272,7 +277,7 @@ def test_a_file_that_changes_after_it_was_verified_is_not_loaded(
 
     monkeypatch.setattr(bundle_session, "check_requirements", change)
     with pytest.raises(NaDeployError, match="changed while it was loaded"):
-        na_deploy.load(tmp_path / "m.bundle")
+        na_deploy.load(tmp_path / "m.bundle", backend)
 
 
 def test_an_archive_with_one_top_folder_is_a_bundle(model: Path, image: np.ndarray, tmp_path: Path):

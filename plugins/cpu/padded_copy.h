@@ -5,9 +5,9 @@
 #include <cstdint>
 
 #include "na_params.h"
-#include "plan_cache.h"
+#include "memory.h"
 
-namespace na_deploy::ort {
+namespace na_deploy::cpu {
 
 // A copy of packed qkv filled up with padding as far as windows reach, and room for the results over all of it.
 class PaddedCopy {
@@ -29,4 +29,4 @@ class PaddedCopy {
   AlignedArray<float> lse_;
 };
 
-}  // namespace na_deploy::ort
+}  // namespace na_deploy::cpu

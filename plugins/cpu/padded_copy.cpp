@@ -4,7 +4,7 @@
 
 #include "padding.h"
 
-namespace na_deploy::ort {
+namespace na_deploy::cpu {
 namespace {
 
 size_t positions_of(const na_params& p) {
@@ -87,4 +87,4 @@ void PaddedCopy::crop() const {
   });
 }
 
-}  // namespace na_deploy::ort
+}  // namespace na_deploy::cpu

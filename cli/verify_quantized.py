@@ -1,0 +1,95 @@
+"""``na-deploy verify`` for quantized files: on samples of the user's, against the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from na_deploy.cli.output import console, print_json
+from na_deploy.cli.progress import step_progress
+from na_deploy.errors import UsageError, VerificationError
+from na_deploy.models.metadata import ModelMetadata
+
+LIMIT = 128
+
+
+def quantized_kind(model: Path) -> str:
+    """Return "int8" or "fp8" for a quantized ONNX file, "" for any other file."""
+    from na_deploy.model_file.graph import read_model
+
+    if model.suffix != ".onnx" or not model.is_file():
+        return ""
+    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in read_model(model).metadata_props})
+    return metadata.quantized if metadata is not None else ""
+
+
+def verify_quantized(
+    checkpoint: Path,
+    model: Path,
+    kind: str,
+    images: Path | None,
+    data: Path | None,
+    tolerance: float | None,
+    *,
+    arch: str | None,
+    dilations: str | None,
+    as_json: bool,
+) -> None:
+    """Compare a quantized file with its checkpoint in PyTorch float32, and print the comparison.
+
+    Raises:
+        UsageError: there are no samples: random numbers leave the ranges that the file was calibrated for.
+        VerificationError: an output differs by more than the tolerance.
+    """
+    from na_deploy.model_file.tolerances import TOLERANCE
+    from na_deploy.runtime.quantization.samples import Arrays, Pictures
+    from na_deploy.runtime.quantization.trial import Trial, finds_objects
+    from na_deploy.runtime.session import load
+
+    if (images is None) == (data is None):
+        raise UsageError(
+            f"{model.name} is quantized: it is right on what it was calibrated for, not on random numbers; give "
+            "--images, a folder of pictures, or --data, a .npz file"
+        )
+    limit = TOLERANCE[kind] if tolerance is None else tolerance
+    with step_progress("running both") as (_, counted), load(model) as own:
+        recorded = own.metadata.architecture if own.metadata is not None and dilations is None else None
+        samples = Pictures(images, own, LIMIT) if images is not None else Arrays(_some(data), own, LIMIT)
+        if finds_objects(own):
+            raise UsageError(
+                f"{model.name} finds objects, whose order changes with the last bit; compare it with its float file by "
+                "na-deploy eval --coco"
+            )
+        with load(checkpoint, "torch", arch=arch or recorded, dilations=dilations) as reference:
+            found = Trial(reference, samples, counted).compare(model)
+    passed = found.worst.relative <= limit
+    content: dict[str, Any] = {
+        "quantized": kind,
+        "samples": samples.name,
+        "tolerance": limit,
+        "passed": passed,
+        "relative": found.worst.relative,
+        "output": found.worst.name,
+        "agreement": found.agreement,
+        "accuracy": None if found.accuracy is None else dict(zip(("float", "quantized"), found.accuracy, strict=True)),
+    }
+    if as_json:
+        print_json(content)
+    else:
+        out = console()
+        out.print(f"{model.name} ({kind}) against PyTorch float32 on {samples.name}", markup=False)
+        out.print(f"largest relative difference {found.worst.relative:.1e} ({found.worst.name}), tolerance {limit:.0e}")
+        if found.agreement is not None:
+            out.print(f"same class {found.agreement:.2%}")
+        if found.accuracy is not None:
+            out.print(f"accuracy {found.accuracy[0]:.2%} in float, {found.accuracy[1]:.2%} quantized")
+    if not passed:
+        raise VerificationError(
+            f"{model.name} differs from {checkpoint.name} by {found.worst.relative:.1e} (relative) at "
+            f"{found.worst.name}, above the tolerance of {limit:.0e}"
+        )
+
+
+def _some(data: Path | None) -> Path:
+    assert data is not None
+    return data

@@ -1,0 +1,1 @@
+"""Quality of exported models on data with known answers: accuracy, intersection over union, average precision."""
