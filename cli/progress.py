@@ -69,6 +69,44 @@ def build_progress(first: str) -> Iterator[tuple[ProgressCallback, Callable[[Pha
         yield progress, watch
 
 
+@contextmanager
+def step_progress(first: str) -> Iterator[tuple[ProgressCallback, Callable[[Sequence[int], str], Iterator[int]]]]:
+    """Show steps, and a bar for those that count, on one line where a person is looking.
+
+    Yields:
+        The function that changes the words, and the one that goes through items and shows how many are done.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    terminal = Console(stderr=True)
+    if not terminal.is_terminal:
+        yield silent, (lambda items, _: iter(items))
+        return
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=terminal,
+        transient=True,
+    ) as bars:
+
+        def progress(words: str, total: int | None = None) -> None:
+            for task in bars.task_ids:
+                bars.remove_task(task)
+            bars.add_task(f"{words} …", total=total)
+
+        def counting(items: Sequence[int], name: str) -> Iterator[int]:
+            progress(name, len(items))
+            for item in items:
+                yield item
+                bars.advance(bars.task_ids[-1])
+
+        progress(first)
+        yield progress, counting
+
+
 def counted(items: Sequence[T], name: str) -> Iterator[T]:
     """Yield the items, with a bar of how many are done where there are several and a person is looking."""
     from rich.console import Console

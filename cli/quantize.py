@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from na_deploy.cli.output import console, print_json, size_text, table
-from na_deploy.cli.progress import counted, progress_line
+from na_deploy.cli.progress import step_progress
 
 if TYPE_CHECKING:
     from na_deploy.runtime.quantization.quantize import QuantizationReport
@@ -72,7 +72,7 @@ def command(
 
     options = QuantizationOptions(kind, target, calibration, percentile, limit, exclude, max_drop, smooth)
     written = output or model.with_name(f"{model.stem}_{kind}.onnx")
-    with progress_line("reading the model") as progress:
+    with step_progress("reading the model") as (progress, counted):
         report = quantize(model, written, options, images=images, data=data, progress=progress, counted=counted)
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -135,10 +135,15 @@ def _print(report: QuantizationReport) -> None:
         best = report.layers[-1].decibels
         rows.add_row(f"… {len(report.layers) - _SHOWN} more, up to", "", f"{best:.1f} dB", "", "")
     out.print(rows)
-    line = f"against the float model on {report.samples}: largest relative difference {report.difference:.1e}"
+    if report.difference is None:
+        out.print(f"runs on {report.samples}; measure the objects that it finds with: na-deploy eval", markup=False)
+        line = ""
+    else:
+        line = f"against the float model on {report.samples}: largest relative difference {report.difference:.1e}"
     if report.agreement is not None:
         line += f", same class {report.agreement:.2%}"
-    out.print(line, markup=False)
+    if line:
+        out.print(line, markup=False)
     if report.accuracy is not None:
         float_share, own = report.accuracy
         out.print(f"accuracy {float_share:.2%} in float, {own:.2%} quantized ({100 * (own - float_share):+.2f} points)")

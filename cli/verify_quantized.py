@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from na_deploy.cli.output import console, print_json
-from na_deploy.cli.progress import counted, progress_line
+from na_deploy.cli.progress import step_progress
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.models.metadata import ModelMetadata
 
@@ -43,7 +43,7 @@ def verify_quantized(
     """
     from na_deploy.model_file.tolerances import TOLERANCE
     from na_deploy.runtime.quantization.samples import Arrays, Pictures
-    from na_deploy.runtime.quantization.trial import Trial
+    from na_deploy.runtime.quantization.trial import Trial, finds_objects
     from na_deploy.runtime.session import load
 
     if (images is None) == (data is None):
@@ -52,9 +52,14 @@ def verify_quantized(
             "--images, a folder of pictures, or --data, a .npz file"
         )
     limit = TOLERANCE[kind] if tolerance is None else tolerance
-    with progress_line("running both"), load(model) as own:
+    with step_progress("running both") as (_, counted), load(model) as own:
         recorded = own.metadata.architecture if own.metadata is not None and dilations is None else None
         samples = Pictures(images, own, LIMIT) if images is not None else Arrays(_some(data), own, LIMIT)
+        if finds_objects(own):
+            raise UsageError(
+                f"{model.name} finds objects, whose order changes with the last bit; compare it with its float file by "
+                "na-deploy eval --coco"
+            )
         with load(checkpoint, "torch", arch=arch or recorded, dilations=dilations) as reference:
             found = Trial(reference, samples, counted).compare(model)
     passed = found.worst.relative <= limit

@@ -18,11 +18,12 @@ MOST_NOT_RUN = {
     "needs a published checkpoint": 3,
     "needs the operator library": 3,
     "needs the reader's model": 1,
-    "needs the reader's pictures": 1,
+    "needs the reader's pictures": 2,
+    "C++": 2,
     "needs Docker": 2,
     "installs packages": 4,
     "compiles": 5,
-    "takes minutes": 16,
+    "takes minutes": 18,
     "runs until it is stopped": 4,
 }
 """Reasons why a block is not run, and how many blocks may have each."""
@@ -50,7 +51,8 @@ def test_blocks_run_as_printed_from_first_to_last(
 
 
 def test_every_block_is_run_or_says_why_not():
-    for reason, count in Counter(block.not_run for block in all_blocks() if block.not_run).items():
+    reasons = (block.not_run.partition(";")[0] for block in all_blocks() if block.not_run)  # a remark may follow
+    for reason, count in Counter(reasons).items():
         assert count <= MOST_NOT_RUN.get(reason, 0), f"{count} blocks are not run because: {reason}"
     assert sum(followed().values()) >= 12
     assert {"README.md", "docs/engines.md", "docs/triton.md", "docs/natten/README.md"} <= followed().keys()

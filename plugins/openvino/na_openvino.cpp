@@ -43,7 +43,6 @@ void copy_inputs(const na_openvino_input* from, na_deploy::Input (&to)[na_deploy
   for (na_deploy::Input& input : to) {
     input.rank = from->rank;
     std::copy_n(from->size, NA_OPENVINO_SIZES, input.size);
-    input.data = from->data;
     ++from;
   }
 }
@@ -99,15 +98,19 @@ int na_openvino_output_sizes(const na_openvino_node* node, const na_openvino_inp
   });
 }
 
-int na_openvino_run(na_openvino_node* node, const na_openvino_call* call, char* message, size_t size) {
+int na_openvino_run(na_openvino_node* node, const na_openvino_call* call, const void* input0, const void* input1,
+                    const void* input2, const void* input3, const void* input4, const void* input5, void* output,
+                    float* lse, char* message, size_t size) {
   return told(message, size, [&] {
     ov_node::Tensors tensors;
     tensors.dtype = static_cast<na_dtype>(call->dtype);
     tensors.bias_is_float32 = call->bias_is_float32 != 0;
     tensors.constant_bias = call->constant_bias != 0;
     copy_inputs(call->inputs, tensors.inputs);
-    tensors.output = call->output;
-    tensors.lse = call->lse;
+    const void* data[] = {input0, input1, input2, input3, input4, input5};
+    for (int i = 0; i < NA_OPENVINO_INPUTS; ++i) tensors.inputs[i].data = data[i];
+    tensors.output = output;
+    tensors.lse = lse;
     node->node.run(tensors);
   });
 }

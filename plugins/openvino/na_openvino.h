@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Version of this interface: callers compare it with the one they were written for. */
-#define NA_OPENVINO_INTERFACE 1
+#define NA_OPENVINO_INTERFACE 2
 
 #define NA_OPENVINO_INPUTS 6
 #define NA_OPENVINO_SIZES 8
@@ -40,21 +40,18 @@ typedef struct na_openvino_attributes {
   na_openvino_list kernel_size, dilation, stride, is_causal;
 } na_openvino_attributes;
 
-/* One input: its first NA_OPENVINO_SIZES of `rank` sizes, -1 for those not known yet. */
+/* The shape of one input: its first NA_OPENVINO_SIZES of `rank` sizes, -1 for those not known yet. */
 typedef struct na_openvino_input {
   int32_t rank; /* -1: the node leaves it out */
   int64_t size[NA_OPENVINO_SIZES];
-  const void* data;
 } na_openvino_input;
 
-/* One call. Inputs stand in the operator's order. */
+/* Shapes and types of a call, which may serve many calls. Inputs stand in the operator's order. */
 typedef struct na_openvino_call {
   int32_t dtype;           /* na_dtype of every tensor but lse and, if bias_is_float32, the bias */
   int32_t bias_is_float32; /* 1: the bias is float32 whatever dtype is */
   int32_t constant_bias;   /* 1: the bias is a constant of the model, and stays in its memory */
   na_openvino_input inputs[NA_OPENVINO_INPUTS];
-  void* output; /* (B, *X, H, Dv) */
-  float* lse;   /* (B, *X, H), or null */
 } na_openvino_call;
 
 NA_OPENVINO_API int32_t na_openvino_interface(void);
@@ -82,8 +79,11 @@ NA_OPENVINO_API int na_openvino_output_sizes(const na_openvino_node* node, const
                                              int with_channels, int64_t* sizes, int32_t* rank, char* message,
                                              size_t size);
 
-/* Computes one call on the calling thread's TBB arena. */
-NA_OPENVINO_API int na_openvino_run(na_openvino_node* node, const na_openvino_call* call, char* message, size_t size);
+/* Computes one call on the calling thread's TBB arena. Inputs stand in the operator's order, null for those left out;
+ * output is (B, *X, H, Dv), lse (B, *X, H) or null. Plain arguments, because callers in Python count microseconds. */
+NA_OPENVINO_API int na_openvino_run(na_openvino_node* node, const na_openvino_call* call, const void* input0,
+                                    const void* input1, const void* input2, const void* input3, const void* input4,
+                                    const void* input5, void* output, float* lse, char* message, size_t size);
 
 #ifdef __cplusplus
 }

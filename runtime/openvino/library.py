@@ -9,11 +9,11 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from na_deploy.errors import NaDeployError
 
-INTERFACE = 1
+INTERFACE = 2
 """Version of the C interface that this module is written for."""
 
 AXES = ("kernel_size", "dilation", "stride", "is_causal")
@@ -23,7 +23,7 @@ MOST_INPUTS = 6
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 _MOST_SIZES = 8
 _MESSAGE_BYTES = 512
-_KEPT_CALLS = 16
+_NONE: list[int | None] = [None] * MOST_INPUTS
 
 Shape = tuple[int, ...]
 
@@ -37,15 +37,13 @@ class _Attributes(ctypes.Structure):
 
 
 class _Input(ctypes.Structure):
-    _fields_ = (("rank", ctypes.c_int32), ("size", ctypes.c_int64 * _MOST_SIZES), ("data", ctypes.c_void_p))
+    _fields_ = (("rank", ctypes.c_int32), ("size", ctypes.c_int64 * _MOST_SIZES))
 
 
 class _Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("dtype", "bias_is_float32", "constant_bias")),
         ("inputs", _Input * MOST_INPUTS),
-        ("output", ctypes.c_void_p),
-        ("lse", ctypes.c_void_p),
     )
 
 
@@ -66,6 +64,15 @@ class CallKind:
     dtype: int = FLOAT32
     bias_is_float32: bool = False
     constant_bias: bool = False
+
+
+class PreparedCall(NamedTuple):
+    """The library's form of a :class:`CallKind`."""
+
+    call: _Call
+    address: int
+    in_order: bool
+    slots: tuple[int, ...]
 
 
 class OpenVinoLibrary:
@@ -103,6 +110,7 @@ class OpenVinoLibrary:
                 f"the library for OpenVINO {path} is compiled with oneTBB {self.compiled_tbb}, and OpenVINO brings "
                 f"{self.running_tbb}; install a later openvino, or na-deploy again beside this one"
             )
+        loaded.na_openvino_run.argtypes = [ctypes.c_void_p] * (5 + MOST_INPUTS) + [ctypes.c_size_t]
         self.loaded = loaded
 
     def make_node(self, packed: bool, attributes: Mapping[str, Sequence[int]], scale: float) -> LibraryNode:
@@ -133,7 +141,7 @@ class LibraryNode:
     def __init__(self, library: OpenVinoLibrary, handle: ctypes.c_void_p) -> None:
         self._library = library
         self._handle = handle
-        self._calls: dict[CallKind, bytes] = {}
+        self._run = library.loaded.na_openvino_run
 
     def __del__(self) -> None:
         self._library.loaded.na_openvino_release(self._handle)
@@ -159,32 +167,35 @@ class LibraryNode:
             raise NaDeployError(message.value.decode())
         return tuple(sizes[: rank.value])
 
-    def run(self, kind: CallKind, inputs: Sequence[int], output: int, lse: int | None) -> None:
+    def prepare(self, kind: CallKind) -> PreparedCall:
+        """Return what :meth:`run` takes, for any number of calls of one kind."""
+        call = _call(kind)
+        return PreparedCall(call, ctypes.addressof(call), kind.slots == tuple(range(len(kind.slots))), kind.slots)
+
+    def run(self, call: PreparedCall, inputs: list[int], output: int, lse: int | None) -> None:
         """Compute one call on the threads of the calling thread's TBB arena, without Python's lock.
 
+        Little Python stands here: between a model's layers all of it comes from main memory.
+
         Args:
-            kind: shapes and types.
-            inputs: addresses of the given tensors, in order of ``kind.slots``.
+            call: shapes and types.
+            inputs: addresses of the given tensors, in order of their slots.
             output: address for (B, *X, H, Dv).
             lse: address for (B, *X, H), or ``None``.
 
         Raises:
             NaDeployError: the inputs do not fit the node, or there is no memory.
         """
-        prepared = self._calls.get(kind)
-        if prepared is None:
-            prepared = bytes(_call(kind))
-            if len(self._calls) >= _KEPT_CALLS:
-                self._calls.clear()
-            self._calls[kind] = prepared
-        call = _Call.from_buffer_copy(prepared)
-        places: Any = call.inputs
-        for slot, address in zip(kind.slots, inputs, strict=True):
-            places[slot].data = address
-        call.output, call.lse = output, lse
-        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-        if self._library.loaded.na_openvino_run(self._handle, ctypes.byref(call), message, _size(message)):
-            raise NaDeployError(message.value.decode())
+        if call.in_order:
+            places = [*inputs, *_NONE[len(inputs) :]]
+        else:
+            places = _NONE[:]
+            for slot, address in zip(call.slots, inputs, strict=True):
+                places[slot] = address
+        if self._run(self._handle, call.address, *places, output, lse, None, 0):
+            message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+            if self._run(self._handle, call.address, *places, output, lse, message, _MESSAGE_BYTES):
+                raise NaDeployError(message.value.decode())
 
 
 def _call(kind: CallKind) -> _Call:

@@ -25,6 +25,7 @@ from na_deploy.runtime.openvino.library import (
     CallKind,
     LibraryNode,
     OpenVinoLibrary,
+    PreparedCall,
     Shape,
 )
 
@@ -34,6 +35,7 @@ _DEFAULTS = {"dilation": 1, "stride": 1, "is_causal": 0}
 _HANDLES = {name: [type(name, (), {})()] * 100_000 for name in _BIAS}
 """Objects that OpenVINO names operators by and keeps for them. It lets go of them without holding Python's lock, which
 must not be for the last time and may lose a count: so each has many references that stay."""
+_KEPT_CALLS = 16
 _PASSING = 512
 """Nodes that exist for a moment, while OpenVINO infers shapes, of which so many are kept."""
 
@@ -131,6 +133,7 @@ class AttentionOperator(openvino.Op):  # type: ignore[misc]
         unknown = {name: [0] for name in (*AXES, "given")} | {"scale": 0.0, "results": 1}
         self.attributes: dict[str, Any] = attributes or unknown
         self._node = node
+        self._calls: dict[tuple[Shape, ...], PreparedCall] = {}
         self._given: tuple[int, ...] = ()
         self._bias = -1
         self._constant_bias = False
@@ -218,18 +221,32 @@ class AttentionOperator(openvino.Op):  # type: ignore[misc]
         if self._node is None:  # the attributes were refused
             raise NaDeployError("it has no valid attributes")
         arrays = [tensor.data for tensor in inputs]
-        kind = CallKind(
-            self._given,
-            tuple([array.shape for array in arrays]),
-            _DTYPES[inputs[0].element_type],
-            self._bias >= 0 and inputs[self._bias].element_type == openvino.Type.f32,
-            self._constant_bias,
-        )
-        for index, tensor in enumerate(outputs):
-            if tensor.data.shape == (0,):  # OpenVINO leaves the shape to the node
+        shapes = tuple([array.shape for array in arrays])
+        call = self._calls.get(shapes)  # types of a compiled node do not change
+        if call is None:
+            call = self._prepare(shapes, inputs)
+        results = [tensor.data for tensor in outputs]
+        if results[0].shape == (0,):  # OpenVINO leaves shapes to the node
+            kind = CallKind(self._given, shapes)
+            for index, tensor in enumerate(outputs):
                 tensor.shape = self._node.output_sizes(kind, with_channels=index == 0)
-        output, *rest = [tensor.data.ctypes.data for tensor in outputs]
-        self._node.run(kind, [array.ctypes.data for array in arrays], output, rest[0] if rest else None)
+            results = [tensor.data for tensor in outputs]
+        lse = _address(results[1]) if len(results) > 1 else None
+        self._node.run(call, [_address(array) for array in arrays], _address(results[0]), lse)
+
+    def _prepare(self, shapes: tuple[Shape, ...], inputs: Sequence[Any]) -> PreparedCall:
+        assert self._node is not None
+        is_wide = self._bias >= 0 and inputs[self._bias].element_type == openvino.Type.f32
+        kind = CallKind(self._given, shapes, _DTYPES[inputs[0].element_type], is_wide, self._constant_bias)
+        if len(self._calls) >= _KEPT_CALLS:
+            self._calls = {}
+        self._calls[shapes] = call = self._node.prepare(kind)
+        return call
+
+
+def _address(array: Any) -> int:
+    place: int = array.__array_interface__["data"][0]
+    return place
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:

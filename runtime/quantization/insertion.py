@@ -29,7 +29,7 @@ def insert(
     """Return the model with these layers quantized; activations by one step each, weights by one for each channel.
 
     Args:
-        model: prepared by ``layers.lower_opset`` and ``layers.keep_bias_apart``; not changed.
+        model: prepared by ``opset.lower_opset`` and ``layers.keep_bias_apart``; not changed.
         layers: the layers to quantize.
         ranges: of their sources, and of the results of convolutions.
         kind: one of :data:`FORMATS`.

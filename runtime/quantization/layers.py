@@ -18,13 +18,7 @@ from na_deploy.model_file.products import KINDS, module_name
 
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 QUANTIZED_PRODUCTS = frozenset({"QLinearMatMul", "QLinearConv", "MatMulInteger", "ConvInteger", "MatMulNBits"})
-OPSET = 20
-"""Version that quantized files state. From 21 on, ONNX Runtime's own pass moves int8 activations to uint8 for x86 and
-forgets the attribute ``output_dtype``; it then refuses the file unless session.qdqisint8allowed is set (1.31)."""
-
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
-_CHANGED_SINCE = frozenset({"GroupNormalization"})
-"""Operators that mean something else from opset 21 on."""
 
 
 @dataclass(frozen=True)
@@ -102,30 +96,6 @@ def chosen_layers(layers: Sequence[Layer], exclude: Sequence[str]) -> list[Layer
     if not kept:
         raise UsageError("--exclude leaves no layer to quantize; name fewer")
     return kept
-
-
-def lower_opset(model: onnx.ModelProto) -> None:
-    """State opset :data:`OPSET` where the model's operators mean the same in it."""
-    later = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx") and entry.version > OPSET]
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    if not later or any(node.op_type in _CHANGED_SINCE for node in nodes):
-        return
-    for node in nodes:
-        if node.domain in ("", "ai.onnx") and not _known(node):
-            return
-    for owner in (model, *model.functions):
-        for entry in owner.opset_import:
-            if entry.domain in ("", "ai.onnx"):
-                entry.version = min(entry.version, OPSET)
-
-
-def _known(node: onnx.NodeProto) -> bool:
-    """Tell whether :data:`OPSET` has the operator with these attributes."""
-    try:
-        schema = onnx.defs.get_schema(node.op_type, OPSET)
-    except onnx.defs.SchemaError:
-        return False
-    return all(attribute.name in schema.attributes for attribute in node.attribute)
 
 
 def keep_bias_apart(model: onnx.ModelProto, layers: Sequence[Layer]) -> None:

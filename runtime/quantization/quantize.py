@@ -22,12 +22,12 @@ from na_deploy.runtime.quantization.layers import (
     chosen_layers,
     find_layers,
     keep_bias_apart,
-    lower_opset,
 )
+from na_deploy.runtime.quantization.opset import lower_opset
 from na_deploy.runtime.quantization.samples import Arrays, Pictures, Samples
 from na_deploy.runtime.quantization.sensitivity import Sensitivity, measure
 from na_deploy.runtime.quantization.smoothing import smooth, smoothable
-from na_deploy.runtime.quantization.trial import MEASURED, Trial, class_output
+from na_deploy.runtime.quantization.trial import MEASURED, Trial, class_output, finds_objects
 from na_deploy.runtime.session import load
 
 STEPS = 16
@@ -93,7 +93,8 @@ class QuantizationReport:
         kept: layers kept in float.
         smoothed: layers whose input's outliers moved into weights.
         bytes_before: size of the float file; likewise ``bytes_after``.
-        difference: largest relative difference of an output to the float model's, on the samples measured.
+        difference: largest relative difference of an output to the float model's, on the samples measured; ``None`` for
+            models that find objects, whose order changes.
         agreement: share of samples (of pixels, for segmenters) with the float model's class; ``None`` without classes.
         accuracy: shares of right classes before and after, where folders name them.
         seconds: time by step.
@@ -108,7 +109,7 @@ class QuantizationReport:
     smoothed: tuple[str, ...]
     bytes_before: int
     bytes_after: int
-    difference: float
+    difference: float | None
     agreement: float | None
     accuracy: tuple[float, float] | None
     seconds: Mapping[str, float]
@@ -159,6 +160,7 @@ def quantize(
     with load(source) as session:
         if options.max_drop is not None and class_output(session) is None:
             raise UsageError(f"--max-drop compares classes, and {source.name} has none; choose layers with --exclude")
+        objects = finds_objects(session)
         samples: Samples
         samples = Pictures(images, session, options.limit) if images else Arrays(_given(data), session, options.limit)
         if len(samples) < USUAL:
@@ -206,7 +208,7 @@ def quantize(
         tuple(smoothed),
         bytes_on_disk(source, read_model(source)),
         size,
-        measured.worst.relative,
+        None if objects else measured.worst.relative,
         measured.agreement,
         measured.accuracy,
         clock.laps,

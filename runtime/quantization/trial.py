@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from na_deploy.errors import NaDeployError, UsageError, VerificationError, one_line
-from na_deploy.model_file.answers import LOGITS
+from na_deploy.model_file.answers import LOGITS, answer_of
 from na_deploy.model_file.differences import Difference, worst_difference
 from na_deploy.model_file.tensors import Array
 from na_deploy.runtime.quantization.calibration import Counted
@@ -96,6 +96,12 @@ class Trial:
             raise VerificationError(f"the quantized file's output {worst.name} holds numbers that are not finite")
         before, after = (float(np.mean([pair[place] for pair in right])) if right else 0.0 for place in (0, 1))
         return Measured(worst, float(np.mean(same)) if same else None, (before, after) if right else None)
+
+
+def finds_objects(session: Session) -> bool:
+    """Tell whether the model answers with objects, whose order changes with the smallest difference of a score."""
+    answer = answer_of(session.outputs, session.metadata)
+    return answer.has_boxes or answer.has_queries
 
 
 def class_output(session: Session) -> str | None:

@@ -16,13 +16,27 @@ from na_deploy.model_file.tensors import Array
 _BITS, _MORE, _SIGN, _FIRST = 5, 0x20, 0x10, 48
 
 
-def encode_mask(mask: Array) -> dict[str, Any]:
-    """Return a mask (H, W) as ``{"size": [H, W], "counts": text}``."""
-    flat = np.asarray(mask, np.bool_).ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate([[0], changes, [flat.size]])
-    runs = np.diff(edges).tolist()
-    return _encoded(mask.shape, [0, *runs] if flat.size and flat[0] else runs)
+def encode_mask(mask: Array, size: tuple[int, int] | None = None, left: int = 0, top: int = 0) -> dict[str, Any]:
+    """Return a mask (H, W) as ``{"size": [H, W], "counts": text}``.
+
+    Args:
+        mask: the mask, or the part of it that holds all its pixels; only that part is looked at.
+        size: (H, W) of the whole, where ``mask`` is a part.
+        left: column of the part's first pixel.
+        top: row of the part's first pixel.
+    """
+    height, width = mask.shape if size is None else size
+    rows = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)
+    rows[:, 1:-1] = np.asarray(mask, np.bool_).T
+    steps = np.diff(rows, axis=1)
+    starts, ends = (
+        (left + columns) * height + top + places for columns, places in (np.nonzero(steps == sign) for sign in (1, -1))
+    )
+    edges = np.stack([starts, ends], 1).ravel()
+    joined = np.flatnonzero(edges[1:-1:2] == edges[2::2])  # runs that go on at the next column's first row
+    edges = np.delete(edges, np.concatenate([2 * joined + 1, 2 * joined + 2]))
+    runs = np.diff(np.concatenate([[0], edges, [height * width]])).tolist()
+    return _encoded((height, width), runs if runs[-1] or len(runs) == 1 else runs[:-1])
 
 
 def encode_ids(ids: Array, wanted: list[int]) -> list[dict[str, Any]]:

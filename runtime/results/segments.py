@@ -111,7 +111,8 @@ class Segmentation:
         if not self.has_masks:
             masks = [{} for _ in self.segments]
         elif self.crops:
-            masks = [{"segmentation": encode_mask(self.mask(segment))} for segment in self.segments]
+            crops = [self.crops[segment.id] for segment in self.segments]
+            masks = [{"segmentation": encode_mask(crop.pixels, self.size, crop.left, crop.top)} for crop in crops]
         else:
             ids = [segment.id for segment in self.segments]
             masks = [{"segmentation": mask} for mask in encode_ids(self.ids, ids)]

@@ -136,7 +136,7 @@ def test_the_library_keeps_a_float32_bias_beside_half_precision(case: str, dtype
             "lse": np.empty(node.output_sizes(kind, False), np.float32),
         }
         places = [array.ctypes.data for array in arrays.values()]
-        node.run(kind, places, found["output"].ctypes.data, found["lse"].ctypes.data)
+        node.run(node.prepare(kind), places, found["output"].ctypes.data, found["lse"].ctypes.data)
         expect_reference(found, PACKED_OPERATOR, arrays, attributes, dtype)
 
 

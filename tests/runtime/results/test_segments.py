@@ -24,6 +24,19 @@ def test_masks_are_packed_as_pycocotools_packs_them(size: tuple[int, int], share
         assert np.array_equal(coco.decode({"size": size, "counts": encoded["counts"].encode()}), mask)
 
 
+@pytest.mark.parametrize(("left", "top"), [(0, 0), (3, 0), (0, 2), (3, 2), (6, 5)])
+def test_a_part_of_a_mask_is_packed_as_the_whole(left: int, top: int):
+    for share in (0.0, 0.6, 1.0):
+        part = np.random.default_rng(2).random((4, 5)) < share
+        whole = np.zeros((9, 11), np.bool_)
+        whole[top : top + 4, left : left + 5] = part
+        assert encode_mask(part, (9, 11), left, top) == encode_mask(whole)
+        tall = np.random.default_rng(3).random((9, 5)) < max(share, 0.9)  # runs go on from column to column
+        whole = np.zeros((9, 11), np.bool_)
+        whole[:, left : left + 5] = tall
+        assert encode_mask(tall, (9, 11), left) == encode_mask(whole)
+
+
 def test_all_segments_of_a_map_are_packed_in_one_pass():
     ids = np.random.default_rng(1).integers(0, 5, (9, 11)).repeat(13, 0).repeat(7, 1)
     assert encode_ids(ids, [4, 1, 2, 9]) == [encode_mask(ids == number) for number in (4, 1, 2, 9)]
