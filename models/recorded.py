@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from na_deploy.models.architecture_evidence import DILATED_KINDS
 from na_deploy.models.loading import LoadedModel, load_model
@@ -33,12 +34,21 @@ def load_recorded(
     """
     return load_model(
         checkpoint,
-        arch=arch or (None if dilations else metadata.architecture),
-        dilations=dilations or _dilations(metadata, arch),
+        **recorded_arguments(metadata, arch, dilations),
         out_indices=metadata.config.out_indices if metadata.config and metadata.task == "backbone" else None,
-        task=metadata.task if metadata.head else None,
         detections=rows if metadata.head in DETECTORS else None,
     )
+
+
+def recorded_arguments(
+    metadata: ModelMetadata, arch: str | None = None, dilations: str | Sequence[Sequence[int]] | None = None
+) -> dict[str, Any]:
+    """Return architecture, dilations and task of a file's checkpoint, as ``load_model`` and ``load`` take them."""
+    return {
+        "arch": arch or (None if dilations else metadata.architecture),
+        "dilations": dilations or _dilations(metadata, arch),
+        "task": metadata.task if metadata.head else None,
+    }
 
 
 def _dilations(metadata: ModelMetadata, arch: str | None) -> tuple[tuple[int, ...], ...] | None:

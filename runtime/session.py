@@ -63,7 +63,7 @@ class SessionOptions:
     contexts: int | None = None
     cuda_graphs: int | None = None
     arch: str | None = None
-    dilations: str | None = None
+    dilations: str | Sequence[Sequence[int]] | None = None
     task: str | None = None
     precision: str | None = None
     streams: int | None = None
@@ -261,7 +261,7 @@ def load(
     contexts: int | None = None,
     cuda_graphs: int | None = None,
     arch: str | None = None,
-    dilations: str | None = None,
+    dilations: str | Sequence[Sequence[int]] | None = None,
     task: str | None = None,
     precision: str | None = None,
     streams: int | None = None,
@@ -288,7 +288,7 @@ def load(
         contexts: calls of an engine that run at the same time, 2 by default; more of them wait.
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps per context, 4 by default; 0 for none.
         arch: architecture of a checkpoint that does not record it.
-        dilations: dilations of such a checkpoint.
+        dilations: dilations of such a checkpoint, as ``load_model`` takes them.
         task: "semantic", "instance" or "panoptic": what a segmenter's checkpoint is asked. Exported files have a task
             of their own.
         precision: arithmetic of OpenVINO on the CPU: "f32", the default, or "bf16" on processors that have it.
