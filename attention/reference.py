@@ -63,10 +63,12 @@ def reference_attention(
         flat = array.reshape(batch, -1, array.shape[-2], array.shape[-1])
         return np.repeat(flat, repeat, axis=2).transpose(0, 2, 1, 3)
 
-    scores = (scale or head_dim**-0.5) * rows(q, 1) @ rows(k, groups).transpose(0, 1, 3, 2)  # (B, H, N, N)
+    with np.errstate(invalid="ignore"):
+        scores = (scale or head_dim**-0.5) * rows(q, 1) @ rows(k, groups).transpose(0, 1, 3, 2)  # (B, H, N, N)
     if rel_pos_bias is not None:
         scores = scores + _dense_bias(np.asarray(rel_pos_bias, dtype=np.float64), lengths, spec)
-    scores = np.where(_dense_mask(lengths, spec), scores, -np.inf)
+    visible = _dense_mask(lengths, spec)
+    scores = np.where(visible, scores, -np.inf)
     values = rows(v, groups)
     if additional_key is not None and additional_value is not None:
         extra_key, extra_value = (
@@ -75,12 +77,15 @@ def reference_attention(
         extra_scores = (scale or head_dim**-0.5) * rows(q, 1) @ extra_key.transpose(0, 1, 3, 2)
         scores = np.concatenate([scores, extra_scores], axis=-1)
         values = np.concatenate([values, extra_value], axis=-2)
+        visible = np.concatenate([visible, np.ones((tokens, extra_value.shape[-2]), np.bool_)], axis=-1)
 
-    peak = scores.max(axis=-1, keepdims=True)
-    weights = np.exp(scores - peak)
-    total = weights.sum(axis=-1, keepdims=True)
-    output = (weights / total) @ values  # (B, H, N, Dv)
-    lse = (peak + np.log(total))[..., 0]  # (B, H, N)
+    with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is computed with like any number
+        peak = scores.max(axis=-1, keepdims=True)
+        peak = np.where(np.isneginf(peak), 0.0, peak)  # no key weighs anything
+        weights = np.exp(scores - peak)
+        total = weights.sum(axis=-1, keepdims=True)
+        output = _weighted(weights / total, values, visible)  # (B, H, N, Dv)
+        lse = (peak + np.log(total))[..., 0]  # (B, H, N)
     assert output.shape[2] == tokens
     return AttentionResult(
         output.transpose(0, 2, 1, 3).reshape(batch, *lengths, heads, values.shape[-1]),
@@ -114,6 +119,14 @@ def reference_attention_qkv(
     query, key, value = (packed[..., part, :, :] for part in range(3))
     output, lse = reference_attention(query, key, value, spec, scale=scale, rel_pos_bias=rel_pos_bias)
     return AttentionResult(output[inside], lse[inside])
+
+
+def _weighted(weights: FloatArray, values: FloatArray, visible: NDArray[np.bool_]) -> FloatArray:
+    """Return ``weights @ values``, without the products of zero and infinity of keys that are not seen."""
+    if np.isfinite(values).all():
+        return weights @ values
+    sums = [weights[..., at : at + 1, seen] @ values[..., seen, :] for at, seen in enumerate(visible)]
+    return np.concatenate(sums, axis=-2)
 
 
 def _dense_mask(lengths: list[int], spec: NeighborhoodSpec) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from na_deploy.attention.tiling import TilePlan, plan_parts, plan_tiles, tiled_pairs
 from na_deploy.attention.windows import NeighborhoodSpec
@@ -56,24 +57,57 @@ def tiled(
     additional_key: Tensor | None,
     additional_value: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Dense attention on tiles, masked inside; the default. See :data:`Implementation`."""
+    """Dense attention on tiles, masked inside; the default. See :data:`Implementation`.
+
+    Numbers that are not finite reach only the queries that see them.
+    """
     asked = query.shape[1:-2]
     query = over_map_of(key, query)
-    batch, *lengths, heads, _ = query.shape
+    tensors = (query, key, value)
     rest = (scale, rel_pos_bias, additional_key, additional_value)
+    found = _all_tiles(_attend_tiles, *tensors, spec, *rest)
+    if _is_spoiled(*found):
+        found = _all_tiles(_attend_tiles_apart, *tensors, spec, *rest)
+    output, lse = (tensor.view(*query.shape[:-1], tensor.shape[-1]) for tensor in found)
+    return _crop(output, asked), _crop(lse.squeeze(-1), asked)
+
+
+def _all_tiles(
+    attend: Callable[..., tuple[Tensor, Tensor]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: NeighborhoodSpec,
+    *rest: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return output and lse (B, N, H, e); large problems are computed some tiles at a time."""
+    batch, *lengths, heads, _ = query.shape
     images = max(batch, 1) * heads
     if images * tiled_pairs(lengths, spec) <= LARGE_SCORES:
         *tables, home = _tile_tensors(tuple(lengths), spec, query.device)
-        found = [tensor.index_select(1, home) for tensor in _attend_tiles(query, key, value, *rest, *tables)]
-    else:
-        widths = (value.shape[-1], 1)
-        found = [query.new_empty(batch, math.prod(lengths), heads, width) for width in widths]
-        for plan in plan_parts(lengths, spec, LARGE_SCORES // (4 * images)):
-            tables = list(plan_tensors(plan, query.device))
-            for whole, part in zip(found, _attend_tiles(query, key, value, *rest, *tables), strict=True):
-                whole[:, tables[0].flatten()] = part  # a padded query repeats another and computes the same
-    output, lse = (tensor.view(batch, *lengths, heads, tensor.shape[-1]) for tensor in found)
-    return _crop(output, asked), _crop(lse.squeeze(-1), asked)
+        output, lse = attend(query, key, value, *rest, *tables)
+        return output.index_select(1, home), lse.index_select(1, home)
+    output, lse = (query.new_empty(batch, math.prod(lengths), heads, width) for width in (value.shape[-1], 1))
+    for plan in plan_parts(lengths, spec, LARGE_SCORES // (4 * images)):
+        tables = list(plan_tensors(plan, query.device))
+        for whole, part in zip((output, lse), attend(query, key, value, *rest, *tables), strict=True):
+            whole[:, tables[0].flatten()] = part  # a padded query repeats another and computes the same
+    return output, lse
+
+
+def _is_spoiled(output: Tensor, lse: Tensor) -> bool:
+    """Return whether masked pairs may have left their mark on a result.
+
+    Zero times infinity is not a number, and masked scores count where all others are as low. The answer waits for a
+    GPU; where a graph is captured, which must not wait, and for tensors without numbers it is no.
+    """
+    if (
+        output.is_meta
+        or isinstance(output, FakeTensor)
+        or (output.is_cuda and torch.cuda.is_current_stream_capturing())
+    ):
+        return False
+    return bool(output.isnan().any() | (lse < MASKED / 2).any())
 
 
 def over_map_of(key: Tensor, query: Tensor) -> Tensor:
@@ -99,6 +133,29 @@ def _attend_tiles(*arguments: Any) -> tuple[Tensor, Tensor]:
 
     output = torch.matmul(tiles.scores.softmax(-1), tiles.values)
     return rows(output), rows(torch.logsumexp(tiles.scores, -1, keepdim=True))
+
+
+def _attend_tiles_apart(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Return what :func:`_attend_tiles` does, with what is not finite kept apart from queries that do not see it."""
+    tiles, mask = tile_scores(*arguments), arguments[-1]
+    extra = tiles.scores.shape[-1] - mask.shape[-1]
+    seen = torch.nn.functional.pad(mask == 0, (0, extra), value=True).unsqueeze(1)  # (NT, 1, Tq, Wk + M)
+    scores = tiles.scores.masked_fill(~seen, -math.inf)
+    weights, values = scores.softmax(-1), tiles.values
+    output = torch.matmul(weights, values.where(values.isfinite(), 0))
+
+    def add(pairs: Tensor, kind: Tensor, number: float) -> None:  # where any pair's value is of the kind
+        nonlocal output
+        hit = torch.matmul(pairs.to(values), kind.to(values)) > 0
+        output = output + torch.zeros_like(output).masked_fill(hit, number)
+
+    add(weights > 0, values == math.inf, math.inf)
+    add(weights > 0, values == -math.inf, -math.inf)
+    add(seen.expand_as(weights), values.isnan(), math.nan)
+    add(seen & (weights == 0), values.isinf(), math.nan)
+    lse = torch.logsumexp(scores, -1, keepdim=True)
+    lse = lse.masked_fill(lse == math.inf, math.nan)
+    return (output.transpose(2, 3).flatten(1, 2), lse.transpose(2, 3).flatten(1, 2))
 
 
 class TileScores(NamedTuple):

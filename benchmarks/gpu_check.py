@@ -224,7 +224,7 @@ def main() -> int:
     seeds = range(arguments.problems)
     where, check = ("the emulated GPU", check_emulated) if arguments.emulate else ("the GPU", check_on_device)
     wrong = check(arguments.emulate or arguments.library, seeds)
-    print("\n".join(wrong) or f"{len(seeds)} random problems agree with float64 on {where}")
+    print("\n".join(wrong) or f"random problems that agree with float64 on {where}: {len(seeds)}")
     return 1 if wrong else 0
 
 

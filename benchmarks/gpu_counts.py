@@ -33,8 +33,9 @@ from gpu_check_build import NAMES  # noqa: E402
 from gpu_check_timings import FAMILY_B, Case, family_a  # noqa: E402
 from sass.bounds import CLASSES, DEVICES, INTEGERS, Counts, Device, bounds, count  # noqa: E402
 from sass.compiling import MissingToolError, Unit, compile_tactics  # noqa: E402
-from sass.launching import load_unit, place, record_problem  # noqa: E402
+from sass.launching import Recorded, load_unit, place, record_problem  # noqa: E402
 from sass.machine import Machine  # noqa: E402
+from sass.memory import GlobalMemory  # noqa: E402
 
 RECORD = Path(__file__).with_suffix(".json")
 MOST_BLOCKS = 256
@@ -109,10 +110,23 @@ def count_case(case: Case, device: Device) -> Counted:
     """Execute blocks of a case's launch and return the counts of all of them."""
     # One head in memory where heads are many and large: blocks of all heads do the same.
     heads = case.heads if case.bias else 1
-    params = params_of(case, heads)
     random = np.random.default_rng(0)
     image = random.standard_normal((1, *case.lengths, 3, heads, case.head_dim), dtype=np.float32).astype(np.float16)
-    bias = random.standard_normal((heads, *(2 * k - 1 for k in case.kernel_size))).astype(np.float16)
+    recorded, memory, tactic, moved = _launch(case, device, heads, image)
+    if tactic >= 30:
+        blocks = sampled(recorded.launch.blocks, recorded.launch.blocks + 1, MOST_BLOCKS_OF_ONE_PASS)
+    else:
+        most = MOST_BLOCKS if case.bias else MOST_BLOCKS_OF_LARGE_WINDOWS
+        blocks = sampled(recorded.launch.blocks, case.batch, most)
+    machine = Machine(recorded.launch, memory, blocks).run()
+    found = count(machine, recorded.kernel, device, moved)
+    return Counted(case, device, tactic, found.times(case.heads / heads))
+
+
+def _launch(case: Case, device: Device, heads: int, image: np.ndarray) -> tuple[Recorded, GlobalMemory, int, float]:
+    """Return the launch of a case's default tactic, its memory, the tactic, and the bytes of the tensors."""
+    params = params_of(case, heads)
+    bias = np.random.default_rng(1).standard_normal((heads, *(2 * k - 1 for k in case.kernel_size))).astype(np.float16)
     arrays = {
         "query": np.repeat(image, case.batch, axis=0),
         "rel_pos_bias": bias if case.bias else None,
@@ -121,16 +135,26 @@ def count_case(case: Case, device: Device) -> Counted:
     memory = place(params, arrays)
     tactic = default_tactic(params, device.architecture)
     program = load_unit(Unit("Half", case.head_dim, tactic, device.architecture))
-    recorded = record_problem(program, params, tactic)
-    if tactic >= 30:
-        blocks = sampled(recorded.launch.blocks, recorded.launch.blocks + 1, MOST_BLOCKS_OF_ONE_PASS)
-    else:
-        most = MOST_BLOCKS if case.bias else MOST_BLOCKS_OF_LARGE_WINDOWS
-        blocks = sampled(recorded.launch.blocks, case.batch, most)
-    machine = Machine(recorded.launch, memory, blocks).run()
     moved = sum(array.nbytes for array in arrays.values() if array is not None)
-    found = count(machine, recorded.kernel, device, float(moved))
-    return Counted(case, device, tactic, found.times(case.heads / heads))
+    return record_problem(program, params, tactic), memory, tactic, float(moved)
+
+
+def tile_and_beginning(case: Case, device: Device) -> tuple[float, float] | None:
+    """Return the instructions of a warp for a tile of the one-pass kernel, and for the beginning of a block.
+
+    Of two blocks that share a tile's images one takes an image more; ``None`` where all take as many.
+    """
+    image = np.zeros((1, *case.lengths, 3, case.heads, case.head_dim), np.float16)
+    recorded, memory, *_ = _launch(case, device, case.heads, image)
+    single = _launch(replace(case, batch=1), device, case.heads, image)[0]
+    shares = recorded.launch.blocks // single.launch.blocks
+    if case.batch % shares == 0:
+        return None
+    first, last = (
+        Machine(recorded.launch, memory, [block]).run().executed.sum() / (recorded.launch.threads // 32)
+        for block in (0, (shares - 1) * single.launch.blocks)
+    )
+    return first - last, first - (first - last) * -(-case.batch // shares)
 
 
 def table(rows: list[list[str]]) -> str:
@@ -178,6 +202,17 @@ def bounds_table(all_counted: list[Counted]) -> str:
     return table(rows)
 
 
+def shares_table(by_device: dict[str, list[Counted]]) -> str:
+    """Return what issue and shared memory need at each stage, as multiples of the DRAM's least time."""
+    names = [own.case.name for own in next(iter(by_device.values()))]
+    rows = [["of the bytes' time", *names]]
+    for device, counted in by_device.items():
+        found = [bounds(own.counts, own.device) for own in counted]
+        for resource in ("issue", "shared memory"):
+            rows.append([f"{device}, {resource}", *(f"{own[resource] / own['DRAM']:.2f}" for own in found)])
+    return table(rows)
+
+
 def record_of(all_counted: list[Counted]) -> dict[str, Any]:
     """Return the figures that the tests compare: instructions per 16 queries of a head."""
     return {
@@ -214,6 +249,13 @@ def main() -> None:
                 print(counts_table(part), end="\n\n")
     print("\nBounds by published rates, not measured\n")
     print(bounds_table([own for counted in by_device.values() for own in counted]))
+    print("\n" + shares_table({name: counted[:stages] for name, counted in by_device.items()}))
+    first = by_device["H100"][0]
+    split = tile_and_beginning(first.case, first.device)
+    if split is not None:
+        print(
+            f"\n{first.case.name}, H100: {split[0]:.0f} instructions of a warp a tile, {split[1]:.0f} to begin a block"
+        )
     if options.json is not None:
         record = {key: value for name in ("A100", "H100") for key, value in record_of(by_device[name][:stages]).items()}
         options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")

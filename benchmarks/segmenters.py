@@ -1,21 +1,27 @@
 """Full-size segmenters: export time, peak memory, file size, difference, TensorRT-RTX build, seconds per image.
 
-    python benchmarks/segmenters.py [--models upernet,oneformer,mask2former] [--runs 3] [--output table.md]
+    python benchmarks/segmenters.py [--models upernet,oneformer,mask2former] [--runs 3] [--skip "RTX build"]
+        [--limit-s 1800] [--output table.md]
 
 Each model runs in a process of its own, so that peak memory is its own: random weights in the official layout are
 saved, exported as ``na-deploy export`` does, built by TensorRT-RTX where it is installed (no GPU is needed), and run on
-one image of random numbers by ONNX Runtime with the operator library, on function bodies, and by PyTorch.
+one image of random numbers by ONNX Runtime with the operator library, on function bodies, and by PyTorch. Steps that
+``--skip`` names, or that the time or memory did not reach, are dashes in the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +34,9 @@ COLUMNS = (
     "model", "input", "parameters", "file", "export", "peak memory", "difference", "RTX build",
     "operator library", "function bodies", "PyTorch, tiles",
 )  # fmt: skip
+MISSING = "–"
+CELLS = "cells: "
+"""Start of a child's lines that hold measurements."""
 
 
 @dataclass(frozen=True)
@@ -79,100 +88,128 @@ def checkpoint(kind: str, case: Case, path: Path) -> None:
     torch.save({"model": network.state_dict()}, path)
 
 
-def measure(kind: str, runs: int) -> dict[str, str]:
-    """Export, build and run one model in this process."""
+def measure(kind: str, runs: int, skip: Collection[str], folder: Path) -> Iterator[dict[str, str]]:
+    """Export, build and run one model in this process; yield the row's cells as each becomes known."""
     import numpy as np
 
     import na_deploy
-    from na_deploy.errors import MissingDependencyError
     from na_deploy.exporter import export
     from na_deploy.models import load_model
+
+    case = CASES[kind]
+    image = np.random.default_rng(0).normal(size=(1, 3, case.side, case.side)).astype(np.float32)
+    weights, path = folder / f"{kind}.pth", folder / "model.onnx"
+    subprocess.run([sys.executable, __file__, "--save", json.dumps([kind, str(weights)])], check=True)
+    started = time.perf_counter()
+    size = f"1x3x{case.side}x{case.side}"
+    report = export(weights, path, arch=case.arch, dilations=case.dilations, input=size)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    yield {
+        "model": case.title,
+        "input": f"{case.side}×{case.side}",
+        "file": f"{report.size / 1e6:.0f} MB",
+        "export": f"{time.perf_counter() - started:.1f} s",
+        "peak memory": f"{peak:.1f} GB",
+        "difference": f"{report.difference:.1e}",
+    }
+    for name, custom in (("operator library", True), ("function bodies", False)):
+        if name not in skip:
+            with na_deploy.load(path, custom_operators=custom) as session:
+                yield {name: f"{fastest(lambda: session.run({'image': image}), runs):.2f} s"}
+    if "RTX build" not in skip:
+        yield {"RTX build": build(path)}
+    import torch
+
+    module = load_model(weights, arch=case.arch, dilations=case.dilations).module
+    yield {"parameters": f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f} M"}
+    if "PyTorch, tiles" not in skip:
+        with torch.inference_mode():
+            yield {"PyTorch, tiles": f"{fastest(lambda: module(torch.from_numpy(image)), runs):.2f} s"}
+
+
+def build(path: Path) -> str:
+    """Return seconds of an engine's build; a dash where TensorRT-RTX is not installed."""
+    from na_deploy.errors import MissingDependencyError
     from na_deploy.runtime.building.options import BuildOptions
     from na_deploy.runtime.tensorrt.api import RTX
     from na_deploy.runtime.tensorrt.building import build_engine
 
-    case = CASES[kind]
-    image = np.random.default_rng(0).normal(size=(1, 3, case.side, case.side)).astype(np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        weights, path = Path(folder) / f"{kind}.pth", Path(folder) / "model.onnx"
-        subprocess.run([sys.executable, __file__, "--save", json.dumps([kind, str(weights)])], check=True)
-        started = time.perf_counter()
-        size = f"1x3x{case.side}x{case.side}"
-        report = export(weights, path, arch=case.arch, dilations=case.dilations, input=size)
-        exported = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-        try:
-            built = build_engine(path, Path(folder) / "model.engine", BuildOptions(RTX.backend, timeout_s=3600))
-            engine = f"{built.parse_seconds + built.build_seconds:.1f} s"
-        except MissingDependencyError:
-            engine = "–"
-        seconds = {}
-        for name, custom in (("operator library", True), ("function bodies", False)):
-            with na_deploy.load(path, custom_operators=custom) as session:
-                seconds[name] = fastest(lambda: session.run({"image": image}), runs)
-        import torch
-
-        module = load_model(weights, arch=case.arch, dilations=case.dilations).module
-        with torch.inference_mode():
-            seconds["PyTorch, tiles"] = fastest(lambda: module(torch.from_numpy(image)), runs)
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        values = (
-            case.title,
-            f"{case.side}×{case.side}",
-            f"{parameters / 1e6:.1f} M",
-            f"{report.size / 1e6:.0f} MB",
-            f"{exported:.1f} s",
-            f"{peak:.1f} GB",
-            f"{report.difference:.1e}",
-            engine,
-            *(f"{value:.2f} s" for value in seconds.values()),
-        )
-        return dict(zip(COLUMNS, values, strict=True))
+    try:
+        built = build_engine(path, path.with_suffix(".engine"), BuildOptions(RTX.backend, timeout_s=3600))
+    except MissingDependencyError:
+        return MISSING
+    return f"{built.parse_seconds + built.build_seconds:.1f} s"
 
 
 def fastest(call: Any, runs: int) -> float:
-    """Return the shortest of some runs, after one that is not counted."""
-    call()
+    """Return the shortest of some runs after one that is not counted; with 0 runs, that one's time."""
     taken = []
-    for _ in range(runs):
+    for _ in range(runs + 1):
         started = time.perf_counter()
         call()
         taken.append(time.perf_counter() - started)
-    return min(taken)
+    return min(taken[1:] or taken)
+
+
+def row(kind: str, runs: int, skip: str, limit_s: float | None) -> dict[str, str]:
+    """Return a model's cells, measured in another process; dashes for the steps that its time did not reach."""
+    cells = dict.fromkeys(COLUMNS, MISSING) | {"model": CASES[kind].title}
+    command = [sys.executable, __file__, "--child", kind, "--runs", str(runs), "--skip", skip, "--folder"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen([*command, folder], stdout=subprocess.PIPE, text=True, start_new_session=True) as child,
+    ):
+        assert child.stdout is not None
+        timer = threading.Timer(limit_s or threading.TIMEOUT_MAX, os.killpg, (child.pid, signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+        try:
+            for line in child.stdout:
+                if line.startswith(CELLS):
+                    cells |= json.loads(line.removeprefix(CELLS))
+                    print(cells, file=sys.stderr, flush=True)
+            child.wait()
+        except KeyboardInterrupt:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+    stopped = child.returncode == -signal.SIGKILL and not timer.is_alive()
+    timer.cancel()
+    if child.returncode and not stopped:
+        print(f"{kind} ended with exit code {child.returncode}; its row holds the steps before", file=sys.stderr)
+    return cells
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(CASES))
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="runs after one that is not counted; 0 counts the first")
+    parser.add_argument("--skip", default="", help="columns to leave out, split by ';': 'RTX build;function bodies'")
+    parser.add_argument("--limit-s", type=float, help="seconds for each model, after which its row stays as it is")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--save", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.save:
         kind, path = json.loads(arguments.save)
         checkpoint(kind, CASES[kind], Path(path))
         return
     if arguments.child:
-        print(json.dumps(measure(arguments.child, arguments.runs)))
+        for cells in measure(arguments.child, arguments.runs, arguments.skip.split(";"), arguments.folder):
+            print(CELLS + json.dumps(cells), flush=True)
         return
-    rows = []
-    for kind in arguments.models.split(","):
-        command = [sys.executable, __file__, "--child", kind, "--runs", str(arguments.runs)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], file=sys.stderr)
+    rows = [row(kind, arguments.runs, arguments.skip, arguments.limit_s) for kind in arguments.models.split(",")]
     import torch
 
     table = Table(title=describe_machine(torch.get_num_threads()))
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "model" else "right")
-    for row in rows:
-        table.add_row(*(row[column] for column in COLUMNS))
+    for cells in rows:
+        table.add_row(*(cells[column] for column in COLUMNS))
     Console(width=200).print(table)
     if arguments.output:
         lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-        lines += ["| " + " | ".join(row[column] for column in COLUMNS) + " |" for row in rows]
+        lines += ["| " + " | ".join(cells[column] for column in COLUMNS) + " |" for cells in rows]
         arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -106,6 +106,8 @@ def choose_targets(
     """
     from na_deploy.runtime.bench.candidates import ONE_PRECISION, choose_candidates
     from na_deploy.runtime.bench.compare import BODIES, Target
+    from na_deploy.runtime.bundle import is_bundle
+    from na_deploy.runtime.session import default_backend
 
     if precision is not None and backends is None:
         raise UsageError(ONE_PRECISION)
@@ -132,7 +134,9 @@ def choose_targets(
             raise UsageError("--compare-to torch needs the model's checkpoint; give --checkpoint model.pth")
         if not checkpoint.exists():
             raise UsageError(f"{checkpoint} does not exist; give the checkpoint that the model was exported from")
-        targets.append(Target(f"{checkpoint.name}, PyTorch", "torch", checkpoint, {"arch": arch} if arch else {}))
+        described = next((path for path in paths if is_bundle(path) or default_backend(path) == "onnxruntime"), None)
+        loading = {"arch": arch, "like": None if described is None else str(described)}
+        targets.append(Target(f"{checkpoint.name}, PyTorch", "torch", checkpoint, loading))
         if len(paths) == 1:
             targets[-1] = replace(targets[-1], reference=paths[0])
     elif checkpoint is not None or arch is not None:

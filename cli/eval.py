@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from na_deploy.cli.arguments import backends_option, device_option, precision_op
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import counted
 from na_deploy.errors import UsageError
+from na_deploy.models.metadata import SEGMENT_TASKS
 
 if TYPE_CHECKING:
     from na_deploy.runtime.evaluation.compare import Report, Target
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 @device_option()
 @threads_option()
 @click.option("--arch", help="Architecture of a checkpoint, where the weights do not tell.")
+@click.option("--task", type=click.Choice(SEGMENT_TASKS), help="What the checkpoint of a segmenter is asked.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     models: tuple[Path, ...],
@@ -54,6 +57,7 @@ def command(
     device: int | None,
     threads: int | None,
     arch: str | None,
+    task: str | None,
     as_json: bool,
 ) -> None:
     """Measure how good MODELs are on pictures with known answers: exported files, bundles, checkpoints.
@@ -71,9 +75,10 @@ def command(
     from na_deploy.runtime.evaluation.compare import evaluate
     from na_deploy.runtime.results.classification import read_labels
 
-    options = {"threads": threads, "device": device, "arch": arch}
-    given = {name: value for name, value in options.items() if value is not None}
-    targets, left_out = choose_targets(models, backends, precision, given)
+    running = {"threads": threads, "device": device}
+    targets, left_out = choose_targets(
+        models, backends, precision, _given(**running), checkpoints=_given(arch=arch, task=task)
+    )
     for sentence in left_out:
         click.echo(f"note: {sentence}", err=True)
     names = None if labels is None else read_labels(labels)
@@ -91,15 +96,28 @@ def command(
 
 
 def choose_targets(
-    models: Sequence[Path], backends: str | None, precision: str | None, options: dict[str, Any]
+    models: Sequence[Path],
+    backends: str | None,
+    precision: str | None,
+    options: dict[str, Any],
+    checkpoints: dict[str, Any] | None = None,
 ) -> tuple[list[Target], list[str]]:
     """Return every model on every backend, each with a label of its own, and sentences on backends that are left out.
 
+    Args:
+        models: files, bundles or checkpoints.
+        backends: names as users write them; by default each model's own.
+        precision: of a single backend.
+        options: further arguments of :func:`na_deploy.load`.
+        checkpoints: those that PyTorch alone takes; for the checkpoints among the models.
+
     Raises:
-        UsageError: a file does not exist or is given twice, or there is no such backend.
+        UsageError: a file does not exist or is given twice, there is no such backend, or ``checkpoints`` is given and
+            no model is one.
     """
     from na_deploy.runtime.bench.candidates import ONE_PRECISION, choose_candidates
     from na_deploy.runtime.evaluation.compare import Target
+    from na_deploy.runtime.session import default_backend
 
     if precision is not None and backends is None:
         raise UsageError(ONE_PRECISION)
@@ -112,13 +130,21 @@ def choose_targets(
             raise UsageError(f"{path} is given twice; give each model once")
         name = path.name if sum(other.name == path.name for other in models) == 1 else str(path)
         if backends is None:
-            targets.append(Target(name, path, options))
+            targets.append(Target(name, path, dict(options)))
             continue
         candidates, left_out = choose_candidates(path, backends, precision)
         for candidate in candidates:
             label = f"{name}, {candidate}" if len(candidates) > 1 else name
             targets.append(Target(label, path, candidate.options | options))
+    in_pytorch = [t for t in targets if t.options.get("backend", default_backend(t.path)) == "torch"]
+    if checkpoints and not in_pytorch:
+        raise UsageError(f"--{next(iter(checkpoints))} is for checkpoints, and none is given; remove it")
+    targets = [replace(t, options={**t.options, **(checkpoints or {})}) if t in in_pytorch else t for t in targets]
     return targets, left_out
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _data(

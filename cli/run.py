@@ -61,7 +61,7 @@ def command(
     from na_deploy.runtime.images.arrays import gives_arrays, read_named_arrays
     from na_deploy.runtime.images.batches import read_inputs, run_in_batches
     from na_deploy.runtime.results.classification import read_labels
-    from na_deploy.runtime.session import load
+    from na_deploy.runtime.session import default_backend, load
 
     if output is not None and not output.is_dir():
         named = [Path(str(path).partition("=")[2]) for path in inputs if "=" in str(path)]
@@ -73,7 +73,8 @@ def command(
             "segments"
         )
     started = perf_counter()
-    with load(model, backend, precision=precision, threads=threads, device=device) as session:
+    asked = task if (backend or default_backend(model)) == "torch" else None
+    with load(model, backend, precision=precision, threads=threads, device=device, task=asked) as session:
         loading = perf_counter() - started
         _tell_precision(session, threads)
         started = perf_counter() - loading

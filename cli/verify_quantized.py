@@ -9,6 +9,7 @@ from na_deploy.cli.output import console, print_json
 from na_deploy.cli.progress import step_progress
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.optional_dependencies import export_libraries
 
 LIMIT = 128
 
@@ -51,16 +52,20 @@ def verify_quantized(
             f"{model.name} is quantized: it is right on what it was calibrated for, not on random numbers; give "
             "--images, a folder of pictures, or --data, a .npz file"
         )
+    with export_libraries("comparing with a checkpoint"):
+        from na_deploy.models.recorded import recorded_arguments
     limit = TOLERANCE[kind] if tolerance is None else tolerance
     with step_progress("running both") as (_, counted), load(model) as own:
-        recorded = own.metadata.architecture if own.metadata is not None and dilations is None else None
         samples = Pictures(images, own, LIMIT) if images is not None else Arrays(_some(data), own, LIMIT)
         if finds_objects(own):
             raise UsageError(
                 f"{model.name} finds objects, whose order changes with the last bit; compare it with its float file by "
                 "na-deploy eval --coco"
             )
-        with load(checkpoint, "torch", arch=arch or recorded, dilations=dilations) as reference:
+        asked: dict[str, Any] = {"arch": arch, "dilations": dilations}
+        if own.metadata is not None:
+            asked = recorded_arguments(own.metadata, arch, dilations)
+        with load(checkpoint, "torch", **asked) as reference:
             found = Trial(reference, samples, counted).compare(model)
     passed = found.worst.relative <= limit
     content: dict[str, Any] = {

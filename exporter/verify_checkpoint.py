@@ -17,10 +17,8 @@ from na_deploy.exporter.verify_masks import judged
 from na_deploy.model_file.differences import Difference
 from na_deploy.model_file.graph import read_model
 from na_deploy.model_file.tolerances import TOLERANCE
-from na_deploy.models import load_model
-from na_deploy.models.architecture_evidence import DILATED_KINDS
-from na_deploy.models.metadata import DETECTORS, ModelMetadata
-from na_deploy.models.registry import normalise
+from na_deploy.models.metadata import ModelMetadata
+from na_deploy.models.recorded import load_recorded
 from na_deploy.progress import Progress, silent
 
 
@@ -91,16 +89,9 @@ def verify_checkpoint(
     if metadata is None:
         raise NaDeployError(f"{path.name} has no na-deploy metadata; export it with `na-deploy export` first")
     report("reading the checkpoint")
-    loaded = load_model(
-        Path(checkpoint),
-        arch=arch or (None if dilations else metadata.architecture),
-        dilations=dilations or _recorded_dilations(metadata, arch),
-        out_indices=metadata.config.out_indices if metadata.config and metadata.task == "backbone" else None,
-        task=metadata.task if metadata.head else None,
-        detections=proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-        if metadata.head in DETECTORS
-        else None,
-    )
+    dims = proto.graph.output[0].type.tensor_type.shape.dim
+    rows = dims[1].dim_value if len(dims) > 1 else None
+    loaded = load_recorded(Path(checkpoint), metadata, arch=arch, dilations=dilations, rows=rows)
     warnings = list(loaded.warnings)
     if loaded.metadata.source_sha256 != metadata.source_sha256:
         warnings.append(f"{path.name} was exported from another file than {Path(checkpoint).name} (hashes differ)")
@@ -121,13 +112,6 @@ def verify_checkpoint(
         warnings=tuple(warnings),
         network=loaded.module,
     )
-
-
-def _recorded_dilations(metadata: ModelMetadata, arch: str | None) -> tuple[tuple[int, ...], ...] | None:
-    """Return the file's dilations, but where an architecture is asked for that brings its own."""
-    if arch is None or normalise(arch) in (normalise(metadata.architecture), *DILATED_KINDS):
-        return metadata.dilations or None
-    return None
 
 
 def _input_shape(proto: onnx.ModelProto, metadata: ModelMetadata, given: str | None) -> tuple[int, int, int, int]:

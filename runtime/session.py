@@ -47,6 +47,7 @@ class SessionOptions:
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps; 0 for none, ``None`` for the default.
         arch: architecture of a checkpoint that does not record it.
         dilations: dilations of such a checkpoint.
+        task: what the checkpoint of a segmenter is asked: "semantic", "instance" or "panoptic".
         precision: "f32" or "bf16", the arithmetic of OpenVINO; ``None`` is float32.
         streams: calls that OpenVINO works on at the same time; ``None`` leaves its own default for low latency.
         cache: folder of OpenVINO's compiled models; ``None`` keeps none.
@@ -62,7 +63,8 @@ class SessionOptions:
     contexts: int | None = None
     cuda_graphs: int | None = None
     arch: str | None = None
-    dilations: str | None = None
+    dilations: str | Sequence[Sequence[int]] | None = None
+    task: str | None = None
     precision: str | None = None
     streams: int | None = None
     cache: Path | None = None
@@ -259,7 +261,8 @@ def load(
     contexts: int | None = None,
     cuda_graphs: int | None = None,
     arch: str | None = None,
-    dilations: str | None = None,
+    dilations: str | Sequence[Sequence[int]] | None = None,
+    task: str | None = None,
     precision: str | None = None,
     streams: int | None = None,
     cache: str | Path | None = None,
@@ -285,7 +288,9 @@ def load(
         contexts: calls of an engine that run at the same time, 2 by default; more of them wait.
         cuda_graphs: combinations of shapes whose CUDA graph an engine keeps per context, 4 by default; 0 for none.
         arch: architecture of a checkpoint that does not record it.
-        dilations: dilations of such a checkpoint.
+        dilations: dilations of such a checkpoint, as ``load_model`` takes them.
+        task: "semantic", "instance" or "panoptic": what a segmenter's checkpoint is asked. Exported files have a task
+            of their own.
         precision: arithmetic of OpenVINO on the CPU: "f32", the default, or "bf16" on processors that have it.
         streams: calls that OpenVINO works on at the same time.
         cache: a folder where OpenVINO keeps compiled models, so that later loads are faster.
@@ -306,7 +311,7 @@ def load(
         from na_deploy.runtime.bench.choice import chosen_backend
 
         backend, precision = chosen_backend(location, tolerance, threads)
-    name = backend or _BY_SUFFIX.get(location.suffix, "onnxruntime")
+    name = backend or default_backend(location)
     if name not in SESSION_BACKENDS:
         raise UsageError(f"there is no backend {name!r}; choose one of {', '.join((*SESSION_BACKENDS, AUTO))}")
     if contexts is not None and contexts < 1:
@@ -328,6 +333,7 @@ def load(
         cuda_graphs=cuda_graphs,
         arch=arch,
         dilations=dilations,
+        task=task,
         precision=precision,
         streams=streams,
         cache=None if cache is None else Path(cache),
@@ -345,6 +351,11 @@ def load(
     return open_session(location, name, options)
 
 
+def default_backend(path: Path) -> str:
+    """Return the backend of a file by its name's ending; a bundle's is in its manifest."""
+    return _BY_SUFFIX.get(path.suffix, "onnxruntime")
+
+
 def check_backend_options(backend: str, options: SessionOptions) -> None:
     """Refuse options of another backend.
 
@@ -354,6 +365,9 @@ def check_backend_options(backend: str, options: SessionOptions) -> None:
     for option in ("precision", "streams", "cache"):
         if getattr(options, option) is not None and backend != "openvino":
             raise UsageError(f"{option} is for the openvino backend, not for {backend}; remove it")
+    for option in ("arch", "dilations", "task"):
+        if getattr(options, option) is not None and backend != "torch":
+            raise UsageError(f"{option} is for checkpoints; an exported file has its own, so remove it or export again")
 
 
 def open_session(path: Path, backend: str, options: SessionOptions) -> Session:

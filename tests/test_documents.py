@@ -22,7 +22,7 @@ MOST_NOT_RUN = {
     "C++": 2,
     "needs Docker": 2,
     "installs packages": 4,
-    "compiles": 5,
+    "compiles": 6,
     "takes minutes": 18,
     "runs until it is stopped": 4,
 }

@@ -1,22 +1,11 @@
 #include "bias.h"
 
-#include <hwy/base.h>
+#include "numbers.h"
 
 namespace na_deploy::cpu {
 namespace {
 
 constexpr float kLog2E = 1.44269504088896341F;
-
-float bias_at(const na_params& params, int64_t index) {
-  switch (bias_dtype(params)) {
-    case NA_FLOAT16:
-      return hwy::F32FromF16(static_cast<const hwy::float16_t*>(params.rel_pos_bias)[index]);
-    case NA_BFLOAT16:
-      return hwy::F32FromBF16(static_cast<const hwy::bfloat16_t*>(params.rel_pos_bias)[index]);
-    default:
-      return static_cast<const float*>(params.rel_pos_bias)[index];
-  }
-}
 
 }  // namespace
 
@@ -39,7 +28,7 @@ void spread_bias(const Plan& plan, const na_params& params, int64_t head, float*
             inside = offset >= 0 && offset < size;
             index = index * size + offset;
           }
-          *spread = inside ? bias_at(params, index) * kLog2E : 0.0F;
+          *spread = inside ? number_at(params.rel_pos_bias, bias_dtype(params), index) * kLog2E : 0.0F;
         }
       }
     }
@@ -50,7 +39,7 @@ const float* widened_bias(const Plan& plan, const na_params& params, int64_t hea
   if (bias_dtype(params) == NA_FLOAT32)
     return static_cast<const float*>(params.rel_pos_bias) + head * plan.bias_elements;
   for (int64_t i = 0; i < plan.bias_elements; ++i) {
-    buffer[i] = bias_at(params, head * plan.bias_elements + i);
+    buffer[i] = number_at(params.rel_pos_bias, bias_dtype(params), head * plan.bias_elements + i);
   }
   return buffer;
 }

@@ -21,6 +21,7 @@
 #include "plan.h"
 #include "products-inl.h"
 #include "rows-inl.h"
+#include "single_query.h"
 #include "tile.h"
 #include "vectors-inl.h"
 
@@ -444,10 +445,14 @@ class QuadKernel {
     for (int64_t i = 0; i < kQuad; ++i) {
       const int64_t lane = quad * kQuad + i;
       if ((tile_.used >> lane & 1U) == 0) continue;
+      const float* output = scratch_.output + i * plan_.padded_value_dim;
+      if (!(maxima[i * kGroup] > kMasked) || !are_numbers(d_, output, plan_.padded_value_dim)) {
+        attend_singly(params_, plan_, tile_, lane);
+        continue;
+      }
       const int64_t at = tile_.output_at + plan_.lane_output[lane];
       const float sum = sums[i * kGroup];
-      store_row(d_, hn::Set(d_, 1.0F / sum), scratch_.output + i * plan_.padded_value_dim, params_.value_dim,
-                static_cast<T*>(params_.output) + at);
+      store_row(d_, hn::Set(d_, 1.0F / sum), output, params_.value_dim, static_cast<T*>(params_.output) + at);
       if (params_.lse != nullptr) {
         params_.lse[at / params_.value_dim] = (maxima[i * kGroup] + std::log2(sum)) * kLn2;
       }

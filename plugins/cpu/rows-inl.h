@@ -39,6 +39,15 @@ HWY_INLINE void load_row(D d, const T* HWY_RESTRICT from, int64_t count, int64_t
   for (; i < padded; ++i) to[i] = 0.0F;
 }
 
+// Returns whether all of `count`, a whole number of vectors, are numbers; false also where infinities cancel.
+template <class D>
+HWY_INLINE bool are_numbers(D d, const float* from, int64_t count) {
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  hn::Vec<D> all = hn::Zero(d);
+  for (int64_t i = 0; i < count; i += kLanes) all = hn::Add(all, hn::Load(d, from + i));
+  return hn::AllTrue(d, hn::Eq(all, all));
+}
+
 // to[i] = factor * from[i], rounded to the nearest. `from` may be read to the end of its last vector.
 template <class D>
 HWY_INLINE void store_row(D d, hn::Vec<D> factor, const float* HWY_RESTRICT from, int64_t count,

@@ -22,6 +22,7 @@
 #include "plan.h"
 #include "products-inl.h"
 #include "rows-inl.h"
+#include "single_query.h"
 #include "tile.h"
 #include "vectors-inl.h"
 
@@ -381,9 +382,13 @@ class TileKernel {
   void store_outputs() {
     for (int64_t lane = 0; lane < plan_.used_lanes; ++lane) {
       if ((tile_.used >> lane & 1U) == 0) continue;
+      const float* output = scratch_.output + lane * plan_.padded_value_dim;
+      if (!(maximum_[lane] > kMasked) || !are_numbers(d_, output, plan_.padded_value_dim)) {
+        attend_singly(params_, plan_, tile_, lane);
+        continue;
+      }
       const int64_t at = tile_.output_at + plan_.lane_output[lane];
-      store_row(d_, hn::Set(d_, 1.0F / sum_[lane]), scratch_.output + lane * plan_.padded_value_dim, params_.value_dim,
-                static_cast<T*>(params_.output) + at);
+      store_row(d_, hn::Set(d_, 1.0F / sum_[lane]), output, params_.value_dim, static_cast<T*>(params_.output) + at);
       if (params_.lse != nullptr) {
         params_.lse[at / params_.value_dim] = (maximum_[lane] + std::log2(sum_[lane])) * kLn2;
       }

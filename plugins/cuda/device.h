@@ -64,6 +64,9 @@ NA_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 
 // Keeps the compiler from computing values that depend on x before a loop and holding them in registers.
 NA_DEVICE void forget(float& x) { asm volatile("" : "+f"(x)); }
+NA_DEVICE void forget(int& x) { asm volatile("" : "+r"(x)); }
+// Told of a query that is computed again; tests count them, since wrong reads of poison would be mended too.
+NA_DEVICE void computed_again() {}
 // The address base + number * bytes, in one instruction.
 NA_DEVICE uint64_t element_at(uint64_t base, uint32_t number, uint32_t bytes) {
   uint64_t at;

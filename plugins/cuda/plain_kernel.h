@@ -13,6 +13,9 @@ namespace na_deploy::cuda {
 constexpr int kPlainThreads = 128;
 constexpr int kPlainChannels = 8;  // channels per lane, so up to 256 of a head
 
+// Channels per lane of heads of up to `dim` channels.
+NA_HOST_DEVICE constexpr int plain_channels(int dim) { return (dim + 31) / 32; }
+
 // A query's dilation group, its element there, and its window.
 struct QueryWindow {
   int32_t group;
@@ -32,19 +35,21 @@ NA_DEVICE QueryWindow query_window(const AxisSizes& axis, int32_t position) {
 }
 
 // The softmax-weighted sum so far: largest score, sum of weights relative to it, and this lane's channels.
+template <int kChannels>
 struct RunningSum {
   float peak = -INFINITY;
   float total = 0.0F;
-  float channel[kPlainChannels] = {};
+  float channel[kChannels] = {};
 
   template <typename T>
   NA_DEVICE void add(float score, const T* value, int lane, int channels) {
     const float higher = score > peak ? score : peak;
-    const float fade = dev::exp2((peak - higher) * 1.44269504F);
-    const float weight = dev::exp2((score - higher) * 1.44269504F);
+    const float base = higher == -INFINITY ? 0.0F : higher;  // scores of -infinity, also the first ones, weigh nothing
+    const float fade = dev::exp2((peak - base) * 1.44269504F);
+    const float weight = dev::exp2((score - base) * 1.44269504F);
     total = total * fade + weight;
     NA_UNROLL
-    for (int i = 0; i < kPlainChannels; ++i) {
+    for (int i = 0; i < kChannels; ++i) {
       const int c = i * 32 + lane;
       channel[i] = channel[i] * fade + (c < channels ? weight * dev::to_float(value[c]) : 0.0F);
     }
@@ -52,11 +57,11 @@ struct RunningSum {
   }
 };
 
-template <typename T>
-NA_DEVICE float warp_product(const float (&query)[kPlainChannels], const T* key, int lane, int channels) {
+template <typename T, int kChannels>
+NA_DEVICE float warp_product(const float (&query)[kChannels], const T* key, int lane, int channels) {
   float sum = 0.0F;
   NA_UNROLL
-  for (int i = 0; i < kPlainChannels; ++i) {
+  for (int i = 0; i < kChannels; ++i) {
     const int c = i * 32 + lane;
     if (c < channels) sum += query[i] * dev::to_float(key[c]);
   }
@@ -65,7 +70,7 @@ NA_DEVICE float warp_product(const float (&query)[kPlainChannels], const T* key,
   return sum;
 }
 
-template <typename T>
+template <typename T, int kChannels>
 NA_DEVICE void plain_query(const CudaProblem& p, int64_t number, int lane) {
   const auto head = static_cast<int32_t>(number % p.heads);
   const int64_t place = number / p.heads;  // image and position
@@ -80,10 +85,10 @@ NA_DEVICE void plain_query(const CudaProblem& p, int64_t number, int lane) {
     window[a] = query_window(p.axis[a], rest % p.axis[a].length);
     rest /= p.axis[a].length;
   }
-  float query[kPlainChannels] = {};
+  float query[kChannels] = {};
   const T* from = static_cast<const T*>(p.query) + place * p.query_position + int64_t{head} * p.head_dim;
   NA_UNROLL
-  for (int i = 0; i < kPlainChannels; ++i) {
+  for (int i = 0; i < kChannels; ++i) {
     const int c = i * 32 + lane;
     if (c < p.head_dim) query[i] = dev::to_float(from[c]) * p.scale;
   }
@@ -92,7 +97,7 @@ NA_DEVICE void plain_query(const CudaProblem& p, int64_t number, int lane) {
       static_cast<const T*>(p.value) + image * p.positions * p.value_position + int64_t{key_head} * p.value_dim;
   const T* bias = static_cast<const T*>(p.rel_pos_bias);
 
-  RunningSum sum;
+  RunningSum<kChannels> sum;
   for (int32_t z = window[0].start; z < window[0].end; ++z) {
     for (int32_t y = window[1].start; y < window[1].end; ++y) {
       for (int32_t x = window[2].start; x < window[2].end; ++x) {
@@ -126,11 +131,27 @@ NA_DEVICE void plain_query(const CudaProblem& p, int64_t number, int lane) {
   }
   T* to = static_cast<T*>(p.output) + number * p.value_dim;
   NA_UNROLL
-  for (int i = 0; i < kPlainChannels; ++i) {
+  for (int i = 0; i < kChannels; ++i) {
     const int c = i * 32 + lane;
     if (c < p.value_dim) dev::from_float(sum.channel[i] / sum.total, to[c]);
   }
   if (p.lse != nullptr && lane == 0) p.lse[number] = sum.peak + dev::log(sum.total);
+}
+
+// Computes a query again if a faster kernel, which multiplies keys that the query does not see by zeros, has written
+// what is no number: infinity times zero is none. The warp calls it after sync_warp().
+template <typename T, int kChannels>
+NA_DEVICE void mend_query(const CudaProblem& p, int64_t number, int lane) {
+  const T* own = static_cast<const T*>(p.output) + number * p.value_dim;
+  bool is_spoiled = false;
+  NA_NO_UNROLL
+  for (int c = lane; c < p.value_dim; c += 32) {
+    const float written = dev::to_float(own[c]);
+    is_spoiled = is_spoiled || written != written;
+  }
+  if (!dev::any(is_spoiled)) return;
+  dev::computed_again();
+  plain_query<T, kChannels>(p, number, lane);
 }
 
 template <typename T>
@@ -139,7 +160,7 @@ NA_DEVICE void plain_kernel(const CudaProblem& p) {
   const int64_t warps = dev::blocks() * (dev::threads() / 32);
   const int lane = dev::thread() % 32;
   for (int64_t n = dev::block() * (dev::threads() / 32) + dev::thread() / 32; n < queries; n += warps) {
-    plain_query<T>(p, n, lane);
+    plain_query<T, kPlainChannels>(p, n, lane);
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include "bias.h"
 #include "device.h"
+#include "plain_kernel.h"
 #include "problem.h"
 #include "shape.h"
 #include "tiles.h"
@@ -159,6 +160,21 @@ NA_DEVICE void fade(float (&output)[kTiles][4], const float (&factor)[2]) {
   }
 }
 
+// Computes those of the warp's 16 rows again in which what is not finite, at a key that they do not see, left no
+// number.
+template <typename T, typename S, int kChannels>
+NA_DEVICE void mend_rows(const CudaProblem& p, const Tile& tile, int first) {
+  dev::sync_warp();
+  NA_NO_UNROLL
+  for (int number = 0; number < 16; ++number) {
+    int row = first + number;
+    dev::forget(row);
+    const int32_t at = query_position<S>(p, tile, row);
+    if (at < 0) continue;
+    mend_query<T, kChannels>(p, (tile.image * p.positions + at) * p.heads + tile.head, dev::thread() % 32);
+  }
+}
+
 // Writes the warp's 16 rows, those of the tile from `first` on. Shared memory gathers them first, so that whole pieces
 // of 16 bytes are written; `staged(row, piece)` is a piece's address there.
 template <typename T, typename S, int kTiles, typename Staged>
@@ -167,6 +183,7 @@ NA_DEVICE void write_rows(const CudaProblem& p, const Tile& tile, int first, con
   constexpr int kWidth = static_cast<int>(sizeof(T));
   constexpr int kPieces = kTiles * 8 * kWidth / 16;
   const int lane = dev::thread() % 32;
+  float all = 0.0F;  // a sum of all results, no number if one of them is none
   NA_UNROLL
   for (int half = 0; half < 2; ++half) {
     float total = softmax.total[half];
@@ -177,8 +194,10 @@ NA_DEVICE void write_rows(const CudaProblem& p, const Tile& tile, int first, con
     NA_UNROLL
     for (int n = 0; n < kTiles; ++n) {
       const int byte = (n * 8 + lane % 4 * 2) * kWidth;
-      dev::store_two<T>(staged(row, byte / 16) + static_cast<dev::Shared>(byte % 16), output[n][2 * half] * share,
-                        output[n][2 * half + 1] * share);
+      const float low = output[n][2 * half] * share;
+      const float high = output[n][2 * half + 1] * share;
+      all += low + high;
+      dev::store_two<T>(staged(row, byte / 16) + static_cast<dev::Shared>(byte % 16), low, high);
     }
     const int32_t at = query_position<S>(p, tile, row);
     if (p.lse != nullptr && lane % 4 == 0 && at >= 0) {
@@ -188,13 +207,15 @@ NA_DEVICE void write_rows(const CudaProblem& p, const Tile& tile, int first, con
   dev::sync_warp();
   T* image = static_cast<T*>(p.output) + (tile.image * p.positions * p.heads + tile.head) * p.value_dim;
   const int piece = lane % kPieces;
-  if (piece * 16 >= p.value_dim * kWidth) return;
-  for (int row = first + lane / kPieces; row < first + 16; row += 32 / kPieces) {
-    const int32_t at = query_position<S>(p, tile, row);
-    if (at < 0) continue;
-    dev::store_global16(image + int64_t{at} * p.heads * p.value_dim + piece * (16 / kWidth),
-                        dev::load_shared16(staged(row, piece)));
+  if (piece * 16 < p.value_dim * kWidth) {
+    for (int row = first + lane / kPieces; row < first + 16; row += 32 / kPieces) {
+      const int32_t at = query_position<S>(p, tile, row);
+      if (at < 0) continue;
+      dev::store_global16(image + int64_t{at} * p.heads * p.value_dim + piece * (16 / kWidth),
+                          dev::load_shared16(staged(row, piece)));
+    }
   }
+  if (dev::any(all != all)) mend_rows<T, S, plain_channels(kTiles * 8)>(p, tile, first);
 }
 
 }  // namespace na_deploy::cuda

@@ -5,8 +5,10 @@
 // the same instruction, and threads run in another order every time. Register layouts are those of the PTX manual.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -62,9 +64,13 @@ struct Barrier {
   }
 };
 
+// A thread. It begins in its context and goes on at its place: setjmp and longjmp ask nothing of the system, where
+// swapcontext makes two calls.
 struct Fiber {
   ucontext_t context;
+  jmp_buf place;
   std::unique_ptr<unsigned char[]> stack;
+  bool started = false;
   std::vector<std::vector<Copy>> groups;  // committed copies, oldest first
   std::vector<Copy> open;
   std::vector<std::vector<Product>> products;  // committed, oldest first
@@ -105,7 +111,7 @@ class Block {
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
       fiber.context.uc_stack.ss_size = kStack;
-      fiber.context.uc_link = &scheduler_;
+      fiber.context.uc_link = nullptr;  // start() does not return
       makecontext(&fiber.context, &Block::start, 0);
     }
     Block* outer = std::exchange(current_block, this);
@@ -119,7 +125,7 @@ class Block {
         current_ = (from + (backwards ? fibers_.size() - i : i)) % fibers_.size();
         Fiber& fiber = fibers_[current_];
         if (fiber.done) continue;
-        swapcontext(&scheduler_, &fiber.context);
+        resume(fiber);
         if (fiber.done) --left;
       }
       deliver(order);
@@ -268,10 +274,16 @@ class Block {
     (*block.body_)();
     ++block.progress_;
     block.fibers_[block.current_].done = true;
+    _longjmp(block.scheduler_, 1);
+  }
+  void resume(Fiber& fiber) {
+    if (_setjmp(scheduler_) != 0) return;
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    setcontext(&fiber.context);
   }
   void yield() {
-    Fiber& fiber = fibers_[current_];
-    swapcontext(&fiber.context, &scheduler_);
+    if (_setjmp(fibers_[current_].place) == 0) _longjmp(scheduler_, 1);
   }
 
   std::vector<Fiber> fibers_;
@@ -282,7 +294,7 @@ class Block {
   std::map<uint32_t, Barrier> barriers_;
   std::vector<Flight> in_flight_;
   const std::function<void()>* body_ = nullptr;
-  ucontext_t scheduler_{};
+  jmp_buf scheduler_{};
   size_t current_ = 0;
   size_t progress_ = 0;
 };
@@ -412,6 +424,9 @@ inline float bits_float(uint32_t bits) {
 }
 
 inline void forget(float&) {}
+inline void forget(int&) {}
+inline std::atomic<int64_t> queries_computed_again{0};
+inline void computed_again() { ++queries_computed_again; }
 inline uint64_t element_at(uint64_t base, uint32_t number, uint32_t bytes) {
   return base + static_cast<uint64_t>(number) * bytes;
 }

@@ -129,6 +129,11 @@ extern "C" NA_CUDA_API int32_t na_forward_emulated(const na_params* params, int3
   return na_deploy::cuda::choose(na_deploy::cuda::Emulator{*params}, *params, known);
 }
 
+// Returns how many queries were computed again since the last call, because their result was no number.
+extern "C" NA_CUDA_API int64_t na_computed_again(void) {
+  return na_deploy::cuda::dev::queries_computed_again.exchange(0) / 32;
+}
+
 // Writes the needs of tile `number` of a problem, for tests of the shared cutting: [first query, range, box flags …] as
 // the kernel sees them. Returns the number of boxes that the kernel would compute; `inside` receives how many of them
 // need no mask.

@@ -39,7 +39,7 @@ def open_session(path: Path, options: SessionOptions) -> TorchSession:
     if options.device is not None and not 0 <= options.device < count:
         raise UsageError(f"there is no device {options.device}; PyTorch sees {count} GPUs here")
     device = None if options.device is None else torch.device("cuda", options.device)
-    loaded = load_model(path, arch=options.arch, dilations=options.dilations)
+    loaded = load_model(path, arch=options.arch, dilations=options.dilations, task=options.task)
     for warning in loaded.warnings:
         warnings.warn(warning, RuntimeWarning, stacklevel=3)
     if options.threads is not None:

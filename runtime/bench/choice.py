@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.model_file.graph import read_model
 from na_deploy.model_file.tolerances import TOLERANCE
-from na_deploy.models.metadata import ModelMetadata
 from na_deploy.progress import Progress
 from na_deploy.runtime.bench.candidates import Candidate, all_candidates
 from na_deploy.runtime.bench.compare import Measurement, Report, Target, machine, measure
 from na_deploy.runtime.bundle.archive import is_bundle, read_manifest
+from na_deploy.runtime.bundle.description import describe
 
 MEASURED_ON = "measured_on"
 """Entry of a manifest's settings: the machine on which a bundle's backend was found to be the fastest."""
@@ -123,9 +122,6 @@ def _within(row: Measurement, limit: float) -> bool:
 
 def _dtype(path: Path) -> str:
     """Return the precision of a model's file: fp32, fp16 or bf16."""
-    if is_bundle(path):
-        metadata = ModelMetadata.from_props(read_manifest(path).metadata)
-    else:
-        metadata = ModelMetadata.from_props({p.key: p.value for p in read_model(path).metadata_props})
+    metadata = describe(path).metadata
     kind = "" if metadata is None else metadata.quantized or metadata.dtype
     return kind if kind in TOLERANCE else "fp32"

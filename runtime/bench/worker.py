@@ -22,6 +22,7 @@ from na_deploy.errors import NaDeployError
 from na_deploy.model_file.example_inputs import example_inputs, example_shapes, parse_inputs
 from na_deploy.model_file.tensors import Array, TensorSpec
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.bundle.description import describe
 
 WARM_UP_S = 0.2
 
@@ -92,15 +93,24 @@ class Worker:
         except ImportError:
             raise NaDeployError("PyTorch is not installed; install it with: pip install 'na-deploy[export]'") from None
         from na_deploy.models import load_model
+        from na_deploy.models.recorded import load_recorded
 
         def prepare() -> str:
             if threads is not None:
                 torch.set_num_threads(threads)
-            loaded = load_model(path, **options)
+            arch, like = options["arch"], options["like"]  # the file that was exported from the checkpoint, if given
+            file = None if like is None else describe(Path(like))
+            if file is None or file.metadata is None or file.metadata.config is None:
+                loaded = load_model(path, arch=arch)
+                self.metadata = loaded.metadata
+                channels = loaded.metadata.input_size[1]
+                self.inputs = (TensorSpec("image", "float32", ("batch", channels, "height", "width")),)
+            else:
+                rows = file.outputs[0].shape[1:2]
+                detections = rows[0] if rows and isinstance(rows[0], int) else None
+                loaded = load_recorded(path, file.metadata, arch=arch, rows=detections)
+                self.inputs, self.metadata = file.inputs, file.metadata
             module = loaded.module.eval()
-            self.metadata = loaded.metadata
-            channels = loaded.metadata.input_size[1]
-            self.inputs = (TensorSpec("image", "float32", ("batch", channels, "height", "width")),)
 
             def run(arrays: dict[str, Array]) -> Mapping[str, Array]:
                 with torch.inference_mode():

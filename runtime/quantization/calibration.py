@@ -16,7 +16,7 @@ from na_deploy.model_file.tensors import Array
 from na_deploy.runtime.native_libraries import onnxruntime_library, register
 
 METHODS = ("minmax", "percentile", "entropy")
-BINS = {"percentile": 2048, "entropy": 512}
+BINS = {"percentile": 2048, "entropy": 256}
 ROWS = 512
 """Rows of an activation that are kept from all samples together, for decisions on single layers."""
 

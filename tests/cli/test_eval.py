@@ -13,7 +13,9 @@ from detectors import LABELS, detector
 from PIL import Image
 from segmenters import colour_picture, segmenter
 
+from na_deploy.cli.eval import choose_targets
 from na_deploy.cli.main import run
+from na_deploy.errors import UsageError
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.preprocessing import hugging_face_classification
 
@@ -118,3 +120,17 @@ def test_what_does_not_fit_together_is_refused(folder: Path, capsys: Any):
         assert (code, out) == (2, "")
         assert message in err
         assert len(err.splitlines()) == 1
+
+
+def test_what_only_checkpoints_are_asked_goes_to_them_alone(tmp_path: Path):
+    file, checkpoint, folder = tmp_path / "model.onnx", tmp_path / "model.pth", tmp_path / "folder"
+    for path in (file, checkpoint):
+        path.touch()
+    folder.mkdir()
+    asked = {"arch": "nat", "task": "semantic"}
+    targets, _ = choose_targets((file, checkpoint), None, None, {"threads": 1}, asked)
+    assert [target.options for target in targets] == [{"threads": 1}, {"threads": 1, **asked}]
+    (target,), _ = choose_targets((folder,), "torch", None, {}, asked)
+    assert target.options == {"backend": "torch", **asked}
+    with pytest.raises(UsageError, match="--arch is for checkpoints, and none is given; remove it"):
+        choose_targets((file,), None, None, {}, asked)

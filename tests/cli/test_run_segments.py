@@ -11,7 +11,7 @@ import onnx
 import pytest
 from detectors import detector
 from PIL import Image
-from segmenters import colour_picture, segmenter
+from segmenters import colour_picture, png_start, segmenter
 
 from na_deploy.cli.main import run
 from na_deploy.runtime.results.rle import decode_mask
@@ -129,3 +129,27 @@ def test_what_only_segmenters_have_is_refused_elsewhere(write_model, photos: lis
         code, _, err = call(capsys, "run", plain, tmp_path / "x.npy", *options)
         assert code == 2
         assert f"gives no segments of these inputs; remove {word}" in err
+
+
+@pytest.mark.parametrize("size", [(1, 1), (12_000, 1), (1, 12_000), (12_000, 300)])
+def test_tiny_and_very_long_pictures_are_answered_at_their_own_size(
+    model: Path, size: tuple[int, int], tmp_path, capsys
+):
+    width, height = size
+    colour_picture(*size).save(tmp_path / "photo.png")
+    code, out, _ = call(capsys, "run", model, tmp_path / "photo.png", "-o", tmp_path / "out.png", "--json")
+    (picture,) = json.loads(out)["pictures"]
+    assert (code, picture["width"], picture["height"]) == (0, width, height)
+    assert sum(each["area"] for each in picture["segments"]) == width * height
+    wide, tall = Image.open(tmp_path / "out.png").size
+    assert max(wide, tall) <= 12_000
+    assert wide * height == tall * width
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(model: Path, tmp_path: Path, capsys):
+    (tmp_path / "large.png").write_bytes(png_start(12_000, 12_000))
+    code, _, err = call(capsys, "run", model, tmp_path / "large.png")
+    assert (code, "large.png has 12000×12000 pixels, at most 89478485 are taken; scale it down first" in err) == (
+        1,
+        True,
+    )

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from detectors import detector
-from google.protobuf import json_format
 from segmenters import segmenter
 from small_models import small_model
+from triton_stand_in import Models
 
 from na_deploy.deployment import PackageOptions, check_repository, package
 from na_deploy.deployment.cluster import dockerfile
@@ -418,49 +414,13 @@ def test_models_refuse_a_python_backend_that_reads_arrays_wrongly() -> None:
 
 
 @pytest.fixture
-def in_triton(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Return the python backend's model with Triton's module replaced by one that logs and holds arrays."""
-
-    class Tensor:
-        def __init__(self, name: str, array: np.ndarray) -> None:
-            self.array = array
-
-        def to_dlpack(self) -> np.ndarray:
-            return self.array
-
-        @classmethod
-        def from_dlpack(cls, name: str, packed: np.ndarray) -> Tensor:
-            return cls(name, packed)
-
-        def as_numpy(self) -> np.ndarray:
-            return self.array
-
-    stand_in = ModuleType("triton_python_backend_utils")
-    stand_in.Tensor = Tensor  # type: ignore[attr-defined]
-    stand_in.Logger = SimpleNamespace(log_info=lambda text: None)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
-    monkeypatch.delitem(sys.modules, "na_deploy.deployment.python_backend.classifier", raising=False)
-    return importlib.import_module("na_deploy.deployment.python_backend.classifier")
-
-
-def opened(module: ModuleType, repository: Path, name: str) -> Any:
-    """Start a packaged model as Triton's python backend does; return its session."""
-    config = json_format.MessageToDict(config_of(repository, name), preserving_proto_field_name=True)
-    config["max_batch_size"] = config.get("max_batch_size", 0)
-    model = module.TritonPythonModel()
-    model.initialize(
-        {
-            "model_config": json.dumps(config),
-            "model_repository": str(repository / name),
-            "model_version": "1",
-            "model_name": name,
-        }
-    )
-    return model.session
+def in_triton(monkeypatch: pytest.MonkeyPatch) -> Models:
+    """Return models as Triton's python backend opens them."""
+    return Models(monkeypatch)
 
 
 def test_models_and_bundles_run_on_openvino_in_the_python_backend(
-    free: Path, repository: Path, tmp_path: Path, in_triton: ModuleType
+    free: Path, repository: Path, tmp_path: Path, in_triton: Models
 ) -> None:
     openvino = pytest.importorskip("openvino")
     precision = "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
@@ -472,7 +432,7 @@ def test_models_and_bundles_run_on_openvino_in_the_python_backend(
     assert any("computes in bf16: outputs differ" in note for note in bundle.notes) == (precision == "bf16")
     assert check_repository(repository) == []
     for name, expected in (("plain", "f32"), ("own", precision)):
-        with opened(in_triton, repository, name) as session:
+        with in_triton.open(repository, name).session as session:
             assert (session.backend, session.precision) == ("openvino", expected)
     assert " openvino" in dockerfile(configs_of(repository))
     package([free], tmp_path / "other", PackageOptions(backend="python"))
@@ -486,8 +446,8 @@ def test_models_and_bundles_run_on_openvino_in_the_python_backend(
             PackageOptions(**options)
 
 
-def test_an_archive_is_unpacked_for_the_python_backend(free: Path, repository: Path, in_triton: ModuleType, tmp_path):
+def test_an_archive_is_unpacked_for_the_python_backend(free: Path, repository: Path, in_triton: Models, tmp_path):
     build(free, tmp_path / "packed.zip", BuildOptions(batch=(1, 1, 4)))
     package([tmp_path / "packed.zip"], repository, PackageOptions(backend="python"))
-    with opened(in_triton, repository, "packed") as session:
+    with in_triton.open(repository, "packed").session as session:
         assert session.backend == "onnxruntime"

@@ -103,10 +103,9 @@ def test_training_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     from na_deploy.models import build_model
     from na_deploy.models.heads.upernet import UPerNet
 
-    monkeypatch.setattr(script, "PICTURES", 16)
     monkeypatch.setattr(script, "BATCH", 4)
     torch.manual_seed(0)
     network: Any = UPerNet(build_model(script.BACKBONE), script.HEAD).train()
     before = np.mean(mean_iou(network, 10))
-    train(network, 25)
+    train(network, *script.draw(range(16)), 25)
     assert np.mean(mean_iou(network, 10)) > before + 0.03

@@ -1,5 +1,10 @@
-"""Exported segmenters: the files that stock ONNX Runtime and TensorRT-RTX take, and how they are judged."""
+"""Exported segmenters: the files that stock ONNX Runtime and TensorRT-RTX take, how they are judged, and their use.
 
+run, serve, Triton, bundles and bench get the same files as the rest, since exporting one takes seconds.
+"""
+
+import io
+import json
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -13,17 +18,31 @@ import pytest
 import torch
 from hugging_face_segmenters import CLASSES, KINDS, QUERIES, SMALLEST, image, outputs, segmenter
 from onnx import numpy_helper
+from PIL import Image
 from rtx_engines import build_rtx_engine
+from running import running
+from segmenters import colour_picture
+from triton_stand_in import Models
 
+import na_deploy
 from na_deploy import export
 from na_deploy.cli.main import run
-from na_deploy.errors import NaDeployError
+from na_deploy.deployment import PackageOptions, check_repository, package
+from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.exporter import ExportReport
 from na_deploy.exporter.verify_masks import judged, verify_with_masks
 from na_deploy.model_file.inspection import inspect_model
 from na_deploy.models import ModelMetadata, load_model
+from na_deploy.runtime.bench.worker import Worker
+from na_deploy.runtime.building.build import build
+from na_deploy.runtime.results.segments import Segmentation
 
 SIZE = (64, 96)
+TASKS = {"mask2former": "instance", "oneformer": "instance"}
+"""Tasks that the two are exported with, not those they would get unasked."""
+PROCESSORS = dict(zip(KINDS, ("Segformer", "MaskFormer", "Mask2Former", "OneFormer"), strict=True))
+PROCESSOR = {"do_resize": True, "size": {"height": SIZE[0], "width": SIZE[1]}, "resample": 2}
+
 Exports = Callable[..., ExportReport]
 
 
@@ -38,8 +57,11 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
         if not folder.exists():
             more = SMALLEST if kind in ("mask2former", "oneformer") else {}
             segmenter(kind, **more).save_pretrained(folder)  # type: ignore[operator]
+            processor = {"image_processor_type": f"{PROCESSORS[kind]}ImageProcessor", **PROCESSOR}
+            (folder / "preprocessor_config.json").write_text(json.dumps(processor))
         name = "_".join((kind, *options.values())).replace(",", "_")
-        return export(folder, root / f"{name}.onnx", input=f"1x3x{SIZE[0]}x{SIZE[1]}", **options)
+        size = f"1x3x{SIZE[0]}x{SIZE[1]}"
+        return export(folder, root / f"{name}.onnx", input=size, task=TASKS.get(kind), **options)
 
     return exported
 
@@ -60,7 +82,7 @@ def test_the_file_gives_transformers_answers_under_agreed_names(kind: str, expor
     images = image(1, *SIZE)
     found = run_stock(report.path, images)
     more = SMALLEST if kind in ("mask2former", "oneformer") else {}
-    wanted = outputs(segmenter(kind, **more), kind, images)
+    wanted = outputs(segmenter(kind, **more), kind, images, TASKS.get(kind, "semantic"))
     height, width = SIZE
     if kind == "upernet":
         assert {name: x.shape for name, x in found.items()} == {"logits": (1, CLASSES, height, width)}
@@ -216,3 +238,131 @@ def test_the_command_exports_a_backbone_alone_when_asked(
     assert run(arguments) == 0
     assert "only the backbone of upernet is loaded; its UPerNet head is not" in capfd.readouterr().err
     assert [output.name for output in onnx.load(target).graph.output] == ["stage1", "stage2", "stage3", "stage4"]
+
+
+PICTURE = colour_picture(150, 110)
+LOW = 0.01
+"""A threshold that random networks' segments reach."""
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    PICTURE.save(path)
+    return path
+
+
+def answer_of_pytorch(report: ExportReport, kind: str, task: str | None = None) -> Segmentation:
+    with na_deploy.load(folder_of(report, kind), "torch", task=TASKS[kind]) as session:
+        result = session.predict(PICTURE, thresholds={"score": LOW}, task=task)
+    assert isinstance(result, Segmentation)
+    return result
+
+
+def assert_alike(segments: list[dict[str, Any]], wanted: Segmentation) -> None:
+    """Compare COCO's results with PyTorch's; a few pixels may fall on the other side of a boundary."""
+    labels = {index: f"LABEL_{index}" for index in range(CLASSES)}
+    right = wanted.to_coco(labels)
+    assert right
+    assert [each["category"] for each in segments] == [each["category"] for each in right]
+    for mine, theirs in zip(segments, right, strict=True):
+        assert mine["area"] == pytest.approx(theirs["area"], abs=8)
+        assert mine["score"] == pytest.approx(theirs["score"], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_run_finds_what_pytorch_finds_and_draws_it(
+    kind: str, exports: Exports, picture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = exports(kind)
+    drawing = tmp_path / "out.png"
+    given = ["run", str(report.path), str(picture), "--threshold", str(LOW), "--json"]
+    assert run([*given, "-o", str(drawing)]) == 0
+    (content,) = json.loads(capfd.readouterr().out)["pictures"]
+    assert (content["task"], content["height"], content["width"]) == (TASKS[kind], 110, 150)
+    assert_alike(content["segments"], answer_of_pytorch(report, kind))
+    pixels = np.asarray(Image.open(drawing).convert("RGB"), np.int64)
+    plain = np.asarray(PICTURE.resize(pixels.shape[1::-1]), np.int64)
+    assert np.abs(pixels - plain).mean() > 10
+    assert run([*given, "--task", "semantic"]) == 0
+    (content,) = json.loads(capfd.readouterr().out)["pictures"]
+    assert_alike(content["segments"], answer_of_pytorch(report, kind, "semantic"))
+
+
+def test_serve_finds_what_pytorch_finds(exports: Exports, picture: Path) -> None:
+    reports = {kind: exports(kind) for kind in TASKS}
+    with running(*(report.path for report in reports.values()), grpc_port=None) as server:
+        for kind, report in reports.items():
+            address = f"/v2/models/{report.path.stem}/segment?threshold={LOW}"
+            status, content = server.call(address, picture.read_bytes())
+            assert (status, content["task"]) == (200, TASKS[kind])
+            assert_alike(content["segments"], answer_of_pytorch(report, kind))
+            status, drawing = server.call(f"{address}&format=overlay", picture.read_bytes())
+            assert status == 200
+            assert Image.open(io.BytesIO(drawing)).width >= 150
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_the_models_that_triton_gets_find_what_a_session_finds(
+    kind: str, exports: Exports, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = exports(kind)
+    repository = tmp_path / "repository"
+    written = package([report.path], repository, PackageOptions(backend="python", preprocess=True, threads=1))
+    assert check_repository(repository) == []
+    models = Models(monkeypatch)
+    for each in written:
+        models.open(repository, each.name)
+    network, whole = (each.name for each in written)
+    found = models.ask(whole, image_bytes=np.array([picture.read_bytes()], np.object_))
+    content = json.loads(found["segments"][0])
+    with na_deploy.load(report.path) as session:
+        result = session.predict(PICTURE)
+    assert isinstance(result, Segmentation)
+    assert (content["task"], content["segments"]) == (TASKS[kind], result.to_coco(session.metadata.labels))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(found["ids"][0]))), result.ids)
+    models.opened[network].finalize()
+
+
+def test_a_bundle_keeps_the_task_and_is_compared_with_the_checkpoint_asked_the_same(
+    exports: Exports, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = exports("oneformer")
+    bundle = tmp_path / "model.zip"
+    build(report.path, bundle)
+    folder = folder_of(report, "oneformer")
+    assert run(["verify", str(folder), str(bundle), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["session"]["passed"]
+    pixels = image(1, *SIZE).numpy()
+    with na_deploy.load(bundle) as session:
+        assert session.metadata is not None
+        assert session.metadata.task == "instance"
+        found = session.run(pixels)
+    for task, same in (("instance", True), ("semantic", False)):
+        with na_deploy.load(folder, "torch", task=task) as session:
+            right = session.run(pixels)["class_logits"]
+        assert bool(np.abs(found["class_logits"] - right).max() <= 1e-4 * np.abs(right).max()) == same
+    for path in (bundle, report.path):
+        with pytest.raises(UsageError, match="task is for checkpoints; an exported file has its own"):
+            na_deploy.load(path, task="semantic")
+
+
+def test_bench_times_the_file_and_asks_the_checkpoint_what_the_file_was_asked(
+    exports: Exports, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = exports("oneformer")
+    assert run(["bench", str(report.path), "--duration", "0.1", "--threads", "1", "--json"]) == 0
+    (row,) = json.loads(capfd.readouterr().out)["measurements"]
+    assert (row["shapes"], row["batch"]) == ({"image": [1, 3, *SIZE]}, 1)
+    assert row["difference"] < 1e-4
+    assert 0 < row["p50_ms"] <= row["p99_ms"]
+    answers = []
+    threads = torch.get_num_threads()
+    for kind, path in (("torch", folder_of(report, "oneformer")), ("session", report.path)):
+        worker = Worker()
+        options = {"arch": None, "like": str(report.path)} if kind == "torch" else {"custom_operators": False}
+        worker.load(kind, str(path), threads, options, [])
+        answers.append(list(worker.call().values()))
+    for mine, right in zip(*answers, strict=True):
+        assert mine.shape == right.shape
+        assert np.abs(mine - right).max() <= 1e-4 * np.abs(right).max()

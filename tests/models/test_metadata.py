@@ -13,6 +13,7 @@ from na_deploy.models.preprocessing import (
     hugging_face_classification,
     official_classification,
 )
+from na_deploy.models.recorded import recorded_arguments
 
 METADATA = ModelMetadata(
     architecture="dinat_tiny",
@@ -119,3 +120,12 @@ def test_hugging_face_processors_are_read() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             from_hugging_face(content)
+
+
+def test_a_checkpoint_is_asked_what_its_file_was_asked() -> None:
+    dilations = ((1, 2), (1, 4))
+    whole = ModelMetadata("dinat_mini", task="semantic", head="oneformer", dilations=dilations)
+    assert recorded_arguments(whole) == {"arch": "dinat_mini", "dilations": dilations, "task": "semantic"}
+    assert recorded_arguments(replace(whole, head="", task="classification"))["task"] is None
+    assert recorded_arguments(whole, dilations="coco") == {"arch": None, "dilations": "coco", "task": "semantic"}
+    assert recorded_arguments(whole, "nat_mini") == {"arch": "nat_mini", "dilations": None, "task": "semantic"}

@@ -41,6 +41,12 @@ def test_the_default_kernels_execute_at_most_5_percent_more_than_was_recorded(gp
         assert found < GROWTH * recorded[name], f"{name}: {found} instructions, recorded are {recorded[name]}"
 
 
+def test_a_tile_of_stage_1_takes_at_most_560_instructions_of_a_warp(gpu_counts: ModuleType):
+    tile, beginning = gpu_counts.tile_and_beginning(gpu_counts.family_a([128])[0], DEVICES[1])
+    assert 400 < tile <= 560
+    assert 0 < beginning < 2100
+
+
 def test_every_stage_is_recorded_for_both_architectures(gpu_counts: ModuleType):
     recorded = json.loads((BENCHMARKS / "gpu_counts.json").read_text())
     names = {f"{case.name}, sm_{own}" for case in gpu_counts.family_a([128]) for own in ("80", "90a")}

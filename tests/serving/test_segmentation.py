@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from running import Running
-from segmenters import LABELS, colour_picture
+from segmenters import LABELS, colour_picture, png_start
 
 import na_deploy
 from na_deploy.runtime.pictures.segments import draw_segments
@@ -108,3 +108,19 @@ def test_other_models_give_no_segments(server: Running, segmenters: Running):
     status, content = server.call("/v2/models/small/segment", FILE)
     assert (status, "is no segmenter or detector of images" in content["error"]) == (400, True)
     assert segmenters.call("/v2/models/absent/segment", FILE)[0] == 404
+
+
+@pytest.mark.parametrize("model", ["semantic", "panoptic"])
+@pytest.mark.parametrize("size", [(1, 1), (12_000, 1), (1, 12_000), (12_000, 300)])
+def test_tiny_and_very_long_pictures_are_answered_at_their_own_size(
+    segmenters: Running, model: str, size: tuple[int, int]
+):
+    status, content = segmenters.call(f"/v2/models/{model}/segment", file_of(colour_picture(*size)))
+    assert (status, content["width"], content["height"]) == (200, *size)
+    assert sum(each["area"] for each in content["segments"]) == size[0] * size[1]
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(segmenters: Running):
+    status, content = segmenters.call("/v2/models/panoptic/segment", png_start(12_000, 12_000))
+    assert status == 413
+    assert "the image has 12000×12000 pixels, at most 50000000 are taken" in content["error"]

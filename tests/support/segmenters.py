@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +29,17 @@ def colour_picture(width: int = 100, height: int = 80) -> Image.Image:
     pen.ellipse((int(0.1 * width), int(0.1 * height), int(0.4 * width), int(0.5 * height)), fill=COLOURS[1])
     pen.rectangle((int(0.6 * width), int(0.2 * height), int(0.9 * width), int(0.5 * height)), fill=COLOURS[3])
     return picture
+
+
+def png_start(width: int, height: int) -> bytes:
+    """Return the start of a PNG file, which says its size; the pixels are missing."""
+    header = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
+    chunks = [header, b"IDAT" + zlib.compress(b"")]
+    lengths = [len(chunk) - 4 for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", length) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for length, chunk in zip(lengths, chunks, strict=True)
+    )
 
 
 def segmenter(

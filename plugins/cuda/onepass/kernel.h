@@ -16,6 +16,7 @@
 #include "onepass/loads.h"
 #include "onepass/places.h"
 #include "onepass/plan.h"
+#include "plain_kernel.h"
 #include "problem.h"
 #include "scores.h"
 #include "shape.h"
@@ -64,6 +65,7 @@ class OnePassKernel : private Loads<T, kDim> {
       dev::sync();
       if (!ahead && goes_on) Base::load(smaller(image + step, last), own);
     }
+    if (dev::any(all_ != all_)) mend(tile, last, step);
   }
 
  private:
@@ -117,8 +119,9 @@ class OnePassKernel : private Loads<T, kDim> {
     for (int c = 0; c < kChunks; ++c) {
       const int key = hull.row + key_of_hull(c * kChunk + lane() / 16 * 8 + lane() % 8).slot;
       const int value = hull.row + key_of_hull(c * kChunk + lane() % 16).slot;
+      const auto values = static_cast<dev::Shared>(room_.values);
       rows_at_[c] = R::at(0, smaller(key, plan_.rows - 1), lane() / 8 % 2) |
-                    R::at(0, smaller(value, plan_.rows - 1), lane() / 16) << 16;
+                    R::at(values, smaller(value, plan_.rows - 1), lane() / 16) / 16 << 16;
     }
     return hull.chunks;
   }
@@ -127,32 +130,37 @@ class OnePassKernel : private Loads<T, kDim> {
   template <bool kHasBias>
   NA_DEVICE void find_start(int32_t head, int32_t chunks) {
     const RowSeen rows[2] = {seen(lane() / 4), seen(lane() / 4 + 8)};
-    const T* const bias = static_cast<const T*>(p_.rel_pos_bias) + head * bias_numbers(p_);
+    const auto bias = reinterpret_cast<uint64_t>(static_cast<const T*>(p_.rel_pos_bias) + head * bias_numbers(p_));
     const float share = 1.0F / p_.scale;
     const dev::Shared keys =
         dev::shared_base() + static_cast<dev::Shared>(room_.list + lane() % 4 * 2 * static_cast<int>(sizeof(KeyPlace)));
     NA_UNROLL
-    for (int n = 0; n < 2 * kChunks; ++n) {
-      Start own{{-INFINITY, -INFINITY, -INFINITY, -INFINITY}};
+    for (int c = 0; c < kChunks; ++c) {
+      Start own[2];
+      NA_UNROLL
+      for (int i = 0; i < 8; ++i) own[i / 4].at[i % 4] = -INFINITY;
       // Also keeps the compiler from reading all biases at once, for which there are no registers.
-      if (n < 2 * chunks) {
+      if (c < chunks) {
         NA_UNROLL
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 8; ++i) {
+          const int number = c * kChunk + i / 4 * 8 + i % 2;
           const dev::Bytes16 words =
-              dev::load_shared16(keys + static_cast<dev::Shared>((n * 8 + i % 2) * static_cast<int>(sizeof(KeyPlace))));
+              dev::load_shared16(keys + static_cast<dev::Shared>(number * static_cast<int>(sizeof(KeyPlace))));
           const KeyPlace key{words.word[0], static_cast<int32_t>(words.word[1]), 0, 0};
-          const RowSeen& row = rows[i / 2];
+          const RowSeen& row = rows[i % 4 / 2];
           const bool is_seen = sees(row, key);
           float begin = 0.0F;
           if constexpr (kHasBias) {
-            begin = dev::to_float(dev::load_global2(bias + (is_seen ? row.bias + key.bias : 0))) * share;
+            const auto at = static_cast<uint32_t>(is_seen ? row.bias + key.bias : 0);
+            begin = dev::to_float(dev::load_global2(reinterpret_cast<const T*>(dev::element_at(bias, at, 2)))) * share;
           }
-          own.at[i] = is_seen ? begin : -INFINITY;
+          own[i / 4].at[i % 4] = is_seen ? begin : -INFINITY;
         }
       }
       NA_UNROLL
-      for (int i = 0; i < 4 && n < 2 * kRegisterChunks; ++i) start_[n][i] = own.at[i];
-      if (n >= 2 * kRegisterChunks) shared_start(n / 2, n % 2) = own;
+      for (int i = 0; i < 8 && c < kRegisterChunks; ++i) start_[2 * c + i / 4][i % 4] = own[i / 4].at[i % 4];
+      NA_UNROLL
+      for (int half = 0; half < 2 && c >= kRegisterChunks; ++half) shared_start(c, half) = own[half];
     }
   }
 
@@ -182,14 +190,17 @@ class OnePassKernel : private Loads<T, kDim> {
       NA_UNROLL
       for (int n = 2 * c; n < 2 * c + 2; ++n) {
         NA_UNROLL
-        for (int i = 0; i < 4; ++i) highest[i / 2] = dev::max(highest[i / 2], score[n][i]);
+        for (int i = 0; i < 4; ++i) {
+          const bool is_first = n == 0 && i % 2 == 0;
+          highest[i / 2] = is_first ? score[0][i] : dev::max(highest[i / 2], score[n][i]);
+        }
       }
     }
   }
 
   // Adds the weighted values of chunks [kFrom, kTo), and the weights to `total`.
   template <int kFrom, int kTo>
-  NA_DEVICE void weigh(dev::Shared values, const float (&score)[2 * kChunks][4], const float (&base)[2], float unit,
+  NA_DEVICE void weigh(dev::Shared stage, const float (&score)[2 * kChunks][4], const float (&base)[2], float unit,
                        float (&sums)[2 * kSteps][4], float (&total)[4]) const {
     NA_UNROLL
     for (int c = kFrom; c < kTo; ++c) {
@@ -203,7 +214,8 @@ class OnePassKernel : private Loads<T, kDim> {
       NA_UNROLL
       for (int k = 0; k < kSteps; ++k) {
         uint32_t value[4];
-        dev::load_matrices_transposed(value, values + ((rows_at_[c] >> 16) ^ static_cast<dev::Shared>(k * 32)));
+        const dev::Shared row = rows_at_[c] >> 16 << 4;
+        dev::load_matrices_transposed(value, stage + (row ^ static_cast<dev::Shared>(k * 32)));
         dev::multiply<T>(sums[2 * k], weights, value[0], value[1]);
         dev::multiply<T>(sums[2 * k + 1], weights, value[2], value[3]);
       }
@@ -233,14 +245,14 @@ class OnePassKernel : private Loads<T, kDim> {
     }
   }
 
-  NA_DEVICE void attend(dev::Shared stage, int32_t image) const {
+  NA_DEVICE void attend(dev::Shared stage, int32_t image) {
     const dev::Shared queries = stage + static_cast<dev::Shared>(room_.queries);
     const dev::Shared own = R::at(queries, warp() * kRowQueries + lane() % 16, lane() / 16);
     uint32_t query[kSteps][4];
     NA_UNROLL
     for (int k = 0; k < kSteps; ++k) dev::load_matrices(query[k], own ^ static_cast<dev::Shared>(k * 32));
     float score[2 * kChunks][4];
-    float highest[2] = {-INFINITY, -INFINITY};
+    float highest[2];
     this->template score<0, kFew>(stage, query, score, highest);
     if (all_chunks_) this->template score<kFew, kChunks>(stage, query, score, highest);
     const float unit = p_.scale * kLog2E;
@@ -256,15 +268,15 @@ class OnePassKernel : private Loads<T, kDim> {
     if (p_.lse != nullptr) write_lse(score, base, unit, image);
     float sums[2 * kSteps][4] = {};
     float total[4] = {};
-    const dev::Shared values = stage + static_cast<dev::Shared>(room_.values);
-    weigh<0, kFew>(values, score, base, unit, sums, total);
-    if (all_chunks_) weigh<kFew, kChunks>(values, score, base, unit, sums, total);
+    weigh<0, kFew>(stage, score, base, unit, sums, total);
+    if (all_chunks_) weigh<kFew, kChunks>(stage, score, base, unit, sums, total);
     write(own, stage, sums, total, image);
   }
 
   // Divides by the sums of weights and writes the warp's rows, gathered in shared memory where its queries were.
   NA_DEVICE void write(dev::Shared own, dev::Shared stage, const float (&sums)[2 * kSteps][4], const float (&total)[4],
-                       int32_t image) const {
+                       int32_t image) {
+    float both[4] = {};  // sums of the channels of the lane's two rows
     const float share[2] = {dev::reciprocal(total[0]), dev::reciprocal(total[2])};
     dev::sync_warp();
     NA_UNROLL
@@ -275,6 +287,7 @@ class OnePassKernel : private Loads<T, kDim> {
         const float (&from)[4] = sums[2 * k + m / 2];
         rows[m] = dev::pack<T>(from[m % 2 * 2] * share[m % 2], from[m % 2 * 2 + 1] * share[m % 2]);
       }
+      dev::multiply<T>(both, rows, kOnes, kOnes);
       if (dev::stores_matrices()) {
         dev::store_matrices(own ^ static_cast<dev::Shared>(k * 32), rows);
         continue;
@@ -289,6 +302,7 @@ class OnePassKernel : private Loads<T, kDim> {
             (row ^ static_cast<dev::Shared>(k * 32 + m / 2 * 16)) + static_cast<dev::Shared>(lane() % 4 * 4), rows[m]);
       }
     }
+    all_ += both[0] * both[2];
     dev::sync_warp();
     if (!has_piece_) return;
     const dev::Bytes16 base = own_pieces(0);
@@ -305,9 +319,26 @@ class OnePassKernel : private Loads<T, kDim> {
     }
   }
 
+  // Computes those of the warp's rows, in all images, again in which what is not finite, at a key that they do not see,
+  // left no number.
+  NA_DEVICE void mend(const Tile& tile, int32_t last, int32_t step) const {
+    dev::sync_warp();
+    NA_NO_UNROLL
+    for (auto image = static_cast<int32_t>(tile.image) * plan_.images; image < p_.batch; image += step) {
+      NA_NO_UNROLL
+      for (int row = 0; row < kRowQueries; ++row) {
+        const int32_t at = seen(row).position;
+        if (at < 0) continue;
+        mend_query<T, plain_channels(kDim)>(
+            p_, (int64_t{smaller(image, last)} * p_.positions + at) * p_.heads + tile.head, lane());
+      }
+    }
+  }
+
+  float all_ = 0.0F;             // what all results are summed up in: no number if one of them is none
   bool all_chunks_ = false;      // whether the warp's hull has more than kFew
-  uint32_t rows_at_[kChunks];    // of the rows whose addresses the lane gives for a chunk: the key's in 16 low bits,
-                                 // the value's in the high ones
+  uint32_t rows_at_[kChunks];    // of the rows whose addresses the lane gives for a chunk, from a stage: the key's in
+                                 // 16 low bits, a sixteenth of the value's in the high ones
   float start_[2 * kChunks][4];  // those of kRegisterChunks are used
 };
 

@@ -83,7 +83,9 @@ class Loads {
         }
       }
     }
-    for (int i = 0; i < kOwn && !has_piece_; ++i) {
+    NA_UNROLL
+    for (int i = 0; i < kOwn; ++i) {
+      if (has_piece_ && own_position(i) >= 0) continue;
       for (int n = 0; n < plan_.stages; ++n) dev::copy_ahead(own_from(own_at(stage_at(n)), i), p_.query, false);
     }
   }
@@ -119,12 +121,14 @@ class Loads {
     const auto query_bytes = static_cast<uint32_t>(p_.query_position) * 2;
     const auto first = static_cast<uint32_t>(image * p_.positions);
     const dev::Shared own = own_at(stage);
+    int32_t position[kOwn];  // all are read before the first copy, because reads between copies cost dummy instructions
+    NA_UNROLL
+    for (int i = 0; i < kOwn; ++i) position[i] = own_position(i);
     NA_UNROLL
     for (int i = 0; i < kOwn; ++i) {
-      const int32_t at = own_position(i);
-      const uint64_t from =
-          dev::element_at(address(query.word[0], query.word[1]), first + static_cast<uint32_t>(at), query_bytes);
-      if (at >= 0) copy(own_from(own, i), from);
+      const uint32_t number = first + static_cast<uint32_t>(position[i]);
+      const uint64_t from = dev::element_at(address(query.word[0], query.word[1]), number, query_bytes);
+      if (position[i] >= 0) copy(own_from(own, i), from);
     }
     const dev::Bytes16 base = own_pieces(1);
     const uint64_t further = static_cast<uint64_t>(first) * (static_cast<uint32_t>(p_.key_position) * 2);

@@ -141,7 +141,7 @@ NA_DEVICE WarpHull find_rows(const CudaProblem& p, const Plan& plan, const Tile&
   hull.chunks = ((larger(last - image, 0) + 1) * plan.keys + kChunk - 1) / kChunk;
   r.first |= static_cast<uint32_t>(query.image - image) << 24;
   r.last |= static_cast<uint32_t>(query.image - image) << 24;
-  if (!query.exists) r = {kNever >> 1, 0, 0, -1};
+  if (!query.exists) r = {0, 0, 0, -1};  // sees the hull's first key, so that its result is a number
   if (dev::thread() % 32 < kRowQueries) rows[dev::thread() / 32 * kRowQueries + row] = r;
   dev::sync_warp();
   return hull;

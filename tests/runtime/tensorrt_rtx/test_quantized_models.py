@@ -31,7 +31,7 @@ def parsed_types(model: Path) -> dict[str, list[tuple[str, str]]]:
 
 @pytest.mark.parametrize(
     ("kind", "target", "eight_bits", "count"),
-    [("int8", "any", "INT8", 20), ("int8", "tensorrt", "INT8", 20), ("fp8", "tensorrt", "FP8", 17)],
+    [("int8", "any", "INT8", 20), ("fp8", "tensorrt", "FP8", 17)],
 )
 def test_products_read_eight_bits_and_engines_are_built(
     kind: str, target: str, eight_bits: str, count: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
@@ -46,5 +46,4 @@ def test_products_read_eight_bits_and_engines_are_built(
     widened = [pair for pair in types["DEQUANTIZE"] if pair == (eight_bits, "FLOAT")]
     assert len(rounded) >= count  # what each product reads
     assert len(widened) >= 2 * count  # and its weights
-    if target == "tensorrt":
-        assert build_rtx_engine(file, BATCH).engine_bytes > 10_000
+    assert build_rtx_engine(file, BATCH).engine_bytes > 10_000

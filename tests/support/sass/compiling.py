@@ -50,11 +50,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Compiled:
-    """``library``: the unit with its launch, for ctypes; ``cubin`` and ``listing``: its machine code."""
+    """``library``: the unit with its launch, for ctypes; ``cubin``, ``listing``: its machine code; ``log``: ptxas."""
 
     library: Path
     cubin: Path
     listing: Path
+    log: Path
 
 
 @cache
@@ -152,10 +153,14 @@ extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, [[maybe_u
     return "\n".join(lines)
 
 
-def _run(command: list[str], folder: Path, environment: Mapping[str, str] | None = None) -> str:
+def _run(
+    command: list[str], folder: Path, environment: Mapping[str, str] | None = None, log: Path | None = None
+) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-3000:]}")
+    if log is not None:
+        log.write_text(done.stderr)
     return done.stdout
 
 
@@ -172,11 +177,16 @@ def _versions() -> str:
     return _run([find_nvcc(), "--version"], ROOT) + _run([cuobjdump, "--version"], ROOT, environment)
 
 
-def compile_source(source: str, architecture: str) -> Compiled:
+STRICT = ("-Xptxas=-v,-warn-spills,-Werror", "-Werror=all-warnings")
+"""Options with which the library's units are compiled: a register that spills to memory is an error."""
+
+
+def compile_source(source: str, architecture: str, options: tuple[str, ...] = ()) -> Compiled:
     """Compile CUDA C++, with the recorded runtime linked to it, or return what was compiled from the same before."""
-    text = "\0".join([source, architecture, _versions()]).encode() + (_sources() if "#include" in source else b"")
+    text = "\0".join([source, architecture, _versions(), *options]).encode()
+    text += _sources() if "#include" in source else b""
     folder = BUILD / hashlib.sha256(text).hexdigest()[:16]
-    made = Compiled(folder / "unit.so", folder / "unit.cubin", folder / "unit.sass")
+    made = Compiled(folder / "unit.so", folder / "unit.cubin", folder / "unit.sass", folder / "unit.log")
     BUILD.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # tests run in several processes
         if made.listing.exists():
@@ -185,9 +195,9 @@ def compile_source(source: str, architecture: str) -> Compiled:
         unit = folder / "unit.cu"
         unit.write_text(source)
         target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-        nvcc = [find_nvcc(), "-std=c++17", "-O3", target, f"-I{CUDA}", f"-I{CORE}"]
+        nvcc = [find_nvcc(), "-std=c++17", "-O3", target, *options, f"-I{CUDA}", f"-I{CORE}"]
         host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xlinker", "-Bsymbolic", "--cudart", "none", "-shared"]
-        _run([*nvcc, *host, str(unit), str(RUNTIME), "-o", str(made.library)], folder)
+        _run([*nvcc, *host, str(unit), str(RUNTIME), "-o", str(made.library)], folder, log=made.log)
         cuobjdump, environment = find_cuobjdump()
         _run([cuobjdump, "-xelf", "unit", str(made.library)], folder, environment)
         (cubin,) = [path for path in folder.glob("*.cubin") if path.stem.startswith("unit")]
@@ -243,6 +253,7 @@ def compile_unit(unit: Unit) -> Compiled:
     """Compile a kernel of plugins/cuda.
 
     Raises:
-        MissingToolError: where nvcc or cuobjdump is.
+        MissingToolError: nvcc or cuobjdump is not there.
+        RuntimeError: it does not compile, or a register spills to memory.
     """
-    return compile_source(_source(unit), unit.architecture)
+    return compile_source(_source(unit), unit.architecture, STRICT)
