@@ -9,7 +9,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from na_deploy.attention import NeighborhoodSpec, reference_attention, reference_attention_qkv
-from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR
+from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR, SEPARATE_OPERATOR, WITH_LSE
 from na_deploy.exporter.passes import embed_function_bodies
 
 SHAPE = (1, 9, 10, 2, 8)
@@ -98,3 +98,20 @@ def test_nodes_with_and_without_padding_share_one_body():
         added = {"rel_pos_bias": bias} if with_bias else {}
         expected = reference_attention_qkv(qkv["large"], NeighborhoodSpec.create(2, 3), **added)
         np.testing.assert_allclose(plain, expected.output, atol=2e-6)
+
+
+def test_nodes_say_that_they_have_an_lse_only_where_the_model_asks_for_one():
+    """TensorRT's plugin has the output, its time and its memory, only where a node says so."""
+    spatial = [helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in ("q", "k", "v")]
+    for asked in (False, True):
+        outputs = ["found", "lse"] if asked else ["found"]
+        node = helper.make_node(SEPARATE_OPERATOR, ["q", "k", "v"], outputs, domain=DOMAIN, kernel_size=[3, 3])
+        results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+        graph = helper.make_graph([node], "one", spatial, results)
+        model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+        embed_function_bodies(model, OPSET)
+        (written,) = ir.to_proto(model).graph.node
+        said = {attribute.name: attribute.i for attribute in written.attribute}.get(WITH_LSE, 0)
+        assert (len(written.output), said) == ((2, 1) if asked else (1, 0))
+        assert len(model.functions[next(iter(model.functions))].outputs) == len(outputs)
