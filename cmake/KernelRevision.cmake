@@ -1,12 +1,16 @@
 # na_deploy_kernel_revision(<target>): defines NA_DEPLOY_KERNEL_REVISION for the target, the first digits of a hash of
-# all sources of the GPU kernels. Timing caches carry it, so that timings of other kernels are measured again.
+# all sources of the GPU kernels without comments and spaces. Timing caches carry it, so that timings of other kernels are
+# measured again.
 function(na_deploy_kernel_revision target)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/plugins/cuda/*" "${PROJECT_SOURCE_DIR}/plugins/core/*")
   list(FILTER sources EXCLUDE REGEX "\\.(md|txt)$")
   list(SORT sources)
   set(hashes "")
   foreach(source IN LISTS sources)
-    file(SHA256 "${source}" hash)
+    file(READ "${source}" text)
+    string(REGEX REPLACE "//[^\n]*" "" text "${text}")
+    string(REGEX REPLACE "[ \t\r\n]+" "" text "${text}")
+    string(SHA256 hash "${text}")
     string(APPEND hashes "${hash}")
     set_property(DIRECTORY "${PROJECT_SOURCE_DIR}" APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${source}")
   endforeach()

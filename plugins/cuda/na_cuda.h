@@ -44,7 +44,7 @@ NA_CUDA_API int32_t na_launch(const na_params* params, int32_t tactic, na_cuda_s
  * device run these kernels. Makes a context on the device if there is none. */
 NA_CUDA_API int32_t na_cuda_try(int32_t device);
 
-/* Returns a revision of the kernels' sources, which every change to them changes: timings of one revision do not
+/* Returns a revision of the kernels' sources, which every change to their code changes: timings of one revision do not
  * hold for another. */
 NA_CUDA_API const char* na_cuda_revision(void);
 
