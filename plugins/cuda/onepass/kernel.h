@@ -86,7 +86,7 @@ class OnePassKernel : private Loads<T, kDim> {
   using Base::stage_at;
   using Base::warp;
   using typename Base::R;
-  static constexpr int kSteps = kDim / 16;  // of 16 channels
+  static constexpr int kSteps = kDim / 16;  // steps of 16 channels
   static constexpr int kFew = few_chunks(kChunks);
   static constexpr int kRegisterChunks = register_chunks(kDim, kChunks);
   static constexpr uint32_t kOnes = std::is_same_v<T, dev::Half> ? 0x3C003C00U : 0x3F803F80U;
@@ -110,7 +110,7 @@ class OnePassKernel : private Loads<T, kDim> {
     }
   }
 
-  // Finds where the thread's pieces come from and go to and the warp's hull; returns how many chunks that has.
+  // Finds the places of the thread's pieces and the warp's hull; returns the number of the hull's chunks.
   NA_DEVICE int32_t begin(const Tile& tile, const Corner& corner) {
     Base::begin_loads(tile);
     const WarpHull hull = find_rows(p_, plan_, tile, corner, &dev::shared_object<RowSeen>(room_.seen));
@@ -126,7 +126,7 @@ class OnePassKernel : private Loads<T, kDim> {
     return hull.chunks;
   }
 
-  // Bias and mask of the lane's scores, as products start from them.
+  // Fills in bias and mask of the lane's scores, the numbers that products start from.
   template <bool kHasBias>
   NA_DEVICE void find_start(int32_t head, int32_t chunks) {
     const RowSeen rows[2] = {seen(lane() / 4), seen(lane() / 4 + 8)};
@@ -164,7 +164,7 @@ class OnePassKernel : private Loads<T, kDim> {
     }
   }
 
-  // Scores of chunks [kFrom, kTo), without the factor, and the largest of each of the lane's two rows.
+  // Computes scores of chunks [kFrom, kTo), without the factor, and the largest of each of the lane's two rows.
   template <int kFrom, int kTo>
   NA_DEVICE void score(dev::Shared stage, const uint32_t (&query)[kSteps][4], float (&score)[2 * kChunks][4],
                        float (&highest)[2]) const {
@@ -223,7 +223,7 @@ class OnePassKernel : private Loads<T, kDim> {
     }
   }
 
-  // The natural logarithm of the softmax's denominator, from weights that are not rounded.
+  // Returns the natural logarithm of the softmax's denominator, from weights that are not rounded.
   NA_DEVICE void write_lse(const float (&score)[2 * kChunks][4], const float (&base)[2], float unit,
                            int32_t image) const {
     const int32_t head = dev::shared_object<Tile>(room_.tile).head;
@@ -319,8 +319,7 @@ class OnePassKernel : private Loads<T, kDim> {
     }
   }
 
-  // Computes those of the warp's rows, in all images, again in which what is not finite, at a key that they do not see,
-  // left no number.
+  // Computes again, in all images, the warp's rows that hold no number: an unseen key that is not finite spoils them.
   NA_DEVICE void mend(const Tile& tile, int32_t last, int32_t step) const {
     dev::sync_warp();
     NA_NO_UNROLL
@@ -335,11 +334,11 @@ class OnePassKernel : private Loads<T, kDim> {
     }
   }
 
-  float all_ = 0.0F;             // what all results are summed up in: no number if one of them is none
-  bool all_chunks_ = false;      // whether the warp's hull has more than kFew
-  uint32_t rows_at_[kChunks];    // of the rows whose addresses the lane gives for a chunk, from a stage: the key's in
+  float all_ = 0.0F;             // the sum of all results: no number if one of them is none
+  bool all_chunks_ = false;      // the warp's hull has more than kFew chunks
+  uint32_t rows_at_[kChunks];    // places from a stage of the rows that the lane addresses for a chunk: the key's in
                                  // 16 low bits, a sixteenth of the value's in the high ones
-  float start_[2 * kChunks][4];  // those of kRegisterChunks are used
+  float start_[2 * kChunks][4];  // the first kRegisterChunks are used
 };
 
 }  // namespace na_deploy::cuda::onepass

@@ -1,4 +1,4 @@
-// What threads of the one-pass kernel's blocks bring: rows of queries, keys and values, 16 bytes at a time.
+// Loads of the one-pass kernel's threads: rows of queries, keys and values, 16 bytes at a time.
 #pragma once
 
 #include <cstdint>
@@ -30,23 +30,24 @@ class Loads {
   NA_DEVICE RowSeen& seen(int row) const {
     return dev::shared_object<RowSeen>(room_.seen + (warp() * kRowQueries + row) * static_cast<int>(sizeof(RowSeen)));
   }
-  // The first of the four rows that the thread loads in trip `trip`; the others follow at a distance of kOwnRows.
+  // Returns the first of the four rows that the thread loads in trip `trip`; the others follow at a distance of
+  // kOwnRows.
   NA_DEVICE int first_row(int trip) const {
     return (trip * plan_.warps + warp()) * kTrip * kOwnRows + lane() / kPieces;
   }
-  // Where it is written where these rows come from.
+  // Returns the place of the positions of these rows.
   NA_DEVICE int sources_at(int trip) const {
     return room_.positions + ((trip * plan_.warps + warp()) * kOwnRows + lane() / kPieces) * 16;
   }
 
-  // Finds where the thread's pieces come from and go to.
+  // Finds the sources and targets of the thread's pieces.
   NA_DEVICE void begin_loads(const Tile& tile) {
     has_piece_ = dev::thread() % kPieces * 8 < p_.head_dim;
     if (dev::thread() < kPieces) find_pieces(tile);
     place_ = R::at(0, first_row(0), lane() % kPieces);
   }
 
-  // Piece number dev::thread().
+  // Describes piece number dev::thread().
   NA_DEVICE void find_pieces(const Tile& tile) const {
     const int32_t key_head = quotient(tile.head, p_.by_heads_per_key);
     const auto at = [piece = dev::thread(), &p = p_](const void* tensor, int32_t head) {
@@ -57,7 +58,7 @@ class Loads {
   }
   NA_DEVICE int pieces_at(int half, int piece) const { return room_.pieces + (half * kPieces + piece) * 16; }
 
-  // Works out where the thread's rows come from, and brings those that are the same for all images.
+  // Finds the sources of the thread's rows, and loads the rows that are the same for all images.
   NA_DEVICE void load_constants(const Tile& tile, const Corner& corner) const {
     const int at_once = rows_at_once(plan_.warps, kRowBytes);
     const int piece = lane() % kPieces;
@@ -95,17 +96,17 @@ class Loads {
                  lane() % kPieces);
   }
 
-  // Where the lane's piece `i` is, from where piece 0 is: rows are swizzled alike again after eight.
+  // Returns the place of the lane's piece `i` from that of piece 0: rows are swizzled alike again after eight.
   NA_DEVICE static dev::Shared own_from(dev::Shared first, int i) {
     constexpr int kAlike = 8 / kOwnRows;
     const int swizzle = kOwnRows < 8 ? i % kAlike * kOwnRows * 16 : 0;
     return (first ^ static_cast<dev::Shared>(swizzle)) + static_cast<dev::Shared>(i * kOwnRows * kRowBytes);
   }
 
-  // Position of the query whose pieces the lane moves.
+  // Returns the position of the query whose pieces the lane moves.
   NA_DEVICE int32_t own_position(int i) const { return seen(lane() / kPieces + i * kOwnRows).position; }
 
-  // The thread's PieceOfQuery or PieceOfKey, as words.
+  // Returns the thread's PieceOfQuery or PieceOfKey, as words.
   NA_DEVICE dev::Bytes16 own_pieces(int half) const {
     return dev::load_shared16(dev::shared_base() + static_cast<dev::Shared>(pieces_at(half, lane() % kPieces)));
   }
@@ -114,7 +115,7 @@ class Loads {
     dev::copy_ahead(to, reinterpret_cast<const void*>(from));
   }
 
-  // The thread's share of queries, keys and values of the images from `image` on.
+  // Loads the thread's share of queries, keys and values of the images from `image` on.
   NA_DEVICE void load(int32_t image, dev::Shared stage) const {
     if (!has_piece_) return;
     const dev::Bytes16 query = own_pieces(0);
@@ -156,8 +157,8 @@ class Loads {
   const CudaProblem& p_;
   const Plan& plan_;
   const Room& room_;
-  bool has_piece_ = false;  // or zeros, behind a head's last channel
-  dev::Shared place_ = 0;   // of the first row that the thread loads, from a stage
+  bool has_piece_ = false;  // false behind a head's last channel, where zeros stand
+  dev::Shared place_ = 0;   // place, from a stage, of the first row that the thread loads
 };
 
 }  // namespace na_deploy::cuda::onepass

@@ -1,5 +1,5 @@
-// What a block works out before it takes images: where its keys and queries come from, where a warp's keys lie in
-// shared memory, and what each query sees of them. It is the same for all images.
+// Places that a block works out before it takes images, the same for all of them: the sources of its keys and queries,
+// a warp's keys in shared memory, and the keys that each query sees.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,11 @@
 namespace na_deploy::cuda::onepass {
 
 constexpr int32_t kZeros = -1;    // instead of a position: a row of zeros
-constexpr int32_t kPadding = -2;  // what lies behind the map
+constexpr int32_t kPadding = -2;  // a row of padding, behind the map
 constexpr uint32_t kHigh = 0x80808080U;
-constexpr uint32_t kNever = 0x7F000000U;  // an image that no query is of
+constexpr uint32_t kNever = 0x7F000000U;  // an image without queries
 
-// The first key of the tile's hull.
+// Returns the first key of the tile's hull.
 struct Corner {
   int32_t at[kAxes];
 };
@@ -30,7 +30,7 @@ NA_DEVICE Corner corner_of(const Plan& plan, const Tile& tile) {
   return r;
 }
 
-// Where row `row` of the keys in shared memory comes from: a position, or kZeros, or kPadding.
+// Returns the source of row `row` of the keys in shared memory: a position, or kZeros, or kPadding.
 NA_DEVICE int32_t key_position(const CudaProblem& p, const Plan& plan, const Tile& tile, const Corner& corner,
                                int32_t row) {
   int32_t at[kAxes];
@@ -52,7 +52,7 @@ NA_DEVICE int32_t key_position(const CudaProblem& p, const Plan& plan, const Til
   return behind ? kPadding : position;
 }
 
-// Key `number` of every warp's hull.
+// Returns key `number` of every warp's hull.
 NA_DEVICE KeyPlace key_place(const CudaProblem& p, const Plan& plan, int32_t number) {
   const int32_t past = number - plan.keys * plan.image_span;  // then rows of other keys stand for it, unseen
   int32_t image = past < 0 ? number : plan.keys * plan.image_span - 1;
@@ -70,7 +70,7 @@ NA_DEVICE KeyPlace key_place(const CudaProblem& p, const Plan& plan, int32_t num
   return r;
 }
 
-// Query `row` of a warp: its element on each axis from the tile's first, and its image.
+// Returns query `row` of a warp: its element on each axis from the tile's first, and its image.
 struct Query {
   int32_t at[kAxes];
   int32_t image;
@@ -99,13 +99,13 @@ NA_DEVICE Query query_at(const Plan& plan, const Tile& tile, int32_t warp, int32
   return r;
 }
 
-// What a warp sees: its hull's first row in shared memory, and how many chunks of keys.
+// The keys that a warp sees: its hull's first row in shared memory, and the number of chunks.
 struct WarpHull {
   int32_t row;
   int32_t chunks;
 };
 
-// The smallest of numbers below 2^24 that 16 lanes hold.
+// Returns the smallest of the numbers below 2^24 that 16 lanes hold.
 NA_DEVICE int32_t smallest_of_16(int32_t number) {
   auto own = static_cast<float>(-number);
   NA_UNROLL
@@ -113,7 +113,7 @@ NA_DEVICE int32_t smallest_of_16(int32_t number) {
   return -static_cast<int32_t>(own);
 }
 
-// Works out the warp's hull, and with it what lane l's query, l % 16, sees.
+// Works out the warp's hull, and the keys that the query l % 16 of lane l sees.
 NA_DEVICE WarpHull find_rows(const CudaProblem& p, const Plan& plan, const Tile& tile, const Corner& corner,
                              RowSeen* rows) {
   constexpr int32_t kFar = 1 << 20;

@@ -14,13 +14,14 @@ namespace {
 
 int32_t up(int32_t number, int32_t to) { return (number + to - 1) / to; }
 
-// The keys that `queries` neighbouring queries see at most, of `reached` there are.
+// Returns the number of keys that `queries` neighbouring queries see at most, of `reached` there are.
 int32_t span_of(const AxisSizes& axis, int32_t queries, int32_t reached) {
   const int32_t further = up(queries - 1, axis.stride) * axis.stride;
   return std::min(axis.kernel_size + further, reached);
 }
 
-// `number` made larger until it leaves the rest `rest` by 8: eight neighbouring keys then never meet in a bank.
+// Returns the least number from `number` on that leaves the rest `rest` by 8: eight neighbouring keys then meet in no
+// bank.
 int32_t with_rest(int32_t number, int32_t rest) { return number + ((rest - number) % 8 + 8) % 8; }
 
 struct Search {
@@ -93,7 +94,7 @@ struct Search {
     if (!best || own < best->cost) best = Costed{plan, own};
   }
 
-  // Of all warps together, in instructions.
+  // Returns the cost of all warps together, in instructions.
   double cost(const Plan& plan, int32_t bytes) const {
     const double rows = plan.hull[0] * plan.hull[1] * plan.hull[2] * plan.images;  // that are loaded
     const double warps = plan.warps;
@@ -232,7 +233,7 @@ std::optional<Costed> search(const na_params& p, int32_t most_warps, const Devic
   return found.best;
 }
 
-// What a plan depends on.
+// Everything that a plan depends on.
 using Question = std::array<int64_t, 24>;
 Question question_of(const na_params& p, int32_t most_warps, const Device& device) {
   Question q{};

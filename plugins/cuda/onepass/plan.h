@@ -1,5 +1,5 @@
-// How the one-pass kernel covers a problem: the shape of tiles, what of it a warp takes, where keys lie in shared
-// memory, how many images a block attends at once. The host chooses (plan.cpp), the kernel follows any plan.
+// The plan by which the one-pass kernel covers a problem: the shape of tiles, a warp's part of one, the places of keys
+// in shared memory, the number of images that a block attends at once. The host chooses (plan.cpp), the kernel follows.
 #pragma once
 
 #include <cstdint>
@@ -32,9 +32,9 @@ NA_HOST_DEVICE constexpr int resident_threads(int dim, int chunks, bool is_old) 
   return chunks == 4 ? 512 : is_old ? 256 : 384;
 }
 
-constexpr int kRowQueries = 16;     // of a warp
+constexpr int kRowQueries = 16;     // queries of a warp
 constexpr int kChunk = 16;          // keys
-constexpr int kStartBytes = 1024;   // of a chunk's start in shared memory, for each warp
+constexpr int kStartBytes = 1024;   // bytes of a chunk's start in shared memory, for each warp
 constexpr int kTrip = 4;            // rows that a thread loads at a time
 constexpr int32_t kMostSpan = 127;  // on an axis, for keys' places to fit a byte each
 
@@ -54,21 +54,21 @@ struct alignas(16) RowSeen {
   int32_t position;  // in the tensors, from the first of the images; -1: there is no such query
 };
 
-// Where things lie in a block's shared memory. `width`: bytes of a row.
+// Layout of a block's shared memory. `width`: bytes of a row.
 struct Room {
-  int32_t values;  // from a stage's keys
+  int32_t values;  // offset from a stage's keys
   int32_t queries;
-  int32_t stage;      // bytes of one
-  int32_t positions;  // where rows come from
-  int32_t list;       // of KeyPlace
-  int32_t seen;       // of RowSeen
-  int32_t start;      // of scores, where they are not in registers
-  int32_t pieces;     // of PieceOfQuery and PieceOfKey
+  int32_t stage;      // bytes of a stage
+  int32_t positions;  // sources of rows
+  int32_t list;       // a KeyPlace for each key
+  int32_t seen;       // a RowSeen for each query
+  int32_t start;      // starts of scores that are not in registers
+  int32_t pieces;     // PieceOfQuery and PieceOfKey of the threads
   int32_t tile;
-  int32_t bytes;  // of all
+  int32_t bytes;  // the whole
 };
 
-// Where the pieces of 16 bytes that some threads move are, at position 0 of image 0, and their distances. It lies in
+// Places of the pieces of 16 bytes that some threads move, at position 0 of image 0, and their distances. It lies in
 // shared memory, each half for all pieces side by side, because the compiler reads constants again for each row.
 struct alignas(16) PieceOfQuery {
   uint64_t query;
@@ -83,17 +83,17 @@ struct Plan {
   Sizes tile;  // queries of a block along each axis
   Sizes part;  // queries of a warp, unless they are 16 in a row of the tile's, through images too
   int32_t is_flat;
-  int32_t images;  // attended at once
+  int32_t images;  // images attended at once
   Sizes hull;      // keys that a tile's queries see, at most
   Sizes span;      // the same of a warp's
   int32_t image_span;
   Sizes pitch;  // rows in shared memory between neighbours
   int32_t image_pitch;
-  int32_t rows;  // of keys in shared memory, and as many of values
+  int32_t rows;  // rows of keys in shared memory, and as many of values
   int32_t warps;
-  int32_t chunks;  // the kind
-  int32_t keys;    // of a warp's hull in one image
-  int32_t stages;  // 1 or 2: whether the next image's tensors are on their way meanwhile
+  int32_t chunks;  // chunks of the kernel's kind
+  int32_t keys;    // keys of a warp's hull in one image
+  int32_t stages;  // 2 if the next image's tensors are loaded meanwhile, else 1
   int32_t shares;  // blocks that share a tile's images
   Divisor by_tile[kAxes];
   Divisor by_part[kAxes];
@@ -125,11 +125,11 @@ NA_HOST_DEVICE Room room_of(const Plan& plan, int dim) {
   return r;
 }
 
-// What the present device has.
+// Shared memory and processors of the present device.
 struct Device {
   int32_t multiprocessors;
   int32_t block_shared;  // bytes of shared memory that a block may have
-  int32_t shared;        // that all blocks of a multiprocessor have
+  int32_t shared;        // bytes that all blocks of a multiprocessor have
 };
 
 // Estimated cost of a plan: instructions of warps, as if nothing else took time.
@@ -141,7 +141,7 @@ struct Costed {
 // Tactics differ by the most warps of a block; each wants more than half of that, where any plan has as many.
 constexpr int32_t tactic_warps(int32_t tactic) { return tactic == 30 ? 4 : tactic == 31 ? 8 : 16; }
 
-// The best plan with at most so many warps; none if the kernel does not take the problem. Remembers what it was asked.
+// Returns the best plan with at most so many warps, or none if the kernel does not take the problem; keeps its answers.
 std::optional<Costed> make_plan(const na_params& p, int32_t most_warps, const Device& device);
 
 }  // namespace na_deploy::cuda::onepass
