@@ -49,4 +49,4 @@ cat build/check_sources.log
 
 echo "== Tests"
 # Each process has a core: threads of their own would wait for each other. Files stay whole, since their tests share what they made.
-OMP_NUM_THREADS=1 pytest -n "${NA_DEPLOY_TEST_PROCESSES:-2}" --dist loadfile -m "not slow" "$@"
+OMP_NUM_THREADS=1 pytest -n "${NA_DEPLOY_TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder -m "not slow" "$@"

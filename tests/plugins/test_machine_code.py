@@ -122,9 +122,13 @@ TF32 = Case((150,), (37,), stride=5, key_heads=1, value_dim=16, additional=9, sc
         (Unit("Half", 32, 4, "90a"), NAT),
         (Unit("Half", 32, 4, "80"), NAT),
         (Unit("Half", 32, 10, "90a"), Case((4, 23), (7, 7), (1, 2), bias=True, padding=True)),
-        (Unit("Bfloat", 64, 6, "90a"), Case((19, 9), (5, 3), (2, 1), is_causal=(False, True), lse=False)),
+        pytest.param(
+            Unit("Bfloat", 64, 6, "90a"),
+            Case((19, 9), (5, 3), (2, 1), is_causal=(False, True), lse=False),
+            marks=pytest.mark.slow,
+        ),
         (Unit("float", 32, 2, "90a"), TF32),
-        (Unit("float", 32, 2, "80"), TF32),
+        pytest.param(Unit("float", 32, 2, "80"), TF32, marks=pytest.mark.slow),
         (Unit("Half", 128, 7, "80"), Case((5, 9, 6), (3, 5, 4), stride=(1, 2, 1), heads=1)),
     ],
     ids=told,
@@ -169,7 +173,9 @@ def test_hoppers_machine_code_agrees_with_float64(unit: Unit, case: Case):
     [
         (Unit("Half", 32, 30), Case((17, 15), (7, 7), batch=2, bias=True)),
         (Unit("Half", 32, 31, "80"), Case((7, 7), (7, 7), batch=5, bias=True)),
-        (Unit("Bfloat", 64, 31), Case((4, 23), (5, 3), (1, 2), bias=True, padding=True)),
+        pytest.param(
+            Unit("Bfloat", 64, 31), Case((4, 23), (5, 3), (1, 2), bias=True, padding=True), marks=pytest.mark.slow
+        ),
     ],
     ids=told,
 )

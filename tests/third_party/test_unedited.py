@@ -44,7 +44,7 @@ def run_networks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tupl
     return run
 
 
-@pytest.mark.parametrize("natten", ["installed", "absent"])
+@pytest.mark.parametrize("natten", ["installed", pytest.param("absent", marks=pytest.mark.slow)])
 def test_networks_from_packages_export_as_they_are(natten: str, run_networks: Callable[..., Any]):
     options = ["--without-natten"] if natten == "absent" else []
     _, results = run_networks("packages", *options, *LAYERS)
@@ -57,11 +57,15 @@ def test_networks_from_packages_export_as_they_are(natten: str, run_networks: Ca
     assert len(results["allin1"]["outputs"]) == 5  # a dataclass of five tensors
 
 
-def test_natten_from_hugging_face_s_kernels_is_replaced(run_networks: Callable[..., Any]):
-    for names in (["kernels", "loaded_kernel"], ["--without-natten", "kernels"]):
-        _, results = run_networks("kernels", *names)
-        assert results["kernels"]["layers"] == 2
-        assert all(result["difference"] < 2e-6 for result in results.values())
+@pytest.mark.parametrize(
+    "names",
+    [["kernels", "loaded_kernel"], pytest.param(["--without-natten", "kernels"], marks=pytest.mark.slow)],
+    ids=["installed", "absent"],
+)
+def test_natten_from_hugging_face_s_kernels_is_replaced(names: list[str], run_networks: Callable[..., Any]):
+    _, results = run_networks("kernels", *names)
+    assert results["kernels"]["layers"] == 2
+    assert all(result["difference"] < 2e-6 for result in results.values())
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,7 @@ def test_a_free_batch_is_taken(load: Load, tmp_path: Path):
     assert engine.engine_bytes > 0.9 * size
 
 
+@pytest.mark.slow
 def test_free_sizes_of_a_backbone_are_taken(load: Load, tmp_path: Path):
     loaded = load("dinat_mini", out_indices=(0, 1, 2, 3))
     profiles = {"image": ((1, 3, 128, 128), (1, 3, 224, 224), (2, 3, 320, 352))}
