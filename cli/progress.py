@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from na_deploy.progress import Counted, silent, silently
 from na_deploy.progress import Progress as ProgressCallback
-from na_deploy.progress import silent
 
 if TYPE_CHECKING:
     from na_deploy.runtime.tensorrt.progress import Phases
@@ -70,7 +70,7 @@ def build_progress(first: str) -> Iterator[tuple[ProgressCallback, Callable[[Pha
 
 
 @contextmanager
-def step_progress(first: str) -> Iterator[tuple[ProgressCallback, Callable[[Sequence[int], str], Iterator[int]]]]:
+def step_progress(first: str) -> Iterator[tuple[ProgressCallback, Counted]]:
     """Show steps, and a bar for those that count, on one line where a person is looking.
 
     Yields:
@@ -81,7 +81,7 @@ def step_progress(first: str) -> Iterator[tuple[ProgressCallback, Callable[[Sequ
 
     terminal = Console(stderr=True)
     if not terminal.is_terminal:
-        yield silent, (lambda items, _: iter(items))
+        yield silent, silently
         return
     with Progress(
         SpinnerColumn(),

@@ -10,6 +10,7 @@ import click
 
 from na_deploy.cli.output import console, print_json, size_text, table
 from na_deploy.cli.progress import step_progress
+from na_deploy.runtime.quantization.choices import FORMATS, METHODS, TARGETS
 
 if TYPE_CHECKING:
     from na_deploy.runtime.quantization.quantize import QuantizationReport
@@ -22,18 +23,18 @@ _SHOWN = 12
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of pictures to calibrate on.")
 @click.option("--data", type=click.Path(path_type=Path), help="Arrays in their place: .npz by input name, or .npy.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="ONNX file; by default MODEL's name with _int8.")
-@click.option("--format", "kind", type=click.Choice(["int8", "fp8"]), default="int8", show_default=True, help="Type.")
+@click.option("--format", "kind", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True, help="Type.")
 @click.option(
     "--target",
-    type=click.Choice(["any", "tensorrt", "cpu"]),
-    default="any",
+    type=click.Choice(TARGETS),
+    default=TARGETS[0],
     show_default=True,
     help="Form of the file.",
 )
 @click.option(
     "--calibration",
-    type=click.Choice(["minmax", "percentile", "entropy"]),
-    default="minmax",
+    type=click.Choice(METHODS),
+    default=METHODS[0],
     show_default=True,
     help="Rule for the range of an activation.",
 )

@@ -8,7 +8,6 @@ from typing import Any
 from na_deploy.cli.output import console, print_json
 from na_deploy.cli.progress import step_progress
 from na_deploy.errors import UsageError, VerificationError
-from na_deploy.models.metadata import ModelMetadata
 from na_deploy.optional_dependencies import export_libraries
 
 LIMIT = 128
@@ -16,11 +15,11 @@ LIMIT = 128
 
 def quantized_kind(model: Path) -> str:
     """Return "int8" or "fp8" for a quantized ONNX file, "" for any other file."""
-    from na_deploy.model_file.graph import read_model
+    from na_deploy.runtime.bundle.description import describe
 
     if model.suffix != ".onnx" or not model.is_file():
         return ""
-    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in read_model(model).metadata_props})
+    metadata = describe(model).metadata
     return metadata.quantized if metadata is not None else ""
 
 
@@ -43,7 +42,7 @@ def verify_quantized(
         VerificationError: an output differs by more than the tolerance.
     """
     from na_deploy.model_file.tolerances import TOLERANCE
-    from na_deploy.runtime.quantization.samples import Arrays, Pictures
+    from na_deploy.runtime.quantization.samples import read_samples
     from na_deploy.runtime.quantization.trial import Trial, finds_objects
     from na_deploy.runtime.session import load
 
@@ -56,7 +55,7 @@ def verify_quantized(
         from na_deploy.models.recorded import recorded_arguments
     limit = TOLERANCE[kind] if tolerance is None else tolerance
     with step_progress("running both") as (_, counted), load(model) as own:
-        samples = Pictures(images, own, LIMIT) if images is not None else Arrays(_some(data), own, LIMIT)
+        samples = read_samples(own, LIMIT, images=images, data=data)
         if finds_objects(own):
             raise UsageError(
                 f"{model.name} finds objects, whose order changes with the last bit; compare it with its float file by "
@@ -93,8 +92,3 @@ def verify_quantized(
             f"{model.name} differs from {checkpoint.name} by {found.worst.relative:.1e} (relative) at "
             f"{found.worst.name}, above the tolerance of {limit:.0e}"
         )
-
-
-def _some(data: Path | None) -> Path:
-    assert data is not None
-    return data

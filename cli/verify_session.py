@@ -17,6 +17,7 @@ from na_deploy.attention.schema import DOMAIN, OPERATORS
 from na_deploy.exporter.verify import open_session, random_image, run_torch
 from na_deploy.exporter.verify_checkpoint import VerificationReport
 from na_deploy.model_file.differences import Difference
+from na_deploy.model_file.graph import ask_for
 from na_deploy.model_file.tolerances import TOLERANCE
 from na_deploy.progress import Progress
 from na_deploy.runtime.backend_names import ENGINE_BACKENDS
@@ -105,12 +106,8 @@ def _layers(file: Path, bundle: Bundle | None, backend: str, options: dict[str, 
     """Compare every attention layer of a copy of the model, opened or built alike, with ONNX Runtime's own."""
     proto = onnx.load(file)
     nodes = [node for node in proto.graph.node if node.domain == DOMAIN and node.op_type in OPERATORS]
-    known = {value.name: value for value in proto.graph.value_info}
-    given = {output.name for output in proto.graph.output}
-    for node in nodes:
-        if node.output[0] not in given:
-            proto.graph.output.append(known.get(node.output[0]) or onnx.ValueInfoProto(name=node.output[0]))
     names = [node.output[0] for node in nodes]
+    ask_for(proto, names)
     with tempfile.TemporaryDirectory(prefix="na-deploy-verify-") as folder:
         model = Path(folder) / "layers.onnx"
         onnx.save(proto, model)

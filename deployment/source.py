@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from na_deploy.errors import NaDeployError, UsageError
-from na_deploy.model_file.graph import read_model, tensor_specs, weight_files
+from na_deploy.model_file.description import description_of
+from na_deploy.model_file.graph import read_model, weight_files
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.bundle.archive import Bundle, is_bundle, open_bundle
@@ -94,12 +95,12 @@ def open_source(path: Path) -> Iterator[ModelSource]:
     for name in names:
         if Path(name).name != name or not (path.parent / name).is_file():
             raise NaDeployError(f"{path} keeps weights in {name!r}, which is not beside it; copy it there")
-    initial = frozenset(tensor.name for tensor in content.graph.initializer)
+    described = description_of(content)
     yield ModelSource(
         path=path,
-        inputs=tensor_specs(list(content.graph.input), initial),
-        outputs=tensor_specs(list(content.graph.output)),
+        inputs=described.inputs,
+        outputs=described.outputs,
         model=path,
         weights={name: path.parent / name for name in names},
-        metadata=ModelMetadata.from_props({p.key: p.value for p in content.metadata_props}),
+        metadata=described.metadata,
     )

@@ -16,6 +16,7 @@ from na_deploy.exporter.module_verify import ModuleCase, verify_module
 from na_deploy.exporter.natten_api import replaced_natten
 from na_deploy.exporter.rewindow import SetWindow, windowed
 from na_deploy.exporter.wrappers import unwrapped, without_wrappers
+from na_deploy.model_file.description import metadata_of
 from na_deploy.model_file.example_inputs import example_shapes, parse_inputs
 from na_deploy.model_file.graph import read_model, tensor_specs
 from na_deploy.model_file.tensors import TensorSpec
@@ -71,7 +72,7 @@ def verify_module_file(
         NaDeployError: the file is no export of a module, or ONNX Runtime refuses it.
     """
     model = read_model(path)
-    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
+    metadata = metadata_of(model)
     if metadata is None or metadata.task != "module":
         raise NaDeployError(f"{path.name} was not exported from a module; give the checkpoint it was exported from")
     if bool(windows) != bool(metadata.windows):

@@ -20,6 +20,7 @@ from na_deploy.attention.schema import DOMAIN, OPERATORS
 from na_deploy.errors import NaDeployError, one_line
 from na_deploy.exporter.bfloat16_emulation import holds_bfloat16, widen_bfloat16
 from na_deploy.model_file.differences import Difference
+from na_deploy.model_file.graph import ask_for, load_weights
 
 FloatArray = NDArray[np.float32]
 
@@ -96,9 +97,7 @@ def verify_layers(model: nn.Module, path: Path, shape: tuple[int, ...]) -> list[
     """Compare the output of every neighborhood attention layer, in order of execution."""
     proto = onnx.load(path, load_external_data=False)
     layers = [node for node in proto.graph.node if node.domain == DOMAIN and node.op_type in OPERATORS]
-    known = {value.name: value for value in proto.graph.value_info}
-    for node in layers:
-        proto.graph.output.append(known.get(node.output[0]) or onnx.ValueInfoProto(name=node.output[0]))
+    ask_for(proto, [node.output[0] for node in layers])
     session = open_session(path, proto)
     image = random_image(shape)
     with _recorded_attention() as expected:
@@ -161,7 +160,7 @@ def open_session(path: Path, proto: onnx.ModelProto | None = None) -> ort.Infere
         options.add_session_config_entry(FOLDER_KEY, str(path.resolve().parent))
     if holds_bfloat16(proto):
         if external:
-            onnx.load_external_data_for_model(proto, str(path.resolve().parent))
+            load_weights(path, proto)
         proto = widen_bfloat16(proto)
     try:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

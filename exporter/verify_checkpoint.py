@@ -14,6 +14,7 @@ from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.exporter.options import parse_shape
 from na_deploy.exporter.verify import verify_layers
 from na_deploy.exporter.verify_masks import judged
+from na_deploy.model_file.description import metadata_of
 from na_deploy.model_file.differences import Difference
 from na_deploy.model_file.graph import read_model
 from na_deploy.model_file.tolerances import TOLERANCE
@@ -85,7 +86,7 @@ def verify_checkpoint(
     report = progress or silent
     path = Path(model)
     proto = read_model(path)
-    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in proto.metadata_props})
+    metadata = metadata_of(proto)
     if metadata is None:
         raise NaDeployError(f"{path.name} has no na-deploy metadata; export it with `na-deploy export` first")
     report("reading the checkpoint")

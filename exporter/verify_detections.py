@@ -22,6 +22,7 @@ from torch import Tensor
 from na_deploy.errors import NaDeployError
 from na_deploy.exporter.verify import VerificationCase, open_session, random_image, run_onnx
 from na_deploy.model_file.differences import Difference
+from na_deploy.model_file.graph import ask_for
 from na_deploy.models.detectors.rcnn import RCNN
 
 Values = dict[str, Tensor]
@@ -83,8 +84,7 @@ def _run(model: RCNN, path: Path, image: Tensor) -> Values:
     missing = [name for name in inner if name not in there]
     if missing:
         raise NaDeployError(f"{path.name} does not name its {missing[0]}, which detectors have; export it again")
-    known = {value.name: value for value in proto.graph.value_info}
-    proto.graph.output.extend(known.get(name) or onnx.ValueInfoProto(name=name) for name in inner)
+    ask_for(proto, inner)
     values = run_onnx(open_session(path, proto), [*outputs, *inner], image, path)
     named = {name: torch.from_numpy(np.asarray(x)) for name, x in zip([*outputs, *inner], values, strict=True)}
     return {name: x.float() if x.is_floating_point() else x for name, x in named.items()}

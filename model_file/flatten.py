@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from na_deploy.errors import NaDeployError, one_line
-from na_deploy.model_file.graph import read_model
+from na_deploy.model_file.graph import load_weights, read_model
 
 EXTERNAL_DATA_BYTES = 2_000_000_000
 """A protobuf file cannot pass 2 GiB; larger weights go to a file beside the model."""
@@ -89,7 +89,7 @@ def flatten_file(source: Path, target: Path) -> list[Path]:
         NaDeployError: it is not an ONNX model, or holds operators of others.
     """
     model = read_model(source)
-    onnx.load_external_data_for_model(model, str(source.resolve().parent))
+    load_weights(source, model)
     flat = flatten(model)
     beside = target.with_name(f"{target.name}.data")
     if sum(tensor.ByteSize() for tensor in flat.graph.initializer) <= EXTERNAL_DATA_BYTES:

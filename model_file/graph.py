@@ -1,12 +1,13 @@
 """Reading an ONNX file's structure: shapes, parameters, sizes on disk, arithmetic of the standard operators.
 
-Loads no weights that lie in external files and runs nothing. Knows nothing of neighborhood attention.
+Runs nothing, and loads weights that lie in external files in :func:`load_weights` alone. Knows nothing of neighborhood
+attention.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -114,6 +115,21 @@ def bytes_on_disk(path: Path, model: onnx.ModelProto) -> int:
     """Return the size of the file and of the weight files beside it; missing ones count as nothing."""
     others = [path.parent / name for name in weight_files(model)]
     return path.stat().st_size + sum(other.stat().st_size for other in others if other.is_file())
+
+
+def load_weights(path: Path, model: onnx.ModelProto) -> None:
+    """Read the weights into a model that keeps them in files beside its own, ``path``."""
+    onnx.load_external_data_for_model(model, str(path.resolve().parent))
+
+
+def ask_for(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Add values to the outputs of a model, in place; those that it gives or takes already stay as they are."""
+    known = {value.name: value for value in model.graph.value_info}
+    given = {value.name for value in [*model.graph.output, *model.graph.input]}
+    for name in names:
+        if name not in given:
+            given.add(name)
+            model.graph.output.append(known.get(name) or ValueInfoProto(name=name))
 
 
 def weight_files(model: onnx.ModelProto) -> list[str]:

@@ -20,6 +20,7 @@ from na_deploy.attention.cost import attention_cost
 from na_deploy.attention.windows import NeighborhoodSpec
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file import graph
+from na_deploy.model_file.description import description_of
 from na_deploy.model_file.example_inputs import example_shapes, parse_inputs
 from na_deploy.model_file.flatten import is_flat
 from na_deploy.model_file.products import Product, read_products, stored_weights
@@ -173,9 +174,8 @@ def inspect_model(path: str | Path, sizes: Sequence[str] = ()) -> ModelSummary:
     """
     path = Path(path)
     model = graph.read_model(path)
-    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
-    weights = frozenset(tensor.name for tensor in model.graph.initializer)
-    inputs = graph.tensor_specs(list(model.graph.input), skip=weights)
+    described = description_of(model)
+    inputs, metadata = described.inputs, described.metadata
     chosen = example_shapes(inputs, metadata, parse_inputs(sizes, [spec.name for spec in inputs]))
     shapes, types = graph.known_types(model, graph.bind_sizes(inputs, chosen))
 
@@ -196,7 +196,7 @@ def inspect_model(path: str | Path, sizes: Sequence[str] = ()) -> ModelSummary:
         path=path,
         metadata=metadata,
         inputs=inputs,
-        outputs=graph.tensor_specs(list(model.graph.output)),
+        outputs=described.outputs,
         input_sizes=chosen,
         opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
         file_bytes=graph.bytes_on_disk(path, model),

@@ -19,7 +19,8 @@ import onnx
 
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.files import check_output
-from na_deploy.model_file.graph import read_model, tensor_specs, weight_files
+from na_deploy.model_file.description import description_of
+from na_deploy.model_file.graph import read_model, weight_files
 from na_deploy.model_file.tensors import TensorSpec
 from na_deploy.models.metadata import PREFIX
 from na_deploy.progress import Progress, silent
@@ -90,8 +91,8 @@ def build(
     check_target(output)
     progress("checking the model")
     content = read_model(model)
-    inputs, outputs = _interface(content)
-    profiles = choose_profiles(inputs, options)
+    described = description_of(content)
+    profiles = choose_profiles(described.inputs, options)
     seconds: dict[str, float] = {}
     choice: Choice | None = None
     if options.backend == FASTEST:
@@ -107,7 +108,9 @@ def build(
         files |= {name: ("weights", model.parent / name) for name in _external_files(model, content)}
         started = perf_counter()
         builder = import_module(_BUILDERS[options.backend])
-        built: Built = builder.build_files(BuildTask(model, Path(scratch), inputs, profiles, options, progress, watch))
+        built: Built = builder.build_files(
+            BuildTask(model, Path(scratch), described.inputs, profiles, options, progress, watch)
+        )
         seconds[built.step] = perf_counter() - started
         files |= built.files
         progress("hashing and writing the bundle")
@@ -117,8 +120,8 @@ def build(
             return Manifest(
                 backend=options.backend,
                 members=members,
-                inputs=inputs,
-                outputs=outputs,
+                inputs=described.inputs,
+                outputs=described.outputs,
                 requires={"platform": _platform(), **built.requires},
                 profiles=profiles,
                 metadata={p.key: p.value for p in content.metadata_props if p.key.startswith(PREFIX)},
@@ -210,11 +213,6 @@ def _check_nodes(model: Path, options: BuildOptions) -> None:
         if len(refused) > _NODES_SHOWN:
             shown.append(f"and {len(refused) - _NODES_SHOWN} more")
         raise NaDeployError(f"{options.backend} cannot take {model}: " + "; ".join(shown))
-
-
-def _interface(content: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    weights = frozenset(tensor.name for tensor in content.graph.initializer)
-    return tensor_specs(list(content.graph.input), weights), tensor_specs(list(content.graph.output))
 
 
 def _external_files(model: Path, content: onnx.ModelProto) -> list[str]:

@@ -1,29 +1,14 @@
-"""The description of a model that is read without loading it: inputs, outputs and metadata of a file or a bundle."""
+"""The description of a model that is read without loading it, of a file or a bundle."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from na_deploy.model_file.graph import read_model, tensor_specs
-from na_deploy.model_file.tensors import TensorSpec
+from na_deploy.model_file.description import Description, description_of
+from na_deploy.model_file.graph import read_model
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.bundle.archive import is_bundle, read_manifest
-
-
-@dataclass(frozen=True)
-class Description:
-    """A model's interface.
-
-    Attributes:
-        inputs: specs of the arrays it takes.
-        outputs: specs of the arrays it gives.
-        metadata: the exporter's record, ``None`` for a model from elsewhere.
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    metadata: ModelMetadata | None
+from na_deploy.runtime.bundle.manifest import Manifest
 
 
 def describe(path: Path) -> Description:
@@ -32,13 +17,9 @@ def describe(path: Path) -> Description:
     Raises:
         NaDeployError: the file or the manifest is missing or damaged.
     """
-    if is_bundle(path):
-        manifest = read_manifest(path)
-        return Description(manifest.inputs, manifest.outputs, ModelMetadata.from_props(manifest.metadata))
-    content = read_model(path)
-    given = frozenset(tensor.name for tensor in content.graph.initializer)
-    return Description(
-        tensor_specs(list(content.graph.input), given),
-        tensor_specs(list(content.graph.output)),
-        ModelMetadata.from_props({entry.key: entry.value for entry in content.metadata_props}),
-    )
+    return description_in(read_manifest(path)) if is_bundle(path) else description_of(read_model(path))
+
+
+def description_in(manifest: Manifest) -> Description:
+    """Return the description of a bundle's model."""
+    return Description(manifest.inputs, manifest.outputs, ModelMetadata.from_props(manifest.metadata))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from na_deploy.errors import NaDeployError, UsageError
+from na_deploy.progress import Counted, silently
 from na_deploy.runtime.evaluation.figures import DataSet, Figures, Scorer
 from na_deploy.runtime.images.batches import run_in_batches
 from na_deploy.runtime.images.prepare import read_image
 from na_deploy.runtime.results.predict import Result, ResultOptions, image_preprocessing, prepare_picture, read_result
 from na_deploy.runtime.session import Session, load
-
-Counted = Callable[[Sequence[int], str], Iterator[int]]
-"""Yields the items it is given, and shows how far that is under the name given."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,6 @@ class Report:
     pictures: int
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
-
-
-def silently(items: Sequence[int], _: str) -> Iterator[int]:
-    """Yield the items and show nothing."""
-    yield from items
 
 
 def evaluate(

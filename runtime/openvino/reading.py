@@ -14,6 +14,7 @@ import onnx.inliner
 from na_deploy.attention.schema import DOMAIN, OPERATORS
 from na_deploy.errors import NaDeployError
 from na_deploy.model_file.flatten import flatten, foreign_operators, is_flat
+from na_deploy.model_file.graph import load_weights
 from na_deploy.runtime.native_libraries import openvino_library
 from na_deploy.runtime.openvino.library import AXES, OpenVinoLibrary
 from na_deploy.runtime.session import SessionOptions
@@ -126,16 +127,12 @@ def _inner_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _inlined(path: Path, model: onnx.ModelProto, functions: list[tuple[str, str]]) -> onnx.ModelProto:
-    _load_weights(path, model)
+    load_weights(path, model)
     return onnx.inliner.inline_selected_functions(model, functions)
 
 
-def _load_weights(path: Path, model: onnx.ModelProto) -> None:
-    onnx.load_external_data_for_model(model, str(path.resolve().parent))
-
-
 def _flat_bytes(path: Path, model: onnx.ModelProto) -> bytes:
-    _load_weights(path, model)
+    load_weights(path, model)
     return _serialized(path, model if is_flat(model) else flatten(model))
 
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import re
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any
 
 import numpy as np
-import onnx
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
-from na_deploy.model_file.graph import read_model, tensor_specs
+from na_deploy.model_file.description import Description, description_of
+from na_deploy.model_file.graph import read_model
 from na_deploy.model_file.tensors import Array, TensorSpec
-from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.backend_names import PRECISIONS
 from na_deploy.runtime.backends.model_bytes import verified_model
-from na_deploy.runtime.bundle.manifest import Manifest
+from na_deploy.runtime.bundle.description import description_in
 from na_deploy.runtime.openvino.compiled import import_compiled
 from na_deploy.runtime.openvino.reading import Graph, read_graph
 from na_deploy.runtime.session import Session, SessionOptions
@@ -42,7 +40,7 @@ def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:
     if options.manifest is not None:
         found = import_compiled(openvino, core, options, precision, settings)
         if found is not None:
-            return OpenVinoSession(path, _described(options.manifest), _Compiled(*found), found[1].library)
+            return OpenVinoSession(path, description_in(options.manifest), _Compiled(*found), found[1].library)
         core = openvino.Core()  # without the nodes of a compiled model that did not fit
     if options.cache is not None:
         settings["CACHE_DIR"] = str(options.cache)
@@ -58,26 +56,7 @@ def open_session(path: Path, options: SessionOptions) -> OpenVinoSession:
         raise
     except Exception as error:
         raise NaDeployError(f"OpenVINO {version(openvino)} refuses {path}: {reason(error)}") from error
-    return OpenVinoSession(path, _described(model), _Compiled(compiled, graph), graph.library)
-
-
-@dataclass(frozen=True)
-class _Description:
-    """Inputs, outputs and metadata of a model."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    metadata: ModelMetadata | None
-
-
-def _described(source: onnx.ModelProto | Manifest) -> _Description:
-    if isinstance(source, Manifest):
-        return _Description(source.inputs, source.outputs, ModelMetadata.from_props(source.metadata))
-    weights = frozenset(tensor.name for tensor in source.graph.initializer)
-    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in source.metadata_props})
-    return _Description(
-        tensor_specs(list(source.graph.input), skip=weights), tensor_specs(list(source.graph.output)), metadata
-    )
+    return OpenVinoSession(path, description_of(model), _Compiled(compiled, graph), graph.library)
 
 
 def import_openvino() -> Any:
@@ -176,7 +155,7 @@ class OpenVinoSession(Session):
 
     backend = "openvino"
 
-    def __init__(self, path: Path, described: _Description, compiled: _Compiled, library: Path | None) -> None:
+    def __init__(self, path: Path, described: Description, compiled: _Compiled, library: Path | None) -> None:
         self.path = path
         self.library = library
         self.inputs, self.outputs, self.metadata = described.inputs, described.outputs, described.metadata

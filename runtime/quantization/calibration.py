@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -12,15 +12,14 @@ import numpy as np
 import onnx
 
 from na_deploy.errors import NaDeployError, one_line
+from na_deploy.model_file.graph import ask_for
 from na_deploy.model_file.tensors import Array
+from na_deploy.progress import Counted
 from na_deploy.runtime.native_libraries import onnxruntime_library, register
 
-METHODS = ("minmax", "percentile", "entropy")
 BINS = {"percentile": 2048, "entropy": 256}
 ROWS = 512
 """Rows of an activation that are kept from all samples together, for decisions on single layers."""
-
-Counted = Callable[[Sequence[int], str], Iterator[int]]
 
 
 @dataclass
@@ -51,8 +50,7 @@ def open_float(model: onnx.ModelProto, extra: Sequence[str] = (), fuse: bool = T
 
     asked = onnx.ModelProto()
     asked.CopyFrom(model)
-    known = {value.name for value in [*asked.graph.output, *asked.graph.input]}
-    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra if name not in known)
+    ask_for(asked, extra)
 
     def fresh() -> Any:
         options = onnxruntime.SessionOptions()
@@ -91,7 +89,7 @@ def calibrate(
         model: the float model, weights in memory.
         names: values whose ranges are asked for.
         samples: see :class:`~na_deploy.runtime.quantization.samples.Samples`.
-        method: one of :data:`METHODS`.
+        method: one of :data:`~na_deploy.runtime.quantization.choices.METHODS`.
         percentile: share of values in percent that "percentile" keeps.
         detailed: values whose rows and channels are asked for, too.
         counted: shows how far it is.

@@ -11,8 +11,6 @@ from onnx import TensorProto, numpy_helper
 
 from na_deploy.runtime.quantization.layers import Layer, drop_unused
 
-FORMATS = ("int8", "fp8")
-TARGETS = ("any", "tensorrt", "cpu")
 FP8_LARGEST = 448.0
 """Largest number of E4M3 (https://arxiv.org/abs/2209.05433)."""
 LEAST_RANGE = 1e-6
@@ -32,7 +30,7 @@ def insert(
         model: prepared by ``opset.lower_opset`` and ``layers.keep_bias_apart``; not changed.
         layers: the layers to quantize.
         ranges: of their sources, and of the results of convolutions.
-        kind: one of :data:`FORMATS`.
+        kind: one of :data:`~na_deploy.runtime.quantization.choices.FORMATS`.
         target: "tensorrt" rounds what layers read alone; "any" the results of convolutions, too, without which ONNX
             Runtime convolves in float; "cpu" gives activations the whole of uint8, between their smallest and largest.
     """

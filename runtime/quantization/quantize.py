@@ -6,17 +6,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.files import check_output, staged_output
-from na_deploy.model_file.graph import bytes_on_disk, read_model
+from na_deploy.model_file.graph import bytes_on_disk, load_weights, read_model
 from na_deploy.models.metadata import ModelMetadata
-from na_deploy.progress import Progress, silent
-from na_deploy.runtime.quantization.calibration import METHODS, Counted, calibrate
-from na_deploy.runtime.quantization.insertion import FORMATS, TARGETS, insert
+from na_deploy.progress import Counted, Progress, silent, silently
+from na_deploy.runtime.quantization.calibration import calibrate
+from na_deploy.runtime.quantization.choices import FORMATS, METHODS, TARGETS
+from na_deploy.runtime.quantization.insertion import insert
 from na_deploy.runtime.quantization.layers import (
     Layer,
     chosen_layers,
@@ -24,7 +24,7 @@ from na_deploy.runtime.quantization.layers import (
     keep_bias_apart,
 )
 from na_deploy.runtime.quantization.opset import lower_opset
-from na_deploy.runtime.quantization.samples import Arrays, Pictures, Samples
+from na_deploy.runtime.quantization.samples import read_samples
 from na_deploy.runtime.quantization.sensitivity import Sensitivity, measure
 from na_deploy.runtime.quantization.smoothing import smooth, smoothable
 from na_deploy.runtime.quantization.trial import MEASURED, Trial, class_output, finds_objects
@@ -43,7 +43,7 @@ class QuantizationOptions:
     Attributes:
         kind: "int8" or "fp8", floating point of 8 bits (E4M3).
         target: "any", "tensorrt" or "cpu"; see :func:`~na_deploy.runtime.quantization.insertion.insert`.
-        calibration: one of :data:`~na_deploy.runtime.quantization.calibration.METHODS`.
+        calibration: one of :data:`~na_deploy.runtime.quantization.choices.METHODS`.
         percentile: share of values in percent that "percentile" keeps.
         limit: most samples.
         exclude: layers to keep in float, by patterns of their names.
@@ -143,12 +143,13 @@ def quantize(
         VerificationError: the written file does not run as it should, or no choice of layers keeps ``max_drop``.
     """
     options = options or QuantizationOptions()
-    say, counted = progress or silent, counted or _silently
+    say, counted = progress or silent, counted or silently
     if (images is None) == (data is None):
         raise UsageError("give either --images, a folder of pictures, or --data, a .npz file; activations need samples")
     check_output(target, (source,), (".onnx",))
     model = read_model(source)
-    onnx.load_external_data_for_model(model, str(source.resolve().parent))
+    size_before = bytes_on_disk(source, model)
+    load_weights(source, model)
     found = find_layers(model, source.name)
     # TensorRT convolves in fp8 on few GPUs, and convolutions are a small part.
     layers = chosen_layers(found, options.exclude)
@@ -161,8 +162,7 @@ def quantize(
         if options.max_drop is not None and class_output(session) is None:
             raise UsageError(f"--max-drop compares classes, and {source.name} has none; choose layers with --exclude")
         objects = finds_objects(session)
-        samples: Samples
-        samples = Pictures(images, session, options.limit) if images else Arrays(_given(data), session, options.limit)
+        samples = read_samples(session, options.limit, images=images, data=data)
         if len(samples) < USUAL:
             warnings.append(
                 f"calibrated on {len(samples)} {'sample' if len(samples) == 1 else 'samples'}; "
@@ -206,7 +206,7 @@ def quantize(
         tuple(sensitivities),
         (*_left(found, layers), *kept),
         tuple(smoothed),
-        bytes_on_disk(source, read_model(source)),
+        size_before,
         size,
         None if objects else measured.worst.relative,
         measured.agreement,
@@ -214,15 +214,6 @@ def quantize(
         clock.laps,
         tuple(warnings),
     )
-
-
-def _given(data: Path | None) -> Path:
-    assert data is not None
-    return data
-
-
-def _silently(items: Sequence[int], _: str) -> Any:
-    yield from items
 
 
 def _left(found: Sequence[Layer], layers: Sequence[Layer]) -> list[str]:

@@ -74,6 +74,14 @@ class Pictures(Samples):
             yield {spec.name: pixels.repeat(batch, axis=0) if batch > 1 else pixels}
 
 
+def read_samples(session: Session, limit: int, *, images: Path | None, data: Path | None) -> Samples:
+    """Return a model's samples: pictures of a folder, or arrays of a file where no folder is given."""
+    if images is not None:
+        return Pictures(images, session, limit)
+    assert data is not None
+    return Arrays(data, session, limit)
+
+
 def _classes(folder: Path, session: Session, paths: list[Path]) -> tuple[int, ...]:
     """Return the class number of each picture of a classifier where the folder's folders are its classes."""
     answer = answer_of(session.outputs, session.metadata)

@@ -18,7 +18,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from na_deploy.runtime.quantization.calibration import Counted, open_float
+from na_deploy.progress import Counted
+from na_deploy.runtime.quantization.calibration import open_float
 from na_deploy.runtime.quantization.layers import Layer
 
 

@@ -12,7 +12,7 @@ from na_deploy.errors import NaDeployError, UsageError, VerificationError, one_l
 from na_deploy.model_file.answers import LOGITS, answer_of
 from na_deploy.model_file.differences import Difference, worst_difference
 from na_deploy.model_file.tensors import Array
-from na_deploy.runtime.quantization.calibration import Counted
+from na_deploy.progress import Counted
 from na_deploy.runtime.quantization.samples import Samples
 from na_deploy.runtime.session import Session, load
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import na_deploy
 from na_deploy.models import build_model, load_model
-from na_deploy.runtime.quantization.calibration import METHODS
+from na_deploy.runtime.quantization.choices import METHODS
 from na_deploy.runtime.quantization.quantize import QuantizationOptions, quantize
 
 REPORTED = 0.9956
@@ -120,15 +120,6 @@ def test_the_committed_picture_is_a_seven(exported: Exporter) -> None:
         first = session.predict(DIGITS / "seven.png").predictions[0]  # type: ignore[union-attr]
     assert first.label == "seven"
     assert first.probability > 0.97
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: two that wait for each other on a busy core take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")
