@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from na_deploy.errors import UsageError
 from na_deploy.runtime.backend_names import AUTO, PRECISIONS, SESSION_BACKENDS
+
+if TYPE_CHECKING:
+    from na_deploy.runtime.bench.candidates import Candidate
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
@@ -71,6 +75,42 @@ def threads_option() -> Callable[[AnyCommand], AnyCommand]:
     return click.option(
         "--threads", type=click.IntRange(min=1), help="Threads per operator; the runtime decides by default."
     )
+
+
+def paths_and_candidates(
+    paths: Sequence[Path], backends: str | None, precision: str | None, *, kinds: str, each: str
+) -> tuple[list[tuple[Path, str, list[Candidate] | None]], list[str]]:
+    """Return every path with its label and the backends to run it on, and sentences on backends that are left out.
+
+    Args:
+        paths: files, bundles or checkpoints. A label is the file's name where no other has that, else the path.
+        backends: names as users write them; ``None`` gives ``None``, each model's own.
+        precision: that of a single backend.
+        kinds: the kinds of files that are taken, for messages.
+        each: the word for one of them, for messages.
+
+    Raises:
+        UsageError: a file does not exist or is given twice, there is no such backend, or the precision has no place.
+    """
+    from na_deploy.runtime.bench.candidates import ONE_PRECISION, choose_candidates
+
+    if precision is not None and backends is None:
+        raise UsageError(ONE_PRECISION)
+    found: list[tuple[Path, str, list[Candidate] | None]] = []
+    left_out: list[str] = []
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist; give {kinds}")
+        if paths.count(path) > 1:
+            raise UsageError(f"{path} is given twice; give each {each} once")
+        label = path.name if sum(other.name == path.name for other in paths) == 1 else str(path)
+        if backends is None:
+            found.append((path, label, None))
+            continue
+        candidates, without = choose_candidates(path, backends, precision)
+        left_out += [sentence for sentence in without if sentence not in left_out]
+        found.append((path, label, candidates))
+    return found, left_out
 
 
 class GroupedCommand(click.Command):

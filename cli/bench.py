@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.arguments import backends_option, device_option, precision_option, threads_option
+from na_deploy.cli.arguments import (
+    backends_option,
+    device_option,
+    paths_and_candidates,
+    precision_option,
+    threads_option,
+)
 from na_deploy.cli.output import check_plot, console, print_json, table
 from na_deploy.cli.progress import progress_line
 from na_deploy.errors import UsageError
@@ -104,29 +110,18 @@ def choose_targets(
     Raises:
         UsageError: a file does not exist, is given twice, or ``torch`` lacks its checkpoint.
     """
-    from na_deploy.runtime.bench.candidates import ONE_PRECISION, choose_candidates
     from na_deploy.runtime.bench.compare import BODIES, Target
     from na_deploy.runtime.bundle import is_bundle
     from na_deploy.runtime.session import default_backend
 
-    if precision is not None and backends is None:
-        raise UsageError(ONE_PRECISION)
     running: dict[str, Any] = {} if device is None else {"device": device}
     targets: list[Target] = []
-    left_out: list[str] = []
-    for path in paths:
-        if not path.exists():
-            raise UsageError(f"{path} does not exist; give .onnx files or bundles")
-        if paths.count(path) > 1:
-            raise UsageError(f"{path} is given twice; give each target once")
-        name = path.name if sum(other.name == path.name for other in paths) == 1 else str(path)
-        if backends is None:
+    asked, left_out = paths_and_candidates(paths, backends, precision, kinds=".onnx files or bundles", each="target")
+    for path, name, candidates in asked:
+        if candidates is None:
             targets.append(Target(name, "session", path, running, path))
-        else:
-            candidates, without = choose_candidates(path, backends, precision)
-            left_out += [sentence for sentence in without if sentence not in left_out]
-            for candidate in candidates:
-                targets.append(Target(f"{name}, {candidate}", "session", path, candidate.options | running, path))
+        for candidate in candidates or ():
+            targets.append(Target(f"{name}, {candidate}", "session", path, candidate.options | running, path))
         if "bodies" in compare_to:
             targets.append(Target(f"{name}, function bodies", "session", path, BODIES, path))
     if "torch" in compare_to:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.arguments import backends_option, device_option, precision_option, threads_option
+from na_deploy.cli.arguments import (
+    backends_option,
+    device_option,
+    paths_and_candidates,
+    precision_option,
+    threads_option,
+)
 from na_deploy.cli.output import console, print_json, table
 from na_deploy.cli.progress import counted
 from na_deploy.errors import UsageError
@@ -115,24 +121,17 @@ def choose_targets(
         UsageError: a file does not exist or is given twice, there is no such backend, or ``checkpoints`` is given and
             no model is one.
     """
-    from na_deploy.runtime.bench.candidates import ONE_PRECISION, choose_candidates
     from na_deploy.runtime.evaluation.compare import Target
     from na_deploy.runtime.session import default_backend
 
-    if precision is not None and backends is None:
-        raise UsageError(ONE_PRECISION)
+    asked, left_out = paths_and_candidates(
+        models, backends, precision, kinds=".onnx files, bundles or checkpoints", each="model"
+    )
     targets: list[Target] = []
-    left_out: list[str] = []
-    for path in models:
-        if not path.exists():
-            raise UsageError(f"{path} does not exist; give .onnx files, bundles or checkpoints")
-        if models.count(path) > 1:
-            raise UsageError(f"{path} is given twice; give each model once")
-        name = path.name if sum(other.name == path.name for other in models) == 1 else str(path)
-        if backends is None:
+    for path, name, candidates in asked:
+        if candidates is None:
             targets.append(Target(name, path, dict(options)))
             continue
-        candidates, left_out = choose_candidates(path, backends, precision)
         for candidate in candidates:
             label = f"{name}, {candidate}" if len(candidates) > 1 else name
             targets.append(Target(label, path, candidate.options | options))

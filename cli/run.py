@@ -121,10 +121,11 @@ def command(
 
 def _tell_precision(session: Session, threads: int | None) -> None:
     """Say what bfloat16 does to the outputs, on stderr."""
-    from na_deploy.runtime.precision_difference import difference_text, precision_difference
+    from na_deploy.runtime.precision_difference import precision_note
 
-    if session.precision == "bf16":
-        click.echo(f"note: {session.path.name} {difference_text(precision_difference(session, threads))}", err=True)
+    note = precision_note(session, threads)
+    if note is not None:
+        click.echo(f"note: {session.path.name} {note}", err=True)
 
 
 def _write(target: Path, results: dict[str, Array]) -> None:

@@ -27,7 +27,7 @@ from na_deploy.deployment.source import ModelSource, open_source
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file.answers import answer_of
 from na_deploy.progress import Progress, silent
-from na_deploy.runtime.precision_difference import difference_text, precision_difference
+from na_deploy.runtime.precision_difference import precision_note
 from na_deploy.runtime.session import load
 
 
@@ -148,9 +148,8 @@ def _stage(source: ModelSource, repository: Path, staging: Path, options: Packag
 def _precision_note(source: ModelSource, precision: str | None) -> tuple[str, ...]:
     """Return what bfloat16 does to a model's outputs; nothing where it computes in float32."""
     with load(source.path, "openvino", precision=precision) as session:
-        if session.precision != "bf16":
-            return ()
-        return (difference_text(precision_difference(session)),)
+        note = precision_note(session)
+        return () if note is None else (note,)
 
 
 def _stage_helper(config: Config, code: str | None, repository: Path, staging: Path) -> PackagedModel:

@@ -37,8 +37,14 @@ def precision_difference(session: Session, threads: int | None = None) -> float 
         return worst_difference(session.run(feeds), reference.run(feeds)).relative
 
 
-def difference_text(difference: float | None) -> str:
-    """Return the sentence about a session in bfloat16."""
+def precision_note(session: Session, threads: int | None = None) -> str | None:
+    """Return the sentence that commands show of a session in bfloat16, ``None`` of any other.
+
+    Args and errors as :func:`precision_difference`.
+    """
+    if session.precision != "bf16":
+        return None
+    difference = precision_difference(session, threads)
     if difference is None:
         return "computes in bf16; its difference to f32 is not known, since sizes are free"
     return f"computes in bf16: outputs differ from f32 by up to {difference:.1e} (relative, random inputs)"

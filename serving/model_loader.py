@@ -18,7 +18,7 @@ from na_deploy.model_file.answers import Answer, answer_of
 from na_deploy.model_file.example_inputs import example_inputs, example_shapes
 from na_deploy.model_file.tensors import Array, TensorSpec, random_input
 from na_deploy.models.preprocessing import Preprocessing
-from na_deploy.runtime.precision_difference import difference_text, precision_difference
+from na_deploy.runtime.precision_difference import precision_note
 from na_deploy.runtime.results.classification import read_labels
 from na_deploy.runtime.session import Session, load
 from na_deploy.serving.options import ServeOptions
@@ -75,9 +75,9 @@ def open_model(source: Source, options: ServeOptions) -> OpenedModel:
             log.warning("%s/%d has free sizes of unknown meaning, so it is not warmed up", source.name, source.version)
         else:
             session.run(one)
-            if session.precision == "bf16":
-                told = difference_text(precision_difference(session, options.threads))
-                log.info("%s/%d %s", source.name, source.version, told)
+            note = precision_note(session, options.threads)
+            if note is not None:
+                log.info("%s/%d %s", source.name, source.version, note)
             if options.batching.largest > 1 and _free_first_axis(session):
                 max_batch = _batch_that_agrees(session, one, options.batching.largest)
                 if not max_batch:

@@ -250,7 +250,7 @@ class _Answers(Closeable):
         self._own: list[_Worker] = []
         # A target on the function bodies is a reference itself.
         self._references: dict[Path, _Worker | None] = {
-            each.target.path: each for each in workers if each.loaded["runs_on"] == "onnxruntime CPU, function bodies"
+            each.target.path: each for each in workers if each.loaded["is_reference"]
         }
         self._folder = tempfile.TemporaryDirectory(prefix="na-deploy-bench-")
 

@@ -52,6 +52,7 @@ class Worker:
         self.run: Callable[[dict[str, Array]], Mapping[str, Array]] = lambda _: {}
         self.call: Callable[[], Mapping[str, Array]] = dict
         self.imported_mb = 0.0
+        self.is_reference = False
 
     def load(
         self, kind: str, path: str, threads: int | None, options: dict[str, Any], shapes: list[str]
@@ -71,6 +72,7 @@ class Worker:
             "load_s": loaded - imported,
             "first_s": perf_counter() - loaded,
             "runs_on": runs_on,
+            "is_reference": self.is_reference,
         }
 
     def _session(self, path: str, threads: int | None, options: dict[str, Any]) -> Callable[[], str]:
@@ -83,6 +85,7 @@ class Worker:
             session = load(path, threads=threads, **options)
             self.inputs, self.metadata, self.usual = session.inputs, session.metadata, session.usual_shapes
             self.run = session.run
+            self.is_reference = (session.backend, session.device, session.library) == ("onnxruntime", "CPU", None)
             return f"{session.backend} {session.device}, {session.attention}"
 
         return prepare
