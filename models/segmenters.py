@@ -14,7 +14,7 @@ from na_deploy.errors import CheckpointError, UsageError
 from na_deploy.models.build import build_model
 from na_deploy.models.checkpoint import Checkpoint
 from na_deploy.models.class_sets import CLASS_SETS, ClassSet, class_set, matching
-from na_deploy.models.heads.names import HeadWeights
+from na_deploy.models.heads.names import HeadWeights, load_whole
 from na_deploy.models.heads.oneformer import OneFormer
 from na_deploy.models.heads.structure import (
     HeadConfig,
@@ -79,12 +79,7 @@ def load_segmenter(
         warnings.append(f"left aside, since only training uses it: {', '.join(head.aside)}")
     with torch.device("meta"):
         module = build_segmenter(build_model(resolved.config), config)
-    weights = {f"backbone.{name}": tensor for name, tensor in backbone_weights.items()} | head.tensors
-    for name in module.state_dict():
-        if name.endswith(".num_batches_tracked"):
-            weights[name] = torch.zeros((), dtype=torch.long)
-    module.load_state_dict(weights, strict=True, assign=True)
-    module.eval().requires_grad_(False)
+    load_whole(module, backbone_weights, head)
     classes = named_classes(checkpoint, config.num_classes, warnings)
     task = _task(checkpoint, head, classes, task, warnings)
     if isinstance(module, OneFormer):

@@ -13,7 +13,7 @@ from na_deploy.models.build import build_model
 from na_deploy.models.checkpoint import Checkpoint
 from na_deploy.models.detectors.rcnn import RCNN, DetectorConfig
 from na_deploy.models.detectors.stated import read_detector
-from na_deploy.models.heads.names import HeadWeights
+from na_deploy.models.heads.names import HeadWeights, load_whole
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.models.mm_config import mm_preprocessing
 from na_deploy.models.preprocessing import Preprocessing, shortest_side
@@ -85,12 +85,7 @@ def load_detector(
         module = RCNN(build_model(resolved.config), config)
     shapes = {name: tuple(x.shape) for name, x in expected.items() if not name.endswith(".num_batches_tracked")}
     check_weights(head.tensors, shapes, checkpoint.path, f"a {head.title}")
-    weights = {f"backbone.{name}": tensor for name, tensor in backbone_weights.items()} | head.tensors
-    for name in module.state_dict():
-        if name.endswith(".num_batches_tracked"):
-            weights[name] = torch.zeros((), dtype=torch.long)
-    module.load_state_dict(weights, strict=True, assign=True)
-    module.eval().requires_grad_(False)
+    load_whole(module, backbone_weights, head)
     classes = named_classes(checkpoint, config.num_classes, warnings)
     metadata = ModelMetadata(
         architecture=resolved.architecture,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from na_deploy.models.metadata import DETECTORS, HEADS
 from na_deploy.models.weights import network_prefix
@@ -159,6 +160,22 @@ class HeadWeights:
     def title(self) -> str:
         """The head's name as people write it."""
         return HEADS[self.kind]
+
+
+def load_whole(network: nn.Module, backbone: Mapping[str, Tensor], head: HeadWeights) -> None:
+    """Load checked weights into a network around a backbone, which is then in evaluation mode, without gradients.
+
+    Args:
+        network: built on the meta device.
+        backbone: weights in the official layout.
+        head: all others. Counts of batch normalisation, which only training uses, need not be among them.
+    """
+    weights = {f"backbone.{name}": tensor for name, tensor in backbone.items()} | head.tensors
+    for name in network.state_dict():
+        if name.endswith(".num_batches_tracked"):
+            weights[name] = torch.zeros((), dtype=torch.long)
+    network.load_state_dict(weights, strict=True, assign=True)
+    network.eval().requires_grad_(False)
 
 
 def split_head(
