@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
-from rich.console import Console
-from rich.table import Table
+from rows import show_rows
 
 COLUMNS = (
     "model", "input", "parameters", "file", "export", "peak memory", "difference", "RTX build",
@@ -335,16 +334,8 @@ def main() -> None:
     import torch
 
     columns = SMALL_COLUMNS if arguments.small else COLUMNS
-    table = Table(title=describe_machine(torch.get_num_threads()))
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("model", "form", "sizes verified") else "right")
-    for row in rows:
-        table.add_row(*(row[column] for column in columns))
-    Console(width=220).print(table)
-    if arguments.output:
-        lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        lines += ["| " + " | ".join(row[column] for column in columns) + " |" for row in rows]
-        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    title, words = describe_machine(torch.get_num_threads()), ("model", "form", "sizes verified")
+    show_rows(title, columns, rows, words=words, output=arguments.output, width=220)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
-from rich.console import Console
-from rich.table import Table
+from rows import show_rows
 
 COLUMNS = (
     "model", "input", "parameters", "file", "export", "peak memory", "difference", "RTX build",
@@ -201,16 +200,8 @@ def main() -> None:
     rows = [row(kind, arguments.runs, arguments.skip, arguments.limit_s) for kind in arguments.models.split(",")]
     import torch
 
-    table = Table(title=describe_machine(torch.get_num_threads()))
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for cells in rows:
-        table.add_row(*(cells[column] for column in COLUMNS))
-    Console(width=200).print(table)
-    if arguments.output:
-        lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-        lines += ["| " + " | ".join(cells[column] for column in COLUMNS) + " |" for cells in rows]
-        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    title = describe_machine(torch.get_num_threads())
+    show_rows(title, COLUMNS, rows, words=("model",), output=arguments.output)
 
 
 if __name__ == "__main__":

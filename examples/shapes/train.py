@@ -44,6 +44,21 @@ PICTURES = 1000
 WEIGHTS = (0.4, 1.0, 1.0, 1.0, 1.0)
 """Of the classes in the loss: most pixels are ground."""
 
+
+def pipeline(divisor: int) -> str:
+    """Return a checkpoint's text on the preparation of pictures, whose sides become multiples of ``divisor``."""
+    return f"""img_norm_cfg = dict(mean={list(IMAGENET_MEAN_255)}, std={list(IMAGENET_STD_255)}, to_rgb=True)
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="MultiScaleFlipAug", img_scale=(512, 128), flip=False, transforms=[
+        dict(type="Resize", keep_ratio=True),
+        dict(type="Normalize", **img_norm_cfg),
+        dict(type="Pad", size_divisor={divisor}),
+    ]),
+]
+"""
+
+
 CONFIGURATION = f"""
 model = dict(
     type="EncoderDecoder",
@@ -51,16 +66,7 @@ model = dict(
     decode_head=dict(type="UPerHead", in_channels=[32, 64, 128], channels=32, num_classes={len(CLASSES)},
                      pool_scales=(1, 2, 3, 6), align_corners=False),
 )
-img_norm_cfg = dict(mean={list(IMAGENET_MEAN_255)}, std={list(IMAGENET_STD_255)}, to_rgb=True)
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="MultiScaleFlipAug", img_scale=(512, 128), flip=False, transforms=[
-        dict(type="Resize", keep_ratio=True),
-        dict(type="Normalize", **img_norm_cfg),
-        dict(type="Pad", size_divisor=8),
-    ]),
-]
-"""
+{pipeline(8)}"""
 
 
 def draw(seeds: range) -> tuple[Tensor, Tensor]:

@@ -19,13 +19,12 @@ import torch
 from boxes_loss import Objects, detector_loss
 from draw import CLASSES, PALETTE, draw_objects
 from torch import Tensor, nn
-from train import BACKBONE, normalised
+from train import BACKBONE, normalised, pipeline
 
 from na_deploy.models import build_model
 from na_deploy.models.detectors.heads import BoxHeadConfig, MaskHeadConfig
 from na_deploy.models.detectors.rcnn import RCNN, DetectorConfig
 from na_deploy.models.detectors.rpn import RPNConfig
-from na_deploy.models.preprocessing import IMAGENET_MEAN_255, IMAGENET_STD_255
 
 KINDS = len(CLASSES) - 1
 WIDTH = 32
@@ -81,16 +80,7 @@ model = dict(
         rpn=dict(nms_pre=200, max_per_img=60, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0),
         rcnn=dict(score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=20, mask_thr_binary=0.5)),
 )
-img_norm_cfg = dict(mean={list(IMAGENET_MEAN_255)}, std={list(IMAGENET_STD_255)}, to_rgb=True)
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="MultiScaleFlipAug", img_scale=(512, 128), flip=False, transforms=[
-        dict(type="Resize", keep_ratio=True),
-        dict(type="Normalize", **img_norm_cfg),
-        dict(type="Pad", size_divisor=16),
-    ]),
-]
-"""
+{pipeline(16)}"""
 
 
 def draw(seeds: range) -> tuple[Tensor, Tensor, Tensor]:

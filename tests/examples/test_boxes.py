@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,15 +52,6 @@ def test_objects_are_the_shapes_that_show() -> None:
         left, top, right, bottom = box
         assert mask[top:bottom, left:right].sum() == mask.sum()
         assert all(line.any() for line in (mask[top], mask[bottom - 1], mask[:, left], mask[:, right - 1]))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: two that wait for each other on a busy core take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +83,6 @@ def test_half_precision_finds_the_same(exported: dict[str, Path]) -> None:
         assert isinstance(result, Segmentation)
         maps.append(result.class_map())
     assert np.mean(maps[0] == maps[1]) > 0.995
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: two that wait for each other on a busy core take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")
