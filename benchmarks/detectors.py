@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
-from rows import show_rows
+from whole_networks import built_engine, fastest, show_rows
 
 COLUMNS = (
     "model", "input", "parameters", "file", "export", "peak memory", "difference", "RTX build",
@@ -119,21 +119,6 @@ def saved(case: Case, folder: str, *, small: bool) -> Path:
     return path
 
 
-def built(path: Path, folder: str, profiles: Any = None) -> tuple[str, str]:
-    """Return layers and seconds of an engine, dashes where TensorRT-RTX is not installed."""
-    from na_deploy.errors import MissingDependencyError
-    from na_deploy.runtime.building.options import BuildOptions
-    from na_deploy.runtime.tensorrt.api import RTX
-    from na_deploy.runtime.tensorrt.building import build_engine
-
-    options = BuildOptions(RTX.backend, timeout_s=3600, **({"profiles": profiles} if profiles else {}))
-    try:
-        found = build_engine(path, Path(folder) / "model.engine", options)
-    except MissingDependencyError:
-        return "–", "–"
-    return str(found.layers), f"{found.parse_seconds + found.build_seconds:.1f} s"
-
-
 def measure(case: Case, runs: int) -> dict[str, str]:
     """Export, build and run one model in this process."""
     import numpy as np
@@ -150,7 +135,7 @@ def measure(case: Case, runs: int) -> dict[str, str]:
         exported = time.perf_counter() - started
         print(report.seconds, [case.remark for case in report.cases], file=sys.stderr)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-        _, engine = built(path, folder)
+        _, engine = built_engine(path)
         seconds = {}
         for name, custom in (("operator library", True), ("function bodies", False)):
             with na_deploy.load(path, custom_operators=custom) as session:
@@ -220,7 +205,7 @@ def prove(case: Case, form: dict[str, str]) -> dict[str, str]:
         report = export(weights, path, arch=case.arch, **wishes)
         shapes = ((1, 3, 64, 64), (1, 3, 192, 256), (2, 3, 320, 400))
         profiles = {"image": Profile(*shapes)} if "dynamic" in form else None
-        layers, engine = built(path, folder, profiles)
+        layers, engine = built_engine(path, profiles)
         values = (
             case.title,
             ", ".join(form.values()) or "fp32",
@@ -288,17 +273,6 @@ def compare_regions(runs: int) -> None:
         print(f"{name}: {seconds:.2f} s")
     difference = np.abs(results[0] - results[1]).max() / np.abs(results[1]).max()
     print(f"difference {difference:.1e} (relative), {describe_machine(torch.get_num_threads())}")
-
-
-def fastest(call: Any, runs: int) -> float:
-    """Return the shortest of some runs, after one that is not counted."""
-    call()
-    taken = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - started)
-    return min(taken)
 
 
 def main() -> None:

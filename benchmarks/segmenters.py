@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
-from rows import show_rows
+from whole_networks import built_engine, fastest, show_rows
 
 COLUMNS = (
     "model", "input", "parameters", "file", "export", "peak memory", "difference", "RTX build",
@@ -116,7 +116,7 @@ def measure(kind: str, runs: int, skip: Collection[str], folder: Path) -> Iterat
             with na_deploy.load(path, custom_operators=custom) as session:
                 yield {name: f"{fastest(lambda: session.run({'image': image}), runs):.2f} s"}
     if "RTX build" not in skip:
-        yield {"RTX build": build(path)}
+        yield {"RTX build": built_engine(path)[1]}
     import torch
 
     module = load_model(weights, arch=case.arch, dilations=case.dilations).module
@@ -124,30 +124,6 @@ def measure(kind: str, runs: int, skip: Collection[str], folder: Path) -> Iterat
     if "PyTorch, tiles" not in skip:
         with torch.inference_mode():
             yield {"PyTorch, tiles": f"{fastest(lambda: module(torch.from_numpy(image)), runs):.2f} s"}
-
-
-def build(path: Path) -> str:
-    """Return seconds of an engine's build; a dash where TensorRT-RTX is not installed."""
-    from na_deploy.errors import MissingDependencyError
-    from na_deploy.runtime.building.options import BuildOptions
-    from na_deploy.runtime.tensorrt.api import RTX
-    from na_deploy.runtime.tensorrt.building import build_engine
-
-    try:
-        built = build_engine(path, path.with_suffix(".engine"), BuildOptions(RTX.backend, timeout_s=3600))
-    except MissingDependencyError:
-        return MISSING
-    return f"{built.parse_seconds + built.build_seconds:.1f} s"
-
-
-def fastest(call: Any, runs: int) -> float:
-    """Return the shortest of some runs after one that is not counted; with 0 runs, that one's time."""
-    taken = []
-    for _ in range(runs + 1):
-        started = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - started)
-    return min(taken[1:] or taken)
 
 
 def row(kind: str, runs: int, skip: str, limit_s: float | None) -> dict[str, str]:
