@@ -1,8 +1,8 @@
 """From a unit of plugins/cuda to its machine code: compiled by nvcc as the library's units are, read by cuobjdump.
 
 A unit of the library holds a kernel for each shape of tile. Here it gets one, which is compiled in two seconds instead
-of twelve; nothing else of it changes. Kernels that tests need for two architectures, and the plain kernels of all types,
-are compiled at once. What was compiled is kept in build/sass, by what it was compiled from.
+of twelve; nothing else of it changes. Kernels that tests need for two architectures, and the plain kernels of all
+types, are compiled at once. What was compiled is kept in build/sass, by what it was compiled from.
 """
 
 from __future__ import annotations
