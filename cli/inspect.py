@@ -215,6 +215,12 @@ def _work(summary: ModelSummary) -> str:
         f"{size_text(summary.attention_multiply_adds, '')} of {size_text(total, '')} "
         f"multiply-adds ({summary.attention_share:.1%}) at input {sizes}"
     )
+    if summary.counted_once:
+        products = "product" if summary.counted_once == 1 else "products"
+        text += (
+            f"; {size_text(summary.once_multiply_adds, '')} of them are one turn of loops whose length the data decide "
+            f"({summary.counted_once} {products}), more turns are not counted"
+        )
     if summary.uncounted:
         text += f"; {summary.uncounted} matrix products of unknown shape are not counted"
     return text

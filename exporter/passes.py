@@ -89,7 +89,7 @@ def name_attention_masks(model: ir.Model) -> None:
 def name_products(model: ir.Model) -> None:
     """Name convolutions and matrix products after their modules, from which inspection tells a network's parts."""
     for number, node in enumerate(model.graph):
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
             module = next((scope for scope in reversed(scopes[:-1]) if scope), "")
             node.name = f"{module.removeprefix('model.')}.{node.op_type}_{number}".lstrip(".")

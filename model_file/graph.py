@@ -58,14 +58,13 @@ def element_type(code: int) -> str:
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def known_types(model: onnx.ModelProto, sizes: Mapping[str, int]) -> tuple[Shapes, dict[str, str]]:
+def known_types(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> tuple[Shapes, dict[str, str]]:
     """Return shape and element type by value name, as far as the file states them.
 
     Args:
-        model: the model.
+        graph: a model's, or that of a branch or loop, without what is around it.
         sizes: values of the names that dynamic dimensions are written in, from :func:`bind_sizes`.
     """
-    graph = model.graph
     shapes: Shapes = {}
     types: dict[str, str] = {}
     for value in [*graph.value_info, *graph.input, *graph.output]:
@@ -108,7 +107,12 @@ def bind_sizes(inputs: tuple[TensorSpec, ...], wanted: Mapping[str, tuple[int, .
 def parameter_count(model: onnx.ModelProto) -> int:
     """Return the number of values in floating-point initializers."""
     floating = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-    return sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floating)
+    return sum(
+        math.prod(tensor.dims)
+        for graph in graphs(model.graph)
+        for tensor in graph.initializer
+        if tensor.data_type in floating
+    )
 
 
 def bytes_on_disk(path: Path, model: onnx.ModelProto) -> int:
@@ -136,7 +140,7 @@ def weight_files(model: onnx.ModelProto) -> list[str]:
     """Return the names of the files beside the model that hold its initializers."""
     locations = (
         external_data_helper.ExternalDataInfo(tensor).location
-        for graph in _graphs(model.graph)
+        for graph in graphs(model.graph)
         for tensor in graph.initializer
         if external_data_helper.uses_external_data(tensor)
     )
@@ -150,7 +154,7 @@ def embed_weights(model: onnx.ModelProto, weights: Mapping[str, bytes]) -> None:
         model: changed in place; what is in none of the files stays outside.
         weights: content of files by the names that the model calls them.
     """
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         for tensor in graph.initializer:
             if not external_data_helper.uses_external_data(tensor):
                 continue
@@ -164,23 +168,25 @@ def embed_weights(model: onnx.ModelProto, weights: Mapping[str, bytes]) -> None:
             del tensor.external_data[:]
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and those of its branches and loops."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner)
+                yield from graphs(inner)
 
 
 def matrix_multiply_adds(node: onnx.NodeProto, shapes: Shapes) -> int | None:
-    """Return the multiply-adds of a MatMul, Gemm or Conv; ``None`` where a shape is not known.
+    """Return the multiply-adds of a MatMul, Gemm, Conv or ConvTranspose; ``None`` where a shape is not known.
 
     Other operators count as 0; beside these their arithmetic is negligible.
     """
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm", "Conv"):
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
         return 0
     first, second, result = (_sizes(shapes, name) for name in (node.input[0], node.input[1], node.output[0]))
+    if node.op_type == "ConvTranspose":
+        return None if first is None or second is None else math.prod(first) * math.prod(second[1:])
     if node.op_type == "Conv":
         if second is None or result is None:
             return None

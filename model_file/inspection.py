@@ -13,8 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import onnx
-
 from na_deploy.attention import schema
 from na_deploy.attention.cost import attention_cost
 from na_deploy.attention.windows import NeighborhoodSpec
@@ -22,6 +20,7 @@ from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file import graph
 from na_deploy.model_file.description import description_of
 from na_deploy.model_file.example_inputs import example_shapes, parse_inputs
+from na_deploy.model_file.executions import Execution, executions
 from na_deploy.model_file.flatten import is_flat
 from na_deploy.model_file.products import Product, read_products, stored_weights
 from na_deploy.model_file.tensors import TensorSpec
@@ -33,6 +32,8 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 @dataclass(frozen=True)
 class NeighborhoodLayer:
     """One neighborhood attention node. Sizes are those of one run with the inspected input size.
+
+    Work and bytes of a node in a loop are those of all its turns.
 
     Attributes:
         name: the module's name in the model, such as ``levels.0.blocks.1.attn``.
@@ -111,11 +112,14 @@ class ModelSummary:
         functions: operators of na-deploy whose body the file carries.
         flat: functions were inlined: attention runs in standard operators, which stand for no layer.
         layers: neighborhood attention nodes in graph order.
-        other_multiply_adds: those of MatMul, Gemm and Conv.
-        parts: multiply-adds of a segmenter's parts by name, attention included; empty for other models.
+        other_multiply_adds: those of MatMul, Gemm, Conv and ConvTranspose, in branches and loops too.
+        parts: multiply-adds of a segmenter's or detector's parts by name, attention included; empty for other models.
         products: MatMul, Gemm and Conv nodes with constant weights, and the types they read.
-        uncounted: MatMul, Gemm and Conv nodes whose shapes the file does not state; they are not in
+        uncounted: matrix products and convolutions whose shapes the file does not state; they are not in
             ``other_multiply_adds``.
+        counted_once: matrix products, convolutions and layers in loops that end when their work is done; one turn of
+            each loop is counted.
+        once_multiply_adds: those of that one turn.
     """
 
     path: Path
@@ -132,6 +136,8 @@ class ModelSummary:
     layers: tuple[NeighborhoodLayer, ...]
     other_multiply_adds: int
     uncounted: int
+    counted_once: int = 0
+    once_multiply_adds: int = 0
     parts: Mapping[str, int] = field(default_factory=dict)
     products: tuple[Product, ...] = ()
 
@@ -177,20 +183,21 @@ def inspect_model(path: str | Path, sizes: Sequence[str] = ()) -> ModelSummary:
     described = description_of(model)
     inputs, metadata = described.inputs, described.metadata
     chosen = example_shapes(inputs, metadata, parse_inputs(sizes, [spec.name for spec in inputs]))
-    shapes, types = graph.known_types(model, graph.bind_sizes(inputs, chosen))
+    executed = executions(model, graph.bind_sizes(inputs, chosen))
 
     layers = []
-    other, uncounted = 0, 0
+    other, uncounted, once = 0, 0, list[int]()
     parts: dict[str, int] = {}
-    for node in model.graph.node:
-        if node.domain == schema.DOMAIN:
-            layers.append(_layer(path, node, shapes, types))
-            _count(parts, node.name, layers[-1].multiply_adds)
-            continue
-        multiply_adds = graph.matrix_multiply_adds(node, shapes)
-        other += multiply_adds or 0
+    for each in executed:
+        attends = each.node.domain == schema.DOMAIN
+        if attends:
+            layers.append(_layer(path, each))
+        multiply_adds = layers[-1].multiply_adds if attends else each.multiply_adds
+        other += 0 if attends else multiply_adds or 0
         uncounted += multiply_adds is None
-        _count(parts, node.name, multiply_adds or 0)
+        if each.counted_once and multiply_adds:
+            once.append(multiply_adds)
+        _count(parts, each, multiply_adds or 0)
     total = sum(layer.multiply_adds for layer in layers)
     return ModelSummary(
         path=path,
@@ -207,11 +214,15 @@ def inspect_model(path: str | Path, sizes: Sequence[str] = ()) -> ModelSummary:
         layers=tuple(replace(layer, share=layer.multiply_adds / total if total else 0.0) for layer in layers),
         other_multiply_adds=other,
         uncounted=uncounted,
-        products=tuple(read_products(model, shapes, types)),
+        counted_once=len(once),
+        once_multiply_adds=sum(once),
+        products=tuple(read_products(model, executed)),
         parts=parts if metadata is not None and metadata.head else {},
     )
 
 
+LOOPS = "loops"
+"""The part of a detector that reads regions and suppresses boxes: its nodes carry no module's name."""
 _PARTS = {
     "backbone.": "backbone",
     "decode_head.": "head",
@@ -224,9 +235,11 @@ _PARTS = {
 }
 
 
-def _count(parts: dict[str, int], node: str, multiply_adds: int) -> None:
-    """Add a node's work to the part of a segmenter or detector that its name says."""
-    part = next((part for prefix, part in _PARTS.items() if node.startswith(prefix)), None)
+def _count(parts: dict[str, int], executed: Execution, multiply_adds: int) -> None:
+    """Add a node's work to the part of a segmenter or detector that its name says, or to that of the loops."""
+    name = executed.node.name
+    part = next((part for prefix, part in _PARTS.items() if name.startswith(prefix)), None)
+    part = LOOPS if part is None and executed.nested else part
     if part is not None and multiply_adds:
         parts[part] = parts.get(part, 0) + multiply_adds
 
@@ -239,7 +252,8 @@ def group_layers(layers: Sequence[NeighborhoodLayer]) -> list[LayerGroup]:
     return [LayerGroup(_label([layer.name for layer in group]), tuple(group)) for group in groups.values()]
 
 
-def _layer(path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[str, str]) -> NeighborhoodLayer:
+def _layer(path: Path, executed: Execution) -> NeighborhoodLayer:
+    node, shapes = executed.node, executed.shapes
     name = node.name or node.output[0]
     if node.op_type not in schema.OPERATORS:
         raise NaDeployError(f"{path}: node {name} has the operator {node.op_type}, which na_deploy does not define")
@@ -266,7 +280,7 @@ def _layer(path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[s
 
     of_values = {"value_dim": value_dim, "additional": additional}
     cost = attention_cost(lengths, spec, heads, head_dim, batch=batch, **of_values, padded=is_padded)
-    dtype = types.get(node.input[0], "unknown")
+    dtype = executed.types.get(node.input[0], "unknown")
     elements = sum(math.prod(sizes) for sizes in inputs if sizes is not None)
     elements += batch * math.prod(lengths) * heads * value_dim
     return NeighborhoodLayer(
@@ -286,9 +300,9 @@ def _layer(path: Path, node: onnx.NodeProto, shapes: graph.Shapes, types: dict[s
         dtype=dtype,
         tile=cost.tile,
         span=cost.span,
-        multiply_adds=cost.multiply_adds,
-        tiled_multiply_adds=cost.tiled_multiply_adds,
-        memory_bytes=elements * _BYTES.get(dtype, 4),
+        multiply_adds=cost.multiply_adds * executed.times,
+        tiled_multiply_adds=cost.tiled_multiply_adds * executed.times,
+        memory_bytes=elements * _BYTES.get(dtype, 4) * executed.times,
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from na_deploy.model_file.graph import Shapes, element_type, matrix_multiply_adds
+from na_deploy.model_file.executions import Execution
+from na_deploy.model_file.graph import element_type, graphs
 
 KINDS = ("MatMul", "Gemm", "Conv")
 _SHORT = {"float8e4m3fn": "fp8"}
@@ -26,7 +27,7 @@ class Product:
         kind: its operator.
         activations: element type that it reads, before it is widened again: "int8", "uint8", "fp8" or a float type.
         weights: element type that its weights are stored in.
-        multiply_adds: of one run; 0 where the file does not state the shapes.
+        multiply_adds: of one run, one turn of loops of unknown length; 0 where the file does not state the shapes.
     """
 
     name: str
@@ -36,18 +37,17 @@ class Product:
     multiply_adds: int
 
 
-def read_products(model: onnx.ModelProto, shapes: Shapes, types: Mapping[str, str]) -> list[Product]:
-    """Return the products in graph order.
+def read_products(model: onnx.ModelProto, executed: Sequence[Execution]) -> list[Product]:
+    """Return the products in graph order, those in branches and loops too.
 
     Args:
         model: the model; its weights need not be in memory.
-        shapes: of values, from ``graph.known_types``.
-        types: element types of values, from there.
+        executed: its nodes.
     """
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    widened = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    weights = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
+    widened = {each.node.output[0]: each.node for each in executed if each.node.op_type == "DequantizeLinear"}
 
-    def stored(value: str) -> str:
+    def stored(value: str, types: Mapping[str, str]) -> str:
         node = widened.get(value)
         if node is None:
             return types.get(value, "unknown")
@@ -62,11 +62,12 @@ def read_products(model: onnx.ModelProto, shapes: Shapes, types: Mapping[str, st
         Product(
             module_name(node.name) if node.name else node.output[0],
             node.op_type,
-            stored(node.input[0]),
-            stored(node.input[1]),
-            matrix_multiply_adds(node, shapes) or 0,
+            stored(node.input[0], each.types),
+            stored(node.input[1], each.types),
+            each.multiply_adds or 0,
         )
-        for node in model.graph.node
+        for each in executed
+        for node in (each.node,)
         if node.op_type in KINDS and node.domain in ("", "ai.onnx") and constant(node.input[1])
     ]
 

@@ -102,6 +102,7 @@ def _subtitle(summary: ModelSummary) -> str:
         f"{len(summary.layers)} neighborhood attention layers at input {sizes}: "
         f"{count_text(summary.attention_multiply_adds)} multiply-adds, "
         f"{summary.attention_share:.1%} of the model's {count_text(total)}"
+        f"{', one turn of its loops' if summary.counted_once else ''}"
     )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from na_deploy.attention.tiling import plan_axis
 from na_deploy.attention.windows import axis_mask
+from na_deploy.cli.inspect import command
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.inspection import NeighborhoodLayer, group_layers, inspect_model
 from na_deploy.models.metadata import ModelMetadata
@@ -226,3 +229,106 @@ def test_without_matplotlib_the_message_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(MissingDependencyError, match=r"na-deploy\[plot\]"):
         plot_model(summary, tmp_path / "picture.png", "small")
+
+
+def looped(path: Path, *, turns: int | None, condition: bool = False) -> Path:
+    """A product of 6 multiply-adds, and one of 60 in a Loop, with a copy of the layer in a Loop inside of it.
+
+    Args:
+        path: the file.
+        turns: of the outer Loop, ``None`` for none stated; the inner one takes 3.
+        condition: true to let the outer Loop's body decide whether it goes on.
+    """
+
+    def value(name: str, shape: tuple[int, ...], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    def loop(count: str, body: onnx.GraphProto, state: str, result: str) -> onnx.NodeProto:
+        return helper.make_node("Loop", [count, "", state], [result], body=body)
+
+    def body(name: str, nodes: list[onnx.NodeProto], going: str, result: str, shape: tuple[int, ...]) -> Any:
+        ins = [value(f"{name}.turn", (), TensorProto.INT64), value(f"{name}.going", (), TensorProto.BOOL)]
+        outs = [value(going, (), TensorProto.BOOL), value(result, shape)]
+        keeps = helper.make_node("Identity", [f"{name}.going"], [f"{name}.on"])
+        more = helper.make_node("Less", [f"{name}.turn", "three"], [f"{name}.more"])
+        return helper.make_graph([*nodes, keeps, more], name, [*ins, value(f"{name}.state", shape)], outs)
+
+    attend = helper.make_node(
+        "NeighborhoodAttention", ["inner.state"] * 3, ["attended"], name="decoder.attn", domain="na_deploy",
+        kernel_size=[3], dilation=[1], stride=[1], is_causal=[0],
+    )  # fmt: skip
+    inner = body("inner", [attend], "inner.on", "attended", (1, 5, 1, 4))
+    nodes = [
+        helper.make_node("MatMul", ["outer.state", "weight"], ["turned"], name="turned"),
+        loop("three", inner, "q", "q.turned"),
+    ]
+    outer = body("outer", nodes, "outer.more" if condition else "outer.on", "turned", (2, 5, 6))
+    outer.value_info.append(value("q.turned", (1, 5, 1, 4)))
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["a", "b"], ["product"]),
+            loop("turns" if turns else "", outer, "x", "out"),
+        ],
+        "loops",
+        [value("x", (2, 5, 6)), value("q", (1, 5, 1, 4)), value("a", (1, 6)), value("b", (6, 1))],
+        [value("out", (2, 5, 6)), value("product", (1, 1))],
+        [
+            onnx.numpy_helper.from_array(np.array(turns or 0), "turns"),
+            onnx.numpy_helper.from_array(np.array(3), "three"),
+            onnx.numpy_helper.from_array(np.zeros((6, 6), np.float32), "weight"),
+        ],
+    )
+    imports = [helper.make_opsetid("", 20), helper.make_opsetid("na_deploy", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports), path)
+    return path
+
+
+def test_products_and_layers_in_loops_count_for_every_turn_that_the_file_states(tmp_path: Path):
+    summary = inspect_model(looped(tmp_path / "loops.onnx", turns=7))
+    pairs = int(axis_mask(5, 3).sum())
+    assert summary.other_multiply_adds == 6 + 7 * 2 * 5 * 6 * 6
+    (found,) = summary.layers
+    assert (found.name, found.multiply_adds) == ("decoder.attn", 7 * 3 * pairs * 2 * 4)
+    assert [product.name for product in summary.products] == ["turned"]
+    assert summary.counted_once == summary.uncounted == 0
+
+
+@pytest.mark.parametrize(("turns", "condition"), [(None, False), (7, True)])
+def test_loops_that_the_data_end_count_for_one_turn_and_the_table_says_so(
+    turns: int | None, condition: bool, tmp_path: Path
+):
+    path = looped(tmp_path / "loops.onnx", turns=turns, condition=condition)
+    summary = inspect_model(path)
+    pairs = int(axis_mask(5, 3).sum())
+    assert summary.other_multiply_adds == 6 + 2 * 5 * 6 * 6
+    assert summary.layers[0].multiply_adds == 3 * pairs * 2 * 4
+    assert (summary.counted_once, summary.once_multiply_adds) == (2, 360 + 3 * pairs * 8)
+    shown = CliRunner().invoke(command, [str(path)], terminal_width=300).output
+    assert "one turn of loops whose length the data decide (2 products), more turns are not counted" in " ".join(
+        shown.split()
+    )
+
+
+def test_of_two_branches_the_one_with_more_work_counts_and_a_scan_counts_its_sequence(tmp_path: Path):
+    def value(name: str, *shape: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    def branch(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
+        return helper.make_graph(nodes, name, [], [value(nodes[-1].output[0], 4, 4)])
+
+    def product(name: str, left: str = "x") -> onnx.NodeProto:
+        return helper.make_node("MatMul", [left, "x"], [name])
+
+    choice = {"then_branch": branch("yes", product("one")), "else_branch": branch("no", product("a"), product("b"))}
+    step = helper.make_graph([product("row", "part")], "step", [value("part", 1, 4)], [value("row", 1, 4)])
+    nodes = [
+        helper.make_node("If", ["flag"], ["chosen"], **choice),
+        helper.make_node("Scan", ["many"], ["rows"], body=step, num_scan_inputs=1),
+    ]
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, ())
+    outputs = [value("chosen", 4, 4), value("rows", 9, 1, 4)]
+    graph = helper.make_graph(nodes, "choice", [value("x", 4, 4), value("many", 9, 1, 4), flag], outputs)
+    onnx.save(helper.make_model(graph), tmp_path / "choice.onnx")
+    summary = inspect_model(tmp_path / "choice.onnx")
+    assert summary.other_multiply_adds == 2 * 4 * 4 * 4 + 9 * 4 * 4
+    assert summary.uncounted == summary.counted_once == 0
