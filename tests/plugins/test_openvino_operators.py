@@ -192,6 +192,31 @@ def test_callers_at_the_same_time_get_the_same_bits(load_node, precision: str):
                 np.testing.assert_array_equal(found["lse"], expected["lse"])
 
 
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no bfloat16 products")
+def test_between_products_in_bfloat16_nothing_is_converted_or_copied(tmp_path: Path):
+    model = node_model(PACKED_OPERATOR, packed(1, (8, 9), 2, 16), lse=False, kernel_size=(3, 3))
+    graph = model.graph
+    graph.initializer.append(onnx.numpy_helper.from_array(normal(16, 16), "weights"))
+    graph.node[0].input[0], graph.node[0].output[0] = "products", "attended"
+    graph.node.insert(0, onnx.helper.make_node("MatMul", ["qkv", "weights"], ["products"]))
+    graph.node.append(onnx.helper.make_node("MatMul", ["attended", "weights"], ["output"]))
+    onnx.save(model, tmp_path / "node.onnx")
+    with na_deploy.load(tmp_path / "node.onnx", backend="openvino", threads=1, precision="bf16") as session:
+        nodes = session._compiled.model.get_runtime_model().get_ordered_ops()
+        kinds = {_layer(node) for node in nodes}
+        precisions = {
+            str(node.get_rt_info()["outputPrecisions"].value) for node in nodes if _layer(node) == "Reference"
+        }
+    assert {"FullyConnected", "Reference"} <= kinds
+    assert not kinds & {"Convert", "Subgraph"}, kinds
+    assert precisions == {"bf16"}
+
+
+def _layer(node: Any) -> str:
+    """Return the kind of a node of an executed graph."""
+    return str(node.get_rt_info()["layerType"].value)
+
+
 def test_refusals_are_one_sentence_and_the_session_goes_on(load_node):
     with load_node(PACKED_OPERATOR, packed(1, (9, 8), 2, 16), True, kernel_size=(7, 7)) as session:
         with pytest.raises(NaDeployError, match=r"7\*1 = 7 exceeds the length 5 of spatial axis 0; use a larger map"):
