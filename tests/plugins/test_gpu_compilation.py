@@ -60,4 +60,4 @@ def test_hoppers_products_do_not_wait_for_each_other(unit: Unit):
 
 def test_a_register_that_spills_is_an_error():
     with pytest.raises(RuntimeError, match="spill"):
-        compile_source(SPILLING, "90a", ("-Xptxas=-v,-warn-spills,-Werror",))
+        compile_source(SPILLING, ("90a",), ("-Xptxas=-v,-warn-spills,-Werror",))

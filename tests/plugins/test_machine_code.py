@@ -188,9 +188,9 @@ def test_the_one_pass_kernels_machine_code_agrees_with_float64(unit: Unit, case:
 @pytest.mark.parametrize(
     ("unit", "lengths", "kernel_size"),
     [
-        (Unit("Half", 32, 4), (13, 17), (7, 7)),
-        (Unit("Half", 32, 30), (13, 17), (7, 7)),
-        (Unit("Half", 64, 20), (150,), (31,)),
+        (Unit("Half", 32, 4), (9, 17), (3, 5)),
+        (Unit("Half", 32, 30), (9, 17), (3, 5)),
+        (Unit("Half", 64, 20), (150,), (9,)),
         (Unit("Half", 0, PLAIN), (13,), (3,)),
     ],
     ids=told,
@@ -253,7 +253,7 @@ def without(wait: str, own: Instruction) -> Instruction:
 )
 def test_a_wait_that_is_left_out_is_found(unit: Unit, wait: str):
     """By a wrong result, or by queries that are computed again because their result is no number."""
-    case = Case((300,), (201,)) if unit.tactic == 20 else Case((13, 17), (7, 7))
+    case = Case((140,), (70,), heads=1) if unit.tactic == 20 else Case((9, 17), (5, 7), heads=1)
     problem, expected = case.make(unit.kind, unit.dim)
     memory = place(problem.params, {**problem.arrays, "output": problem.output, "lse": problem.lse})
     launch = record_problem(load_unit(unit), problem.params, unit.tactic).launch

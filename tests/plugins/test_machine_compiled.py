@@ -79,7 +79,7 @@ extern "C" __global__ void apply{number}(const {kind}* left, const {kind}* right
 def apply(kind: str, expression: str, architecture: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Run a kernel over all pairs."""
     try:
-        program = load_compiled(compile_source(SOURCE, architecture), architecture)
+        program = load_compiled(compile_source(SOURCE, ("80", "90a"))[architecture], architecture)
     except MissingToolError as error:
         pytest.skip(str(error))
     own = program.kernels[f"apply{KERNELS.index((kind, expression))}"]

@@ -1,7 +1,8 @@
 """From a unit of plugins/cuda to its machine code: compiled by nvcc as the library's units are, read by cuobjdump.
 
 A unit of the library holds a kernel for each shape of tile. Here it gets one, which is compiled in two seconds instead
-of twelve; nothing else of it changes. What was compiled is kept in build/sass, by what it was compiled from.
+of twelve; nothing else of it changes. Kernels that tests need for two architectures, and the plain kernels of all
+types, are compiled at once. What was compiled is kept in build/sass, by what it was compiled from.
 """
 
 from __future__ import annotations
@@ -101,18 +102,21 @@ def _shapes(macro: str) -> dict[int, str]:
 
 
 _ONEPASS = (30, 31, 32)
+_PLAIN = 1
+_BOTH = (_PLAIN, 2, 4, *_ONEPASS)
+"""Tactics whose kernels are compiled for sm_80 and sm_90a at once: tests execute both."""
 _A100, _H100 = "108, 163 * 1024, 164 * 1024", "132, 227 * 1024, 228 * 1024"
 """Multiprocessors, and bytes of shared memory that a block and a multiprocessor may have."""
 
 
-def _onepass_source(kind: str, dim: int, device: str) -> str:
-    """Return the one-pass kernel's unit with a function that plans for a device and launches it."""
+def _onepass_source(kind: str, dim: int) -> str:
+    """Return the one-pass kernel's unit with a function that plans for H100, or for A100, and launches it."""
     text = (CUDA / "onepass" / "unit.cu.in").read_text()
     return f"""#include "onepass/plan.cpp"
 {text.replace("@NA_TYPE@", kind).replace("@NA_DIM@", str(dim))}
 namespace na_deploy::cuda {{
-extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, int32_t tactic) {{
-  const onepass::Device device{{{device}}};
+extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, int32_t tactic, int32_t hopper) {{
+  const onepass::Device device = hopper != 0 ? onepass::Device{{{_H100}}} : onepass::Device{{{_A100}}};
   const auto found = onepass::make_plan(*params, onepass::tactic_warps(tactic), device);
   if (!found) return cudaErrorInvalidValue;
   return launch_onepass<{kind}, {dim}>(make_cuda_problem(*params, sizeof({kind})), found->plan, device, nullptr);
@@ -121,12 +125,30 @@ extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, int32_t t
 """
 
 
+_PLAIN_SOURCE = """#include "launch.cuh"
+namespace na_deploy::cuda {
+extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, int32_t /*tactic*/, int32_t /*hopper*/) {
+  switch (params->dtype) {
+    case NA_FLOAT32:
+      return launch_plain<float>(make_cuda_problem(*params, 4), nullptr);
+    case NA_FLOAT16:
+      return launch_plain<dev::Half>(make_cuda_problem(*params, 2), nullptr);
+    default:
+      return launch_plain<dev::Bfloat>(make_cuda_problem(*params, 2), nullptr);
+  }
+}
+}  // namespace na_deploy::cuda
+"""
+
+
 def _source(unit: Unit) -> str:
-    """Return a unit of one kernel, with a function that launches it."""
+    """Return a unit of one kernel, with a function that launches it; that of plain kernels has one of each type."""
+    if unit.tactic == _PLAIN:
+        return _PLAIN_SOURCE
     macros = ("NA_TILE_SHAPES", "NA_WIDE_SHAPES", "NA_HOPPER_SHAPES")
     kind = unit.kind if unit.kind == "float" else f"dev::{unit.kind}"
     lines = ['#include "tactics.h"']
-    template, launch = None, "launch_plain"
+    template, launch = "", ""
     for macro in macros:
         shapes = _shapes(macro)
         lines += [f"#undef {macro}", f"#define {macro}(use) {shapes.get(unit.tactic, '')}"]
@@ -134,19 +156,13 @@ def _source(unit: Unit) -> str:
             template, launch = ("hopper/unit.cu.in", "launch_hopper") if "HOPPER" in macro else (
                 "tile_unit.cu.in", "launch_tile")  # fmt: skip
     if unit.tactic in _ONEPASS:
-        return _onepass_source(kind, unit.dim, _A100 if unit.architecture == "80" else _H100)
-    if template is not None:
-        text = (CUDA / template).read_text()
-        lines.append(text.replace("@NA_TYPE@", kind).replace("@NA_DIM@", str(unit.dim)))
-        call = f"{launch}<{kind}, {unit.dim}>(problem, tactic, nullptr)"
-    else:
-        lines.append('#include "launch.cuh"')
-        call = f"{launch}<{kind}>(problem, nullptr)"
+        return _onepass_source(kind, unit.dim)
+    text = (CUDA / template).read_text()
+    lines.append(text.replace("@NA_TYPE@", kind).replace("@NA_DIM@", str(unit.dim)))
     lines.append(f"""
 namespace na_deploy::cuda {{
-extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, [[maybe_unused]] int32_t tactic) {{
-  const CudaProblem problem = make_cuda_problem(*params, sizeof({kind}));
-  return {call};
+extern "C" NA_CUDA_API int32_t na_launch_unit(const na_params* params, int32_t tactic, int32_t /*hopper*/) {{
+  return {launch}<{kind}, {unit.dim}>(make_cuda_problem(*params, sizeof({kind})), tactic, nullptr);
 }}
 }}  // namespace na_deploy::cuda
 """)
@@ -181,30 +197,52 @@ STRICT = ("-Xptxas=-v,-warn-spills,-Werror", "-Werror=all-warnings")
 """Options with which the library's units are compiled: a register that spills to memory is an error."""
 
 
-def compile_source(source: str, architecture: str, options: tuple[str, ...] = ()) -> Compiled:
-    """Compile CUDA C++, with the recorded runtime linked to it, or return what was compiled from the same before."""
-    text = "\0".join([source, architecture, _versions(), *options]).encode()
-    text += _sources() if "#include" in source else b""
+@cache
+def _runtime() -> Path:
+    """Compile the recorded runtime once for all units and return the object."""
+    folder = BUILD / hashlib.sha256(RUNTIME.read_bytes() + _versions().encode()).hexdigest()[:16]
+    made = folder / "runtime.o"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            part = folder / "part.o"
+            host = ["-std=c++17", "-O1", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+            _run([find_nvcc(), *host, "-c", str(RUNTIME), "-o", str(part)], folder)
+            part.rename(made)
+    return made
+
+
+def compile_source(source: str, architectures: tuple[str, ...], options: tuple[str, ...] = ()) -> dict[str, Compiled]:
+    """Compile CUDA C++, with the recorded runtime linked to it, or return what was compiled from the same before.
+
+    Returns:
+        What was compiled for each architecture; the library and the log are those of all.
+    """
+    text = "\0".join([source, *architectures, _versions(), *options]).encode()
+    text += _sources() if "#include" in source else RUNTIME.read_bytes()
     folder = BUILD / hashlib.sha256(text).hexdigest()[:16]
-    made = Compiled(folder / "unit.so", folder / "unit.cubin", folder / "unit.sass", folder / "unit.log")
+    library, log, ready = folder / "unit.so", folder / "unit.log", folder / "ready"
+    made = {own: Compiled(library, folder / f"{own}.cubin", folder / f"{own}.sass", log) for own in architectures}
     BUILD.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # tests run in several processes
-        if made.listing.exists():
+        if ready.exists():
             return made
         folder.mkdir(exist_ok=True)
         unit = folder / "unit.cu"
         unit.write_text(source)
-        target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-        nvcc = [find_nvcc(), "-std=c++17", "-O3", target, *options, f"-I{CUDA}", f"-I{CORE}"]
-        host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xlinker", "-Bsymbolic", "--cudart", "none", "-shared"]
-        _run([*nvcc, *host, str(unit), str(RUNTIME), "-o", str(made.library)], folder, log=made.log)
+        targets = [f"-gencode=arch=compute_{own},code=sm_{own}" for own in architectures]
+        # The host's code only asks for the launch: it is not optimized.
+        host = ["-Xcompiler", "-fPIC,-fvisibility=hidden,-O0", "-Xlinker", "-Bsymbolic", "--cudart", "none", "-shared"]
+        nvcc = [find_nvcc(), "-std=c++17", "-O3", *targets, *options, f"-I{CUDA}", f"-I{CORE}", *host]
+        _run([*nvcc, str(unit), str(_runtime()), "-o", str(library)], folder, log=log)
         cuobjdump, environment = find_cuobjdump()
-        _run([cuobjdump, "-xelf", "unit", str(made.library)], folder, environment)
-        (cubin,) = [path for path in folder.glob("*.cubin") if path.stem.startswith("unit")]
-        cubin.rename(made.cubin)
-        listing = _run([cuobjdump, "-sass", str(made.cubin)], folder, environment)
-        made.listing.with_suffix(".part").write_text(listing)
-        made.listing.with_suffix(".part").rename(made.listing)
+        _run([cuobjdump, "-xelf", "unit", str(library)], folder, environment)
+        for own, compiled in made.items():
+            (cubin,) = [path for path in folder.glob(f"*.sm_{own}.cubin") if path.stem.startswith("unit")]
+            cubin.rename(compiled.cubin)
+            compiled.listing.write_text(_run([cuobjdump, "-sass", str(compiled.cubin)], folder, environment))
+        ready.touch()
     return made
 
 
@@ -256,4 +294,5 @@ def compile_unit(unit: Unit) -> Compiled:
         MissingToolError: nvcc or cuobjdump is not there.
         RuntimeError: it does not compile, or a register spills to memory.
     """
-    return compile_source(_source(unit), unit.architecture, STRICT)
+    together = ("80", "90a") if unit.tactic in _BOTH else (unit.architecture,)
+    return compile_source(_source(unit), together, STRICT)[unit.architecture]

@@ -88,7 +88,9 @@ def record(program: Program, call: Callable[[], int]) -> Recorded:
 
 def record_problem(program: Program, params: ctypes.Structure, tactic: int) -> Recorded:
     """Return the launch of a problem, ``na_params`` with addresses of the machine's global memory."""
-    return record(program, lambda: program.library.na_launch_unit(ctypes.byref(params), ctypes.c_int32(tactic)))
+    hopper = ctypes.c_int32(program.architecture == "90a")
+    call = program.library.na_launch_unit
+    return record(program, lambda: call(ctypes.byref(params), ctypes.c_int32(tactic), hopper))
 
 
 TENSORS = (
