@@ -4,8 +4,8 @@ python examples/shapes/train.py shapes.pth [--steps 1600,800,800] [--minutes 20]
 
 Each number of steps is a course in which the learning rate rises, and falls to zero; the next course begins anew where
 it ended. Without options that is about 19 minutes on one core, 0.35 s a step. Random numbers are seeded, so a machine
-gives the same checkpoint each time, as long as --minutes does not cut it short. The checkpoint has the layout of mmsegmentation's, under 2 MB, and
-``na-deploy export shapes.pth`` takes it.
+gives the same checkpoint each time, as long as --minutes does not cut it short. The checkpoint has
+the layout of mmsegmentation's, under 2 MB, and ``na-deploy export shapes.pth`` takes it.
 """
 
 from __future__ import annotations
