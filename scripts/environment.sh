@@ -49,9 +49,10 @@ prepare_browser() {
   echo "note: the server's page is not tested, Chromium is missing (Debian: apt install chromium chromium-driver curl)" >&2
 }
 
-# install_packages ARGUMENTS…: pip install, quiet, with the pinned versions.
+# install_packages ARGUMENTS…: pip install, quiet, with the pinned versions. Python compiles a module when it is first
+# imported, and most of those installed never are.
 install_packages() {
-  pip install --quiet --progress-bar off -c constraints.txt "$@"
+  pip install --quiet --progress-bar off --no-compile -c constraints.txt "$@"
 }
 
 install_torch() {

@@ -22,27 +22,32 @@ check_sources() {
 
 echo "== Setting up .venv-test (a few minutes the first time)"
 make_environment .venv-test
-prepare_native
+# What C++ is compiled with and against, OpenVINO among it; it compiles while the rest is installed. What is installed, the
+# tree's library, the wheel below and the native tests have one build folder, so each file is compiled once.
+install_packages setuptools build scikit-build-core cmake ninja openvino
+mkdir -p build
+{ prepare_native && bash scripts/build_native.sh --tests; } >build/prepare_native.log 2>&1 &
+compiling=$!
 prepare_browser
 install_torch
 # NATTEN, the oracle of the tests, builds against the PyTorch that is installed, so not in pip's isolated environment.
-install_packages setuptools build scikit-build-core cmake ninja
 install_packages --no-build-isolation natten==0.21.7
-# The tests run on this tree: nothing is installed again when a file changes, C++ is compiled where it changed. What is
-# installed, the tree's library, the wheel below and the native tests have one build folder, so C++ is compiled once.
+# The tests run on this tree: nothing is installed again when a file changes, C++ is compiled where it changed.
 install_packages --no-build-isolation --config-settings build-dir=build/tree -e ".[test]"
-bash scripts/build_native.sh
 echo "== Checking the sources, while other people's packages and Triton's server are installed"
 check_sources >build/check_sources.log 2>&1 &
 checking=$!
 # Other people's packages, whose modules are exported unedited; a second time it does nothing.
 bash scripts/third_party.sh
 export NA_DEPLOY_THIRD_PARTY=ON
+status=0
+wait "$compiling" || status=$?
+cat build/prepare_native.log
+[ "$status" = 0 ] || exit "$status"
 # Triton's environment, of its own, gets a wheel.
 rm -rf build/wheel
 pip wheel --quiet --no-deps --no-build-isolation --config-settings build-dir=build/tree --wheel-dir build/wheel .
 bash scripts/triton_server.sh build/wheel/*.whl
-status=0
 wait "$checking" || status=$?
 cat build/check_sources.log
 [ "$status" = 0 ] || exit "$status"

@@ -7,7 +7,7 @@ folder=build/third_party
 done_with="$folder/installed"
 if cmp --silent "$0" "$done_with"; then exit 0; fi
 rm -rf "$folder"
-into() { "${PYTHON:-python}" -m pip install --quiet --no-deps --target "$folder/$1" "${@:2}"; }
+into() { "${PYTHON:-python}" -m pip install --quiet --no-compile --no-deps --target "$folder/$1" "${@:2}"; }
 into packages \
   hdit==0.0.1b6 allin1==1.1.0 nvidia-physicsnemo==2.2.2 earth2studio==0.19.0 \
   einops==0.8.2 hydra-core==1.3.8 jaxtyping==0.3.11 wadler-lindig==0.1.8 loguru==0.7.3 torch-harmonics==0.9.3 \

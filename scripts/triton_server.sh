@@ -39,7 +39,7 @@ PYTHON
 install_packages --no-deps nvidia-pytriton==0.7.0 || without "pip cannot install nvidia-pytriton"
 # pip would say that nvidia-pytriton's own dependencies are missing; its server needs none of them.
 install_packages --no-warn-conflicts "numpy>=1.26,<2" "${1:-.}" || without "pip cannot install na-deploy beside NumPy 1"
-pip install --quiet --progress-bar off --no-deps --force-reinstall "${1:-.}" || without "pip cannot install na-deploy"
+pip install --quiet --progress-bar off --no-compile --no-deps --force-reinstall "${1:-.}" || without "pip cannot install na-deploy"
 
 server=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pytriton/tritonserver
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import onnx
 import pytest
+from operator_table import share_operator_table
 from small_models import small_model
 
 
 def pytest_configure() -> None:
-    """Let exports of one process share PyTorch's table of operators, half a second each."""
-    with contextlib.suppress(ImportError, AttributeError):  # a private place, and only time is lost without it
-        from torch.onnx._internal._lazy_import import onnxscript_apis
-
-        table = cache(onnxscript_apis.get_torchlib_ops)
-        onnxscript_apis._module.get_torchlib_ops = table
+    """Make PyTorch's table of operators once for all exports of a process."""
+    share_operator_table()
 
 
 LONGEST_FIRST = (

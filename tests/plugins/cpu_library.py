@@ -7,7 +7,6 @@ import os
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import ml_dtypes
@@ -58,10 +57,7 @@ def build(folder: Path, *options: str, target: str = "native_tests") -> Path:
     Raises:
         RuntimeError: compilation failed; the message is the compiler's.
     """
-    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-DNA_DEPLOY_NATIVE=ON", "-DNA_DEPLOY_TESTS=ON"]
-    if find_spec("openvino") is not None:
-        configure.append("-DNA_DEPLOY_OPENVINO_EXTENSION=ON")
-    configure += options
+    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-DNA_DEPLOY_NATIVE=ON", "-DNA_DEPLOY_TESTS=ON", *options]
     compile_ = ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count()), "--target", target]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):  # tests run in several processes

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from operator_table import share_operator_table
 from torch import Tensor, nn
 
 from na_deploy import export
@@ -235,5 +236,6 @@ if __name__ == "__main__":
         hide_natten()
         del names[0]
     sys.path.insert(0, packages)
+    share_operator_table()
     library = torchvision_beside_another_torch()
     print(json.dumps({name: try_one(name, Path(packages), Path(target)) for name in names}))
