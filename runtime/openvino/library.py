@@ -23,7 +23,6 @@ MOST_INPUTS = 6
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 _MOST_SIZES = 8
 _MESSAGE_BYTES = 512
-_NONE: list[int | None] = [None] * MOST_INPUTS
 
 Shape = tuple[int, ...]
 
@@ -67,11 +66,20 @@ class CallKind:
 
 
 class PreparedCall(NamedTuple):
-    """The library's form of a :class:`CallKind`."""
+    """The library's form of a :class:`CallKind`.
 
+    Attributes:
+        kind: the same as the caller gave it.
+        call: for C.
+        address: that of ``call``.
+        places: addresses of the operator's inputs, ``None`` for those that differ from call to call or are left out.
+        slots: the inputs that differ from call to call, in order.
+    """
+
+    kind: CallKind
     call: _Call
     address: int
-    in_order: bool
+    places: list[int | None]
     slots: tuple[int, ...]
 
 
@@ -167,31 +175,34 @@ class LibraryNode:
             raise NaDeployError(message.value.decode())
         return tuple(sizes[: rank.value])
 
-    def prepare(self, kind: CallKind) -> PreparedCall:
-        """Return what :meth:`run` takes, for any number of calls of one kind."""
+    def prepare(self, kind: CallKind, constant: Mapping[int, int] | None = None) -> PreparedCall:
+        """Return what :meth:`run` takes, for any number of calls of one kind.
+
+        Args:
+            kind: shapes and types.
+            constant: addresses of inputs that stay where they are, by slot.
+        """
         call = _call(kind)
-        return PreparedCall(call, ctypes.addressof(call), kind.slots == tuple(range(len(kind.slots))), kind.slots)
+        constant = constant or {}
+        places = [constant.get(slot) for slot in range(MOST_INPUTS)]
+        changing = tuple(slot for slot in kind.slots if slot not in constant)
+        return PreparedCall(kind, call, ctypes.addressof(call), places, changing)
 
     def run(self, call: PreparedCall, inputs: list[int], output: int, lse: int | None) -> None:
         """Compute one call on the threads of the calling thread's TBB arena, without Python's lock.
 
-        Little Python stands here: between a model's layers all of it comes from main memory.
-
         Args:
-            call: shapes and types.
-            inputs: addresses of the given tensors, in order of their slots.
+            call: shapes, types and constant inputs.
+            inputs: addresses of the other given tensors, in order of their slots.
             output: address for (B, *X, H, Dv).
             lse: address for (B, *X, H), or ``None``.
 
         Raises:
             NaDeployError: the inputs do not fit the node, or there is no memory.
         """
-        if call.in_order:
-            places = [*inputs, *_NONE[len(inputs) :]]
-        else:
-            places = _NONE[:]
-            for slot, address in zip(call.slots, inputs, strict=True):
-                places[slot] = address
+        places = call.places.copy()
+        for slot, address in zip(call.slots, inputs, strict=True):
+            places[slot] = address
         if self._run(self._handle, call.address, *places, output, lse, None, 0):
             message = ctypes.create_string_buffer(_MESSAGE_BYTES)
             if self._run(self._handle, call.address, *places, output, lse, message, _MESSAGE_BYTES):

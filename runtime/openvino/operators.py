@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import openvino
 from openvino import opset13
 from openvino.frontend.onnx import ConversionExtension
@@ -36,6 +37,8 @@ _HANDLES = {name: [type(name, (), {})()] * 100_000 for name in _BIAS}
 """Objects that OpenVINO names operators by and keeps for them. It lets go of them without holding Python's lock, which
 must not be for the last time and may lose a count: so each has many references that stay."""
 _KEPT_CALLS = 16
+_MOST_AXES_OF_SNIPPETS = 6
+"""OpenVINO compiles elementwise nodes over tensors of up to so many axes to code of its own, conversions too."""
 _PASSING = 512
 """Nodes that exist for a moment, while OpenVINO infers shapes, of which so many are kept."""
 
@@ -137,6 +140,8 @@ class AttentionOperator(openvino.Op):  # type: ignore[misc]
         self._given: tuple[int, ...] = ()
         self._bias = -1
         self._constant_bias = False
+        self._changing: tuple[int, ...] = ()  # the inputs that do not stay where they are
+        self._results = 1
         sources = {source.get_node().get_type_name() for source in inputs or []}
         self.owner.keep(self, self.owner.is_compiled and sources <= {"Parameter", "Constant"})
         if inputs is not None:
@@ -149,14 +154,13 @@ class AttentionOperator(openvino.Op):  # type: ignore[misc]
         sources = [self.input_value(index) for index in range(self.get_input_size())]
         if bfloat16:
             sources = [
-                source if index == self._bias else opset13.convert(source, "bf16").output(0)
-                for index, source in enumerate(sources)
+                source if index == self._bias else _converted(source, "bf16") for index, source in enumerate(sources)
             ]
         other = type(self)(sources, self.attributes | {"results": results}, self._node)
         other.set_friendly_name(self.get_friendly_name())
         found = list(other.outputs())
         if bfloat16:
-            found[0] = opset13.convert(found[0], self.get_output_element_type(0).to_string()).output(0)
+            found[0] = _converted(found[0], self.get_output_element_type(0).to_string())
         for own, result in zip(self.outputs(), found, strict=False):
             result.get_tensor().set_names(own.get_tensor().get_names())
             for target in own.get_target_inputs():
@@ -184,6 +188,10 @@ class AttentionOperator(openvino.Op):  # type: ignore[misc]
         if _BIAS[self.name] in self._given:
             self._bias = self._given.index(_BIAS[self.name])
             self._constant_bias = self.input_value(self._bias).get_node().get_type_name() == "Constant"
+        self._results = int(own["results"])
+        self._changing = tuple(
+            index for index in range(len(self._given)) if index != self._bias or not self._constant_bias
+        )
         shapes = [self.get_input_partial_shape(index) for index in range(self.get_input_size())]
         if not all(shape.rank.is_static for shape in shapes):
             return [None, None]
@@ -218,30 +226,56 @@ class AttentionOperator(openvino.Op):  # type: ignore[misc]
         return True
 
     def _evaluate(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> None:
+        # Between a model's layers all that stands here comes from main memory. Indices, because a loop over OpenVINO's
+        # own lists ends with a C++ exception, which takes longer than everything else.
         if self._node is None:  # the attributes were refused
             raise NaDeployError("it has no valid attributes")
-        arrays = [tensor.data for tensor in inputs]
+        arrays = [inputs[index].data for index in self._changing]
         shapes = tuple([array.shape for array in arrays])
         call = self._calls.get(shapes)  # types of a compiled node do not change
         if call is None:
             call = self._prepare(shapes, inputs)
-        results = [tensor.data for tensor in outputs]
+        results = [outputs[index].data for index in range(self._results)]
         if results[0].shape == (0,):  # OpenVINO leaves shapes to the node
-            kind = CallKind(self._given, shapes)
-            for index, tensor in enumerate(outputs):
-                tensor.shape = self._node.output_sizes(kind, with_channels=index == 0)
-            results = [tensor.data for tensor in outputs]
-        lse = _address(results[1]) if len(results) > 1 else None
+            for index in range(self._results):
+                outputs[index].shape = self._node.output_sizes(call.kind, with_channels=index == 0)
+            results = [outputs[index].data for index in range(self._results)]
+        lse = _address(results[1]) if self._results > 1 else None
         self._node.run(call, [_address(array) for array in arrays], _address(results[0]), lse)
 
     def _prepare(self, shapes: tuple[Shape, ...], inputs: Sequence[Any]) -> PreparedCall:
         assert self._node is not None
+        arrays = [inputs[index].data for index in range(len(self._given))]
         is_wide = self._bias >= 0 and inputs[self._bias].element_type == openvino.Type.f32
-        kind = CallKind(self._given, shapes, _DTYPES[inputs[0].element_type], is_wide, self._constant_bias)
-        if len(self._calls) >= _KEPT_CALLS:
-            self._calls = {}
-        self._calls[shapes] = call = self._node.prepare(kind)
+        kind = CallKind(
+            self._given,
+            tuple(array.shape for array in arrays),
+            _DTYPES[inputs[0].element_type],
+            is_wide,
+            self._constant_bias,
+        )
+        constant = {self._given[self._bias]: _address(arrays[self._bias])} if self._constant_bias else {}
+        call = self._node.prepare(kind, constant)
+        if self.owner.is_compiled:  # before, constants may still move
+            if len(self._calls) >= _KEPT_CALLS:
+                self._calls = {}
+            self._calls[shapes] = call
         return call
+
+
+def _converted(source: Any, element: str) -> Any:
+    """Return a tensor in another type.
+
+    In a bfloat16 graph both types become the same, and OpenVINO drops the conversion, unless it has compiled it to a
+    copy before: added axes keep it from that.
+    """
+    rank = source.get_partial_shape().rank
+    added = range(rank.get_length(), _MOST_AXES_OF_SNIPPETS + 1) if rank.is_static else range(0)
+    if not added:
+        return opset13.convert(source, element).output(0)
+    axes = opset13.constant(np.array(added, np.int64))
+    wide = opset13.convert(opset13.unsqueeze(source, axes), element)
+    return opset13.squeeze(wide, axes).output(0)
 
 
 def _address(array: Any) -> int:
