@@ -108,4 +108,5 @@ def _loaded(path: Path) -> Any:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else "unexpected end"
-        raise NaDeployError(f"{path} is not a .npy array or .npz archive of numbers, or is damaged ({reason})") from None
+        what = "a .npy array or .npz archive of numbers"
+        raise NaDeployError(f"{path} is not {what}, or is damaged ({reason})") from None
