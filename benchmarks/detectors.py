@@ -1,14 +1,17 @@
 """Full-size detectors: export time, peak memory, file size, difference, TensorRT-RTX build, seconds per image.
 
-    python benchmarks/detectors.py [--models mask_rcnn,cascade_mask_rcnn] [--runs 3] [--output table.md]
-    python benchmarks/detectors.py --small [--output table.md]
+    python benchmarks/detectors.py [--models mask_rcnn,cascade_mask_rcnn] [--runs 2] [--skip "RTX build;PyTorch"]
+        [--limit-s 1080] [--output table.md]
+    python benchmarks/detectors.py --small [--models faster_rcnn.fp32,mask_rcnn.free] [--output table.md]
     python benchmarks/detectors.py --regions
 
-Each model runs in a process of its own, so that peak memory is its own: random weights in mmdetection's layout are
-saved, exported as ``na-deploy export`` does, built by TensorRT-RTX where it is installed (no GPU is needed), and run on
-one image of random numbers by ONNX Runtime with the operator library, on function bodies, and by PyTorch. The share of
-attention, and of the loops (suppression, regions), is that of their nodes' time in ONNX Runtime's profile with the
-operator library.
+Each step of a model runs in a process of its own, so that peak memory is the export's own, and a step that fails or
+runs out of time loses its own cells only; cells are printed as they come. Random weights in mmdetection's layout are
+saved, exported as ``na-deploy export`` does, run on one image of random numbers (a picture of 800×1333, padded to
+multiples of 32) by ONNX Runtime with the operator library, on function bodies, and by PyTorch, and built by
+TensorRT-RTX where it is installed (no GPU is needed). A first run of more than 15 s counts and is the only one. The
+share of attention, and of the loops (suppression, regions), is that of their nodes' time in ONNX Runtime's profile with
+the operator library; "attention's" is its share of the multiply-adds, with one turn of each loop.
 
 ``--small`` exports narrow detectors in every form instead (kinds, backbones, free sizes, half precision), verifies and
 builds each with TensorRT-RTX. ``--regions`` compares the regions of one picture with ONNX Runtime's own RoiAlign, which
@@ -19,21 +22,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
-from whole_networks import built_engine, fastest, show_rows
+from whole_networks import (
+    Cells,
+    Step,
+    Work,
+    built_engine,
+    fastest,
+    peak_memory,
+    rows_of,
+    run_step,
+    show_rows,
+)
 
 COLUMNS = (
-    "model", "input", "parameters", "file", "export", "peak memory", "difference", "RTX build",
-    "operator library", "attention", "loops", "function bodies", "PyTorch, tiles",
+    "model", "input", "parameters", "file", "multiply-adds", "attention's", "export", "peak memory", "difference",
+    "RTX build", "operator library", "attention", "loops", "function bodies", "PyTorch, tiles",
 )  # fmt: skip
 SMALL_COLUMNS = ("model", "form", "operators", "difference", "sizes verified", "RTX layers", "RTX build")
 
@@ -52,16 +62,16 @@ CASES = {
     "mask_rcnn": Case("Mask R-CNN, DiNAT-Tiny", "mask_rcnn", "dinat_tiny"),
     "cascade_mask_rcnn": Case("Cascade Mask R-CNN, DiNAT-Large", "cascade_mask_rcnn", "dinat_large"),
 }
-SMALL = [
-    (Case(f"{title}, {family}", kind, family), form)
+SMALL = {
+    f"{kind}.{name}": (Case(f"{title}, {family}", kind, family), form)
     for title, kind, family in (
         ("Faster R-CNN", "faster_rcnn", "nat"),
         ("Mask R-CNN", "mask_rcnn", "dinat"),
         ("Cascade R-CNN", "cascade_rcnn", "dinat_s"),
         ("Cascade Mask R-CNN", "cascade_mask_rcnn", "dinat"),
     )
-    for form in ({}, {"dynamic": "batch,spatial"}, {"dtype": "fp16"})
-]
+    for name, form in {"fp32": {}, "free": {"dynamic": "batch,spatial"}, "fp16": {"dtype": "fp16"}}.items()
+}
 
 
 def checkpoint(case: Case, path: Path, *, small: bool = False) -> None:
@@ -111,74 +121,81 @@ def checkpoint(case: Case, path: Path, *, small: bool = False) -> None:
     torch.save({"state_dict": network.state_dict()}, path)
 
 
-def saved(case: Case, folder: str, *, small: bool) -> Path:
-    """Save a checkpoint in another process, whose memory does not count."""
-    path = Path(folder) / f"{case.kind}_{case.arch}.pth"
-    wanted = json.dumps([case.title, case.kind, case.arch, str(path), small])
-    subprocess.run([sys.executable, __file__, "--save", wanted], check=True)
-    return path
+def saved(work: Work) -> Cells:
+    """Save a checkpoint, in a process whose memory does not count."""
+    small = work.kind in SMALL
+    checkpoint(SMALL[work.kind][0] if small else CASES[work.kind], work.weights, small=small)
+    return {}
 
 
-def measure(case: Case, runs: int) -> dict[str, str]:
-    """Export, build and run one model in this process."""
+def random_image() -> dict[str, Any]:
+    """Return the image that all run on."""
     import numpy as np
 
-    import na_deploy
+    return {"image": np.random.default_rng(0).normal(size=(1, 3, *SIZE)).astype(np.float32)}
+
+
+def exported(work: Work) -> Cells:
+    """Export a detector as users do."""
     from na_deploy.exporter import export
+    from na_deploy.model_file.inspection import inspect_model
+
+    started = time.perf_counter()
+    size = f"1x3x{SIZE[0]}x{SIZE[1]}"
+    report = export(work.weights, work.model, arch=CASES[work.kind].arch, dilations="coco", input=size)
+    seconds = time.perf_counter() - started
+    peak = peak_memory()
+    print({name: round(each, 1) for name, each in report.seconds.items()}, file=sys.stderr)
+    print([case.remark for case in report.cases], file=sys.stderr, flush=True)
+    found = inspect_model(work.model)
+    total = found.attention_multiply_adds + found.other_multiply_adds
+    return {
+        "parameters": f"{found.parameters / 1e6:.1f} M",
+        "file": f"{report.size / 1e6:.0f} MB",
+        "multiply-adds": f"{total / 1e9:.0f} G",
+        "attention's": f"{found.attention_share:.1%}",
+        "export": f"{seconds:.0f} s",
+        "peak memory": peak,
+        "difference": f"{report.difference:.1e}",
+    }
+
+
+def session_time(work: Work, column: str) -> Cells:
+    """Time the file with the operator library, or on its function bodies."""
+    import na_deploy
+
+    feeds, own = random_image(), column == "operator library"
+    with na_deploy.load(work.model, custom_operators=own) as session:
+        assert (session.library is not None) == own, "the operator library is not built"
+        return {column: f"{fastest(lambda: session.run(feeds), work.runs):.2f} s"}
+
+
+def torch_time(work: Work) -> Cells:
+    """Time the checkpoint in PyTorch."""
+    import torch
+
     from na_deploy.models import load_model
 
-    image = np.random.default_rng(0).normal(size=(1, 3, *SIZE)).astype(np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        weights, path = saved(case, folder, small=False), Path(folder) / "model.onnx"
-        started = time.perf_counter()
-        report = export(weights, path, arch=case.arch, dilations="coco", input=f"1x3x{SIZE[0]}x{SIZE[1]}")
-        exported = time.perf_counter() - started
-        print(report.seconds, [case.remark for case in report.cases], file=sys.stderr)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-        _, engine = built_engine(path)
-        seconds = {}
-        for name, custom in (("operator library", True), ("function bodies", False)):
-            with na_deploy.load(path, custom_operators=custom) as session:
-                seconds[name] = fastest(lambda: session.run({"image": image}), runs)
-        shares = shares_of_time(path, image)
-        import torch
-
-        module = load_model(weights, arch=case.arch, dilations="coco").module
-        with torch.inference_mode():
-            seconds["PyTorch, tiles"] = fastest(lambda: module(torch.from_numpy(image)), runs)
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        values = (
-            case.title,
-            f"{SIZE[0]}×{SIZE[1]}",
-            f"{parameters / 1e6:.1f} M",
-            f"{report.size / 1e6:.0f} MB",
-            f"{exported:.0f} s",
-            f"{peak:.1f} GB",
-            f"{report.difference:.1e}",
-            engine,
-            f"{seconds['operator library']:.2f} s",
-            *(f"{share:.0%}" for share in shares),
-            f"{seconds['function bodies']:.2f} s",
-            f"{seconds['PyTorch, tiles']:.2f} s",
-        )
-        return dict(zip(COLUMNS, values, strict=True))
+    module = load_model(work.weights, arch=CASES[work.kind].arch, dilations="coco").module
+    image = torch.from_numpy(random_image()["image"])
+    with torch.inference_mode():
+        return {"PyTorch, tiles": f"{fastest(lambda: module(image), work.runs):.2f} s"}
 
 
-def shares_of_time(path: Path, image: Any) -> tuple[float, float]:
-    """Return the shares of attention and of loops in a run's time, with the operator library."""
+def shares_of_time(work: Work) -> Cells:
+    """Take the shares of attention and of loops in a run's time, with the operator library."""
     import onnxruntime as ort
 
     from na_deploy.runtime.native_libraries import onnxruntime_library, register
 
     settings = ort.SessionOptions()
     settings.enable_profiling = True
-    settings.profile_file_prefix = str(path.with_suffix(""))
+    settings.profile_file_prefix = str(work.folder / "profile")
     library = onnxruntime_library()
-    if library is not None:
-        register(settings, library)
-    session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    session.run(None, {"image": image})
-    session.run(None, {"image": image})
+    assert library is not None, "the operator library is not built"
+    register(settings, library)
+    session = ort.InferenceSession(work.model, settings, providers=["CPUExecutionProvider"])
+    fastest(lambda: session.run(None, random_image()), 1)
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     runs = [event for event in events if event["name"] == "model_run"]
     last = max(runs, key=lambda event: event["ts"])
@@ -190,32 +207,40 @@ def shares_of_time(path: Path, image: Any) -> tuple[float, float]:
         if not outermost or event["ts"] >= outermost[-1]["ts"] + outermost[-1]["dur"]:
             outermost.append(event)
     attention, loops = (sum(event["dur"] for event in each) for each in (own["NeighborhoodAttention"], outermost))
-    return attention / last["dur"], loops / last["dur"]
+    return {"attention": f"{attention / last['dur']:.0%}", "loops": f"{loops / last['dur']:.0%}"}
 
 
-def prove(case: Case, form: dict[str, str]) -> dict[str, str]:
+def proved(work: Work) -> Cells:
     """Export a narrow model in one form and build it."""
     from na_deploy.exporter import export
     from na_deploy.runtime.bundle.manifest import Profile
 
-    with tempfile.TemporaryDirectory() as folder:
-        weights, path = saved(case, folder, small=True), Path(folder) / "model.onnx"
-        dilations = None if case.arch == "nat" else "1,2/1/2/1"
-        wishes: dict[str, Any] = {"dilations": dilations, "input": "1x3x192x256", **form}
-        report = export(weights, path, arch=case.arch, **wishes)
-        shapes = ((1, 3, 64, 64), (1, 3, 192, 256), (2, 3, 320, 400))
-        profiles = {"image": Profile(*shapes)} if "dynamic" in form else None
-        layers, engine = built_engine(path, profiles)
-        values = (
-            case.title,
-            ", ".join(form.values()) or "fp32",
-            str(report.nodes),
-            f"{report.difference:.1e}",
-            ", ".join("×".join(map(str, each.input_shape)) for each in report.cases),
-            layers,
-            engine,
-        )
-        return dict(zip(SMALL_COLUMNS, values, strict=True))
+    case, form = SMALL[work.kind]
+    dilations = None if case.arch == "nat" else "1,2/1/2/1"
+    wishes: dict[str, Any] = {"dilations": dilations, "input": "1x3x192x256", **form}
+    report = export(work.weights, work.model, arch=case.arch, **wishes)
+    shapes = ((1, 3, 64, 64), (1, 3, 192, 256), (2, 3, 320, 400))
+    profiles = {"image": Profile(*shapes)} if "dynamic" in form else None
+    layers, engine = built_engine(work.model, profiles)
+    return {
+        "operators": str(report.nodes),
+        "difference": f"{report.difference:.1e}",
+        "sizes verified": ", ".join("×".join(map(str, each.input_shape)) for each in report.cases),
+        "RTX layers": layers,
+        "RTX build": engine,
+    }
+
+
+STEPS: dict[str, Step] = {
+    "checkpoint": saved,
+    "export": exported,
+    "operator library": lambda work: session_time(work, "operator library"),
+    "shares": shares_of_time,
+    "function bodies": lambda work: session_time(work, "function bodies"),
+    "RTX build": lambda work: {"RTX build": built_engine(work.model)[1]},
+    "PyTorch": torch_time,
+}
+SMALL_STEPS: dict[str, Step] = {"checkpoint": saved, "proof": proved}
 
 
 def compare_regions(runs: int) -> None:
@@ -277,39 +302,49 @@ def compare_regions(runs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(CASES))
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--models", help=f"{', '.join(CASES)}; with --small {', '.join(SMALL)}")
+    parser.add_argument("--runs", type=int, default=2, help="runs after one that is not counted; 0 counts the first")
+    parser.add_argument("--skip", default="", help=f"steps to leave out, split by ';': {'; '.join(STEPS)}")
+    parser.add_argument("--limit-s", type=float, help="seconds for each model, after which its row stays as it is")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--regions", action="store_true")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--save", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.save:
-        title, kind, arch, path, small = json.loads(arguments.save)
-        checkpoint(Case(title, kind, arch), Path(path), small=small)
+    if arguments.child:
+        run_step(STEPS | SMALL_STEPS, arguments.step, Work(arguments.child, arguments.folder, arguments.runs))
         return
     if arguments.regions:
         compare_regions(arguments.runs)
         return
-    if arguments.child and arguments.small:
-        print(json.dumps(prove(*SMALL[int(arguments.child)])))
-        return
-    if arguments.child:
-        print(json.dumps(measure(CASES[arguments.child], arguments.runs)))
-        return
-    rows = []
-    for child in map(str, range(len(SMALL))) if arguments.small else arguments.models.split(","):
-        command = [sys.executable, __file__, "--child", child, "--runs", str(arguments.runs)]
-        command += ["--small"] if arguments.small else []
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], file=sys.stderr)
     import torch
 
-    columns = SMALL_COLUMNS if arguments.small else COLUMNS
-    title, words = describe_machine(torch.get_num_threads()), ("model", "form", "sizes verified")
-    show_rows(title, columns, rows, words=words, output=arguments.output, width=220)
+    machine = describe_machine(torch.get_num_threads())
+    print(machine, flush=True)
+    known = {name: {"model": case.title, "input": f"{SIZE[0]}×{SIZE[1]}"} for name, case in CASES.items()}
+    columns, steps = COLUMNS, STEPS
+    if arguments.small:
+        known = {
+            name: {"model": case.title, "form": ", ".join(form.values()) or "fp32"}
+            for name, (case, form) in SMALL.items()
+        }
+        columns, steps = SMALL_COLUMNS, SMALL_STEPS
+    wanted = arguments.models.split(",") if arguments.models else list(known)
+    if unknown := set(wanted) - set(known):
+        parser.error(f"there is no model {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+    rows = rows_of(
+        __file__,
+        {name: known[name] for name in wanted},
+        [step for step in steps if step not in arguments.skip.split(";")],
+        columns,
+        runs=arguments.runs,
+        limit_s=arguments.limit_s,
+        output=arguments.output,
+    )
+    words = ("model", "form", "sizes verified")
+    show_rows(machine, columns, rows, words=words, output=arguments.output, width=240)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/gpu_compilation.py [--architectures 80,90a] [--jobs 2] [--library]
 
-Needs nvcc, no GPU, and minutes. Printed is a table of what ptxas says of each architecture's kernels. A register that
-spills to memory, or a product of Hopper's tensor cores that ptxas makes wait for another, ends it with an error.
+Needs nvcc, no GPU, and minutes. Printed is a table of what ptxas says of each architecture's kernels, a row as soon as
+an architecture is compiled; standard error tells each unit. A register that spills to memory, or a product of Hopper's
+tensor cores that ptxas makes wait for another, ends it with an error.
 
 ``--library`` also compiles libna_deploy_ort.so with GPU kernels, for the first architecture, as build-kernels does, and
 asserts that it is one file, which needs nothing of CUDA to load and runs a model on a machine without a GPU.
@@ -87,6 +88,14 @@ def compile_unit(unit: Path, architecture: str, folder: Path) -> Told:
     return Told([int(number) for number in re.findall(r"Used (\d+) registers", done.stderr)], advisories)
 
 
+def compile_and_tell(unit: Path, architecture: str, folder: Path) -> Told:
+    """Compile a unit and say on standard error that it is done."""
+    begin = time.perf_counter()
+    told = compile_unit(unit, architecture, folder)
+    print(f"{unit.stem} for {architecture}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
+    return told
+
+
 def check_library(architecture: str) -> str:
     """Compile the operator library with GPU kernels and return what was found.
 
@@ -134,17 +143,18 @@ def main() -> None:
     parser.add_argument("--library", action="store_true", help="compile the operator library too")
     options = parser.parse_args()
     names = options.architectures.split(",") if options.architectures else architectures()
-    rows = [["architecture", "kernels", "most registers", "spilled", "advisories", "seconds"]]
+    head = ["architecture", "kernels", "most registers", "spilled", "advisories", "seconds"]
+    print(table([head]), flush=True)
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(options.jobs) as pool:
         for architecture in names:
             print(f"compiling for {architecture}", file=sys.stderr)
             folder, begin = Path(name), time.perf_counter()
             work = list(units(architecture, folder))
-            told = list(pool.map(lambda unit, own=architecture, to=folder: compile_unit(unit, own, to), work))  # type: ignore[misc]
+            told = list(pool.map(lambda unit, own=architecture, to=folder: compile_and_tell(unit, own, to), work))  # type: ignore[misc]
             registers = [number for own in told for number in own.registers]
             seconds = f"{time.perf_counter() - begin:.0f}"
-            rows.append([architecture, str(len(registers)), str(max(registers)), "0", "0", seconds])
-    print(table(rows))
+            row = [architecture, str(len(registers)), str(max(registers)), "0", "0", seconds]
+            print(f"| {' | '.join(row)} |", flush=True)
     if options.library:
         print(check_library(names[0]))
 

@@ -1,6 +1,6 @@
 """The work of the GPU kernels at NAT's, DiNAT's and NATTEN's published problems, counted in their machine code.
 
-    python benchmarks/gpu_counts.py [--batch 128] [--json FILE]
+    python benchmarks/gpu_counts.py [--batch 128] [--only stages|windows|large] [--tactic N] [--json FILE]
 
 Needs nvcc and cuobjdump, no GPU: the interpreter of tests/support/sass runs blocks of the default tactic's launch.
 Printed are instructions by class, wavefronts and conflicts of shared memory, sectors of global memory, registers,
@@ -37,6 +37,7 @@ from sass.launching import Recorded, load_unit, place, record_problem  # noqa: E
 from sass.machine import Machine  # noqa: E402
 from sass.memory import GlobalMemory  # noqa: E402
 
+PARTS = ("stages", "windows", "large")
 RECORD = Path(__file__).with_suffix(".json")
 MOST_BLOCKS = 256
 """Blocks that are executed of a launch; the others are like them."""
@@ -61,10 +62,19 @@ NARROW = [
 """NATTEN's problems with half as many channels, for Hopper's kernels."""
 
 
-def cases_of(device: Device, batch: int, stages_only: bool = False) -> list[Case]:
-    """Return the cases of a device."""
-    large = [] if stages_only else [*FAMILY_B, *(NARROW if device.architecture == "90a" else ())]
-    return [*family_a([batch]), *large]
+def wider_windows(batch: int) -> list[Case]:
+    """Return NAT-Tiny's first two stages with the widest windows that one pass takes."""
+    return [
+        Case(f"{side}², window {size}×{size}", batch, (side, side), heads, 32, (size, size), bias=True)
+        for side, heads in ((56, 2), (28, 4))
+        for size in (11, 13)
+    ]
+
+
+def cases_of(device: Device, batch: int) -> dict[str, list[Case]]:
+    """Return the cases of a device by the part of the tables that they stand in."""
+    large = [*FAMILY_B, *(NARROW if device.architecture == "90a" else ())]
+    return {"stages": family_a([batch]), "windows": wider_windows(batch), "large": large}
 
 
 def params_of(case: Case, heads: int) -> Params:
@@ -106,13 +116,13 @@ def sampled(blocks: int, images: int, most: int) -> list[int]:
     return sorted({int(block) for block in np.linspace(0, blocks - 1, min(blocks, most)).round()})
 
 
-def count_case(case: Case, device: Device) -> Counted:
-    """Execute blocks of a case's launch and return the counts of all of them."""
+def count_case(case: Case, device: Device, tactic: int | None = None) -> Counted:
+    """Execute blocks of the launch of a case's default tactic, or of another, and return the counts of all of them."""
     # One head in memory where heads are many and large: blocks of all heads do the same.
     heads = case.heads if case.bias else 1
     random = np.random.default_rng(0)
     image = random.standard_normal((1, *case.lengths, 3, heads, case.head_dim), dtype=np.float32).astype(np.float16)
-    recorded, memory, tactic, moved = _launch(case, device, heads, image)
+    recorded, memory, tactic, moved = _launch(case, device, heads, image, tactic)
     if tactic >= 30:
         blocks = sampled(recorded.launch.blocks, recorded.launch.blocks + 1, MOST_BLOCKS_OF_ONE_PASS)
     else:
@@ -123,8 +133,10 @@ def count_case(case: Case, device: Device) -> Counted:
     return Counted(case, device, tactic, found.times(case.heads / heads))
 
 
-def _launch(case: Case, device: Device, heads: int, image: np.ndarray) -> tuple[Recorded, GlobalMemory, int, float]:
-    """Return the launch of a case's default tactic, its memory, the tactic, and the bytes of the tensors."""
+def _launch(
+    case: Case, device: Device, heads: int, image: np.ndarray, tactic: int | None = None
+) -> tuple[Recorded, GlobalMemory, int, float]:
+    """Return the launch of a tactic (by default the case's), its memory, the tactic, and the bytes of the tensors."""
     params = params_of(case, heads)
     bias = np.random.default_rng(1).standard_normal((heads, *(2 * k - 1 for k in case.kernel_size))).astype(np.float16)
     arrays = {
@@ -133,7 +145,7 @@ def _launch(case: Case, device: Device, heads: int, image: np.ndarray) -> tuple[
         "output": np.zeros((case.batch, *case.lengths, heads, case.head_dim), np.float16),
     }
     memory = place(params, arrays)
-    tactic = default_tactic(params, device.architecture)
+    tactic = tactic or default_tactic(params, device.architecture)
     program = load_unit(Unit("Half", case.head_dim, tactic, device.architecture))
     moved = sum(array.nbytes for array in arrays.values() if array is not None)
     return record_problem(program, params, tactic), memory, tactic, float(moved)
@@ -213,6 +225,11 @@ def shares_table(by_device: dict[str, list[Counted]]) -> str:
     return table(rows)
 
 
+def architecture_of(name: str) -> str:
+    """Return the architecture of a device."""
+    return next(device.architecture for device in DEVICES if device.name == name)
+
+
 def record_of(all_counted: list[Counted]) -> dict[str, Any]:
     """Return the figures that the tests compare: instructions per 16 queries of a head."""
     return {
@@ -226,38 +243,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=128, help="images of NAT's and DiNAT's stages (default: 128)")
     parser.add_argument("--json", type=Path, help="also write the stages' instructions to this file")
-    parser.add_argument("--stages-only", action="store_true", help="leave out NATTEN's published problems")
+    parser.add_argument(
+        "--tactic", type=int, help="count this one (plugins/cuda/tactics.h), not each problem's default"
+    )
+    parser.add_argument("--only", choices=PARTS, help="one part of the problems")
     options = parser.parse_args()
-    stages = len(family_a([options.batch]))
-    by_device: dict[str, list[Counted]] = {}
+    wanted = PARTS if options.only is None else (options.only,)
+    by_device: dict[str, dict[str, list[Counted]]] = {}
     for device in DEVICES:
         twin = next((own for own in DEVICES if own.architecture == device.architecture and own.name in by_device), None)
-        counted = []
-        for number, case in enumerate(cases_of(device, options.batch, options.stages_only)):
-            if twin is not None:  # the same code; only rates differ
-                own = by_device[twin.name][number]
-                counted.append(Counted(case, device, own.tactic, own.counts))
-                continue
-            print(f"{device.name}: {case.name}", file=sys.stderr)
-            counted.append(count_case(case, device))
-        by_device[device.name] = counted
+        if twin is not None:  # the same code; only rates differ
+            by_device[device.name] = {
+                part: [replace(own, device=device) for own in counted] for part, counted in by_device[twin.name].items()
+            }
+            continue
+        parts: dict[str, list[Counted]] = {part: [] for part in wanted}
+        for part in wanted:
+            for case in cases_of(device, options.batch)[part]:
+                print(f"{device.name}: {case.name}", file=sys.stderr)
+                parts[part].append(count_case(case, device, options.tactic))
+        by_device[device.name] = parts
     for name in ("A100", "H100"):
-        architecture = by_device[name][0].device.architecture
-        print(f"\nCounted in sm_{architecture} code ({name}), batch {options.batch}, float16\n")
-        for part in (by_device[name][:stages], by_device[name][stages:]):
-            if part:
-                print(counts_table(part), end="\n\n")
+        print(f"\nCounted in sm_{architecture_of(name)} code ({name}), batch {options.batch}, float16\n")
+        for counted in by_device[name].values():
+            print(counts_table(counted), end="\n\n")
     print("\nBounds by published rates, not measured\n")
-    print(bounds_table([own for counted in by_device.values() for own in counted]))
-    print("\n" + shares_table({name: counted[:stages] for name, counted in by_device.items()}))
-    first = by_device["H100"][0]
+    print(bounds_table([own for parts in by_device.values() for counted in parts.values() for own in counted]))
+    for part in wanted:
+        if part != "large":
+            print("\n" + shares_table({name: parts[part] for name, parts in by_device.items()}))
+    if "stages" not in wanted or options.tactic is not None:
+        return
+    first = by_device["H100"]["stages"][0]
     split = tile_and_beginning(first.case, first.device)
     if split is not None:
         print(
             f"\n{first.case.name}, H100: {split[0]:.0f} instructions of a warp a tile, {split[1]:.0f} to begin a block"
         )
     if options.json is not None:
-        record = {key: value for name in ("A100", "H100") for key, value in record_of(by_device[name][:stages]).items()}
+        record = {
+            key: value for name in ("A100", "H100") for key, value in record_of(by_device[name]["stages"]).items()
+        }
         options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -3,39 +3,39 @@
     python benchmarks/segmenters.py [--models upernet,oneformer,mask2former] [--runs 3] [--skip "RTX build"]
         [--limit-s 1800] [--output table.md]
 
-Each model runs in a process of its own, so that peak memory is its own: random weights in the official layout are
-saved, exported as ``na-deploy export`` does, built by TensorRT-RTX where it is installed (no GPU is needed), and run on
-one image of random numbers by ONNX Runtime with the operator library, on function bodies, and by PyTorch. Steps that
-``--skip`` names, or that the time or memory did not reach, are dashes in the table.
+Each step of a model runs in a process of its own, so that peak memory is the export's own, and a step that fails or
+runs out of time loses its own cells only; cells are printed as they come. Random weights in the official layout are
+saved, exported as ``na-deploy export`` does, run on one image of random numbers by ONNX Runtime with the operator
+library, on function bodies, and by PyTorch, and built by TensorRT-RTX where it is installed (no GPU is needed). A first
+run of more than 15 s counts and is the only one. Steps that ``--skip`` names, or that the time or memory did not reach,
+are dashes in the table.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import resource
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
-from whole_networks import built_engine, fastest, show_rows
+from whole_networks import (
+    Cells,
+    Step,
+    Work,
+    built_engine,
+    fastest,
+    peak_memory,
+    rows_of,
+    run_step,
+    show_rows,
+)
 
 COLUMNS = (
     "model", "input", "parameters", "file", "export", "peak memory", "difference", "RTX build",
     "operator library", "function bodies", "PyTorch, tiles",
 )  # fmt: skip
-MISSING = "–"
-CELLS = "cells: "
-"""Start of a child's lines that hold measurements."""
 
 
 @dataclass(frozen=True)
@@ -87,97 +87,100 @@ def checkpoint(kind: str, case: Case, path: Path) -> None:
     torch.save({"model": network.state_dict()}, path)
 
 
-def measure(kind: str, runs: int, skip: Collection[str], folder: Path) -> Iterator[dict[str, str]]:
-    """Export, build and run one model in this process; yield the row's cells as each becomes known."""
+def saved(work: Work) -> Cells:
+    """Save a checkpoint, in a process whose memory does not count."""
+    checkpoint(work.kind, CASES[work.kind], work.weights)
+    return {}
+
+
+def random_image(work: Work) -> dict[str, Any]:
+    """Return the image that all run on."""
     import numpy as np
 
-    import na_deploy
-    from na_deploy.exporter import export
-    from na_deploy.models import load_model
+    side = CASES[work.kind].side
+    return {"image": np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)}
 
-    case = CASES[kind]
-    image = np.random.default_rng(0).normal(size=(1, 3, case.side, case.side)).astype(np.float32)
-    weights, path = folder / f"{kind}.pth", folder / "model.onnx"
-    subprocess.run([sys.executable, __file__, "--save", json.dumps([kind, str(weights)])], check=True)
+
+def exported(work: Work) -> Cells:
+    """Export a segmenter as users do."""
+    from na_deploy.exporter import export
+    from na_deploy.model_file.inspection import inspect_model
+
+    case = CASES[work.kind]
     started = time.perf_counter()
     size = f"1x3x{case.side}x{case.side}"
-    report = export(weights, path, arch=case.arch, dilations=case.dilations, input=size)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    yield {
-        "model": case.title,
-        "input": f"{case.side}×{case.side}",
-        "file": f"{report.size / 1e6:.0f} MB",
+    report = export(work.weights, work.model, arch=case.arch, dilations=case.dilations, input=size)
+    return {
         "export": f"{time.perf_counter() - started:.1f} s",
-        "peak memory": f"{peak:.1f} GB",
+        "peak memory": peak_memory(),
+        "parameters": f"{inspect_model(work.model).parameters / 1e6:.1f} M",
+        "file": f"{report.size / 1e6:.0f} MB",
         "difference": f"{report.difference:.1e}",
     }
-    for name, custom in (("operator library", True), ("function bodies", False)):
-        if name not in skip:
-            with na_deploy.load(path, custom_operators=custom) as session:
-                yield {name: f"{fastest(lambda: session.run({'image': image}), runs):.2f} s"}
-    if "RTX build" not in skip:
-        yield {"RTX build": built_engine(path)[1]}
+
+
+def session_time(work: Work, column: str) -> Cells:
+    """Time the file with the operator library, or on its function bodies."""
+    import na_deploy
+
+    feeds, own = random_image(work), column == "operator library"
+    with na_deploy.load(work.model, custom_operators=own) as session:
+        assert (session.library is not None) == own, "the operator library is not built"
+        return {column: f"{fastest(lambda: session.run(feeds), work.runs):.2f} s"}
+
+
+def torch_time(work: Work) -> Cells:
+    """Time the checkpoint in PyTorch."""
     import torch
 
-    module = load_model(weights, arch=case.arch, dilations=case.dilations).module
-    yield {"parameters": f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f} M"}
-    if "PyTorch, tiles" not in skip:
-        with torch.inference_mode():
-            yield {"PyTorch, tiles": f"{fastest(lambda: module(torch.from_numpy(image)), runs):.2f} s"}
+    from na_deploy.models import load_model
+
+    case = CASES[work.kind]
+    module = load_model(work.weights, arch=case.arch, dilations=case.dilations).module
+    image = torch.from_numpy(random_image(work)["image"])
+    with torch.inference_mode():
+        return {"PyTorch, tiles": f"{fastest(lambda: module(image), work.runs):.2f} s"}
 
 
-def row(kind: str, runs: int, skip: str, limit_s: float | None) -> dict[str, str]:
-    """Return a model's cells, measured in another process; dashes for the steps that its time did not reach."""
-    cells = dict.fromkeys(COLUMNS, MISSING) | {"model": CASES[kind].title}
-    command = [sys.executable, __file__, "--child", kind, "--runs", str(runs), "--skip", skip, "--folder"]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen([*command, folder], stdout=subprocess.PIPE, text=True, start_new_session=True) as child,
-    ):
-        assert child.stdout is not None
-        timer = threading.Timer(limit_s or threading.TIMEOUT_MAX, os.killpg, (child.pid, signal.SIGKILL))
-        timer.daemon = True
-        timer.start()
-        try:
-            for line in child.stdout:
-                if line.startswith(CELLS):
-                    cells |= json.loads(line.removeprefix(CELLS))
-                    print(cells, file=sys.stderr, flush=True)
-            child.wait()
-        except KeyboardInterrupt:
-            os.killpg(child.pid, signal.SIGKILL)
-            raise
-    stopped = child.returncode == -signal.SIGKILL and not timer.is_alive()
-    timer.cancel()
-    if child.returncode and not stopped:
-        print(f"{kind} ended with exit code {child.returncode}; its row holds the steps before", file=sys.stderr)
-    return cells
+STEPS: dict[str, Step] = {
+    "checkpoint": saved,
+    "export": exported,
+    "operator library": lambda work: session_time(work, "operator library"),
+    "function bodies": lambda work: session_time(work, "function bodies"),
+    "RTX build": lambda work: {"RTX build": built_engine(work.model)[1]},
+    "PyTorch, tiles": torch_time,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--runs", type=int, default=3, help="runs after one that is not counted; 0 counts the first")
-    parser.add_argument("--skip", default="", help="columns to leave out, split by ';': 'RTX build;function bodies'")
+    parser.add_argument("--skip", default="", help="steps to leave out, split by ';': 'RTX build;function bodies'")
     parser.add_argument("--limit-s", type=float, help="seconds for each model, after which its row stays as it is")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--save", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.save:
-        kind, path = json.loads(arguments.save)
-        checkpoint(kind, CASES[kind], Path(path))
-        return
     if arguments.child:
-        for cells in measure(arguments.child, arguments.runs, arguments.skip.split(";"), arguments.folder):
-            print(CELLS + json.dumps(cells), flush=True)
+        run_step(STEPS, arguments.step, Work(arguments.child, arguments.folder, arguments.runs))
         return
-    rows = [row(kind, arguments.runs, arguments.skip, arguments.limit_s) for kind in arguments.models.split(",")]
     import torch
 
-    title = describe_machine(torch.get_num_threads())
-    show_rows(title, COLUMNS, rows, words=("model",), output=arguments.output)
+    machine = describe_machine(torch.get_num_threads())
+    print(machine, flush=True)
+    titles = {kind: CASES[kind] for kind in arguments.models.split(",")}
+    rows = rows_of(
+        __file__,
+        {kind: {"model": case.title, "input": f"{case.side}×{case.side}"} for kind, case in titles.items()},
+        [step for step in STEPS if step not in arguments.skip.split(";")],
+        COLUMNS,
+        runs=arguments.runs,
+        limit_s=arguments.limit_s,
+        output=arguments.output,
+    )
+    show_rows(machine, COLUMNS, rows, words=("model",), output=arguments.output)
 
 
 if __name__ == "__main__":

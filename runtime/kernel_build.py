@@ -163,8 +163,10 @@ def find_nvcc(folder: Path, say: Say) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not nvcc.is_file():
         reason = (done.stderr.strip().splitlines() or ["the packages hold no nvcc"])[-1]
+        pip = "pip into this environment, or " if "No module named pip" in reason else ""
         raise MissingDependencyError(
-            f"there is no nvcc, and it cannot be fetched ({reason}); install NVIDIA's CUDA toolkit and set CUDA_HOME"
+            f"there is no nvcc, and it cannot be fetched ({reason}); "
+            f"install {pip}NVIDIA's CUDA toolkit {CUDA_VERSION} and set CUDA_HOME"
         )
     # Names that toolkits have and packages lack, without which CMake finds no toolkit.
     (nvcc.parents[1] / "lib64").symlink_to("lib")

@@ -3,9 +3,9 @@
 python examples/shapes/train.py shapes.pth [--steps 1600,800,800] [--minutes 20] [--start earlier.pth]
 
 Each number of steps is a course in which the learning rate rises, and falls to zero; the next course begins anew where
-it ended. Random numbers are seeded, so a machine gives the same checkpoint each time, as long as --minutes does not cut
-it short. The checkpoint has the layout of mmsegmentation's, under 2 MB, and
-``na-deploy export shapes.pth`` takes it.
+it ended. Without options that is about 19 minutes on one core, 0.35 s a step. Random numbers are seeded, so a machine
+gives the same checkpoint each time, as long as --minutes does not cut it short. The checkpoint has
+the layout of mmsegmentation's, under 2 MB, and ``na-deploy export shapes.pth`` takes it.
 """
 
 from __future__ import annotations
@@ -129,7 +129,11 @@ def main() -> None:
     """Train, report and save."""
     parser = argparse.ArgumentParser(description="Train a small NAT with UPerNet on drawn shapes.")
     parser.add_argument("target", help="the checkpoint to write")
-    parser.add_argument("--steps", default="1600,800,800", help="steps of each course, one after the other")
+    parser.add_argument(
+        "--steps",
+        default="1600,800,800",
+        help="steps of each course, one after the other; about 0.35 s each on one core, 19 minutes by default",
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="end after, with the courses cut in proportion")
     parser.add_argument("--rate", type=float, default=RATE, help="largest learning rate")
     parser.add_argument("--start", help="a checkpoint to go on from")

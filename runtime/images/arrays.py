@@ -62,9 +62,22 @@ def read_arrays(path: Path) -> dict[str, Array]:
         UsageError: the file cannot be read.
         NaDeployError: it is not an archive of arrays of numbers, or is damaged.
     """
+    found = read_either(path)
+    if isinstance(found, dict):
+        return found
+    raise NaDeployError(f"{path} is one array, not an archive; end its name in .npy")
+
+
+def read_either(path: Path) -> Array | dict[str, Array]:
+    """Read a ``.npy`` file's array, or the arrays of an ``.npz`` archive by name; pickled objects are refused.
+
+    Raises:
+        UsageError: the file cannot be read.
+        NaDeployError: it holds other things than arrays of numbers, or is damaged.
+    """
     loaded = _loaded(path)
     if isinstance(loaded, np.ndarray):
-        raise NaDeployError(f"{path} is one array, not an archive; end its name in .npy")
+        return loaded
     with loaded:
         try:
             return {name: loaded[name] for name in loaded.files}
@@ -90,9 +103,10 @@ def _loaded(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise UsageError(f"{path} does not exist; give an array in a .npy file") from None
+        raise UsageError(f"{path} does not exist; give a .npy file or an .npz archive") from None
     except (IsADirectoryError, PermissionError) as error:
-        raise UsageError(f"cannot read the array {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else "unexpected end"
-        raise NaDeployError(f"{path} is not a .npy array of numbers, or is damaged ({reason})") from None
+        what = "a .npy array or .npz archive of numbers"
+        raise NaDeployError(f"{path} is not {what}, or is damaged ({reason})") from None

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from na_deploy.errors import NaDeployError, UsageError, one_line
+from na_deploy.errors import UsageError
 from na_deploy.model_file.answers import answer_of
 from na_deploy.model_file.tensors import Array, check_inputs, numpy_type
 from na_deploy.runtime.evaluation.class_folders import ClassFolders, match_folders
 from na_deploy.runtime.evaluation.pictures import check_folder, pictures_in, spread
+from na_deploy.runtime.images.arrays import read_either
 from na_deploy.runtime.images.prepare import read_image
 from na_deploy.runtime.results.predict import image_preprocessing, prepare_picture
 from na_deploy.runtime.session import Session
@@ -107,8 +108,9 @@ class Arrays(Samples):
     """
 
     def __init__(self, path: Path, session: Session, limit: int) -> None:
-        arrays = _read(path, session)
         names = [spec.name for spec in session.inputs]
+        found = read_either(path)
+        arrays = found if isinstance(found, dict) else {names[0] if len(names) == 1 else "one array": found}
         if set(arrays) != set(names):
             given, expected = ", ".join(sorted(arrays)) or "nothing", ", ".join(map(str, session.inputs))
             raise UsageError(f"{path} holds {given}; expected an array for each of the model's inputs: {expected}")
@@ -135,16 +137,3 @@ class Arrays(Samples):
     def __iter__(self) -> Iterator[Feeds]:
         """Yield the samples."""
         yield from self.batches
-
-
-def _read(path: Path, session: Session) -> dict[str, Array]:
-    try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return {session.inputs[0].name: content} if len(session.inputs) == 1 else {"one array": content}
-        with content:
-            return {name: content[name] for name in content.files}
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or one_line(error)}; give a .npz file") from None
-    except Exception as error:  # numpy's and zipfile's own errors are of many kinds
-        raise NaDeployError(f"{path} is not a .npz or .npy file of numbers, or is damaged: {one_line(error)}") from None

@@ -135,7 +135,7 @@ def test_run_refuses_bad_requests_in_a_sentence(
     refused(capsys, 2, "absent.jpg does not exist; give an image", "run", model, tmp_path / "absent.jpg")
     refused(capsys, 2, "absent.npy does not exist; give an array", "run", model, tmp_path / "absent.npy")
     refused(capsys, 2, "axis 2 is 30, not 32", "run", model, array)
-    refused(capsys, 1, "not a .npy array of numbers", "run", model, pickled)
+    refused(capsys, 1, "not a .npy array or .npz archive of numbers", "run", model, pickled)
     refused(capsys, 2, "not both", "run", model, array, photos[0])
     refused(capsys, 2, "the model has 10", "run", model, photos[0], "--labels", labels)
     refused(capsys, 2, "end the name in .npy", "run", model, photos[0], "-o", tmp_path / "out.txt")

@@ -14,10 +14,12 @@ sys.path.insert(0, str(SHAPES))
 
 import train_boxes as script  # noqa: E402
 from boxes_loss import Objects, encoded  # noqa: E402
-from draw import CLASSES, draw_objects  # noqa: E402
+from draw import CLASSES, draw_folder, draw_objects  # noqa: E402
 from evaluate import evaluate  # noqa: E402
 
+import na_deploy  # noqa: E402
 from na_deploy.models.detectors.boxes import decoded  # noqa: E402
+from na_deploy.runtime.quantization.quantize import QuantizationOptions, quantize  # noqa: E402
 
 REPORTED = 0.85
 """AP50 that examples/shapes/README.md reports; that of ten pictures differs by less than 0.15."""
@@ -65,3 +67,27 @@ def test_training_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = losses[:3].mean(0), losses[-3:].mean(0)
     assert (after < before)[[0, 2, 4]].all()
     assert (after < 0.9 * before)[[0, 2]].all()
+
+
+@pytest.mark.slow
+def test_int8_finds_the_shapes_that_float_finds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exported checkpoint, quantized on pictures that it was not trained on, in both ways of running it."""
+    na_deploy.export(SHAPES / "boxes.pth", tmp_path / "boxes.onnx", input="1x3x128x128")
+    draw_folder(tmp_path / "others", 24, 128, 128, first=2_000_000)
+    options = QuantizationOptions(limit=24)
+    report = quantize(tmp_path / "boxes.onnx", tmp_path / "int8.onnx", options, images=tmp_path / "others" / "images")
+    assert report.bytes_after < 0.6 * report.bytes_before
+    found = {}
+    for runtime in ("operator library", "function bodies"):
+        if runtime == "function bodies":
+            monkeypatch.setenv("NA_DEPLOY_ORT_LIBRARY", "")
+        files = [str(tmp_path / name) for name in ("boxes.onnx", "int8.onnx")]
+        assert evaluate(files, 20, 128, 128, "--json", "--threads", "1", objects=True) == 0
+        before, after = json.loads(capsys.readouterr().out)["models"]
+        for kind in ("boxes", "masks"):
+            assert before[kind]["AP"] > 0.4
+            assert abs(after[kind]["AP"] - before[kind]["AP"]) < 0.03
+        found[runtime] = after["boxes"]["AP"]
+    assert abs(found["operator library"] - found["function bodies"]) < 0.02

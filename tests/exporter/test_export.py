@@ -13,11 +13,14 @@ import pytest
 import torch
 from onnx import TensorProto
 
+import na_deploy
 from na_deploy import export
 from na_deploy.attention.schema import DOMAIN, PACKED_OPERATOR
 from na_deploy.errors import UsageError, VerificationError
 from na_deploy.exporter import ExportReport
+from na_deploy.model_file.inspection import inspect_model
 from na_deploy.models import LoadedModel, ModelConfig, ModelMetadata, load_model, random_checkpoint
+from na_deploy.runtime.quantization.quantize import quantize
 
 LoadSmall = Callable[[str], LoadedModel]
 Exported = Callable[..., ExportReport]
@@ -194,6 +197,22 @@ def test_backbones_return_one_map_for_each_level(exported: Exported):
         ("stage1", [1, 32, 16, 16]),
         ("stage2", [1, 64, 8, 8]),
     ]
+
+
+def test_a_backbone_in_int8_returns_the_maps_of_the_float_file(exported: Exported, tmp_path: Path):
+    source = exported("backbone").path
+    images = np.random.default_rng(5).standard_normal((9, 3, 64, 64), dtype=np.float32)
+    np.savez(tmp_path / "x.npz", image=images[:8])
+    report = quantize(source, tmp_path / "int8.onnx", data=tmp_path / "x.npz")
+    assert {product.weights for product in inspect_model(report.path).products} == {"int8"}
+    feeds = {"image": images[8:]}
+    expected = session(source).run(None, feeds)
+    with na_deploy.load(report.path) as ours:
+        outputs = ours.run(feeds)
+    in_library = [outputs[spec.name] for spec in ours.outputs]
+    for found in (session(report.path).run(None, feeds), in_library):
+        for own, right in zip(found, expected, strict=True):
+            assert 1e-4 < relative(own, right) < 0.1
 
 
 def test_metadata_says_where_the_model_comes_from(load_small: LoadSmall, exported: Exported):

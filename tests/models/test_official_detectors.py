@@ -28,6 +28,68 @@ test_pipeline = [
         dict(type='Pad', size_divisor=32)])]
 """
 NAMES = ("cat", "dog", "fox")
+
+MMDETECTION_2 = """
+model = dict(
+    type='MaskRCNN',
+    backbone=dict(
+        type='DiNAT', embed_dim=8, mlp_ratio=2.0, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], kernel_size=3,
+        drop_path_rate=0.2, dilations=[[3], [2], [1], [1]], out_indices=(0, 1, 2, 3), pretrained=None),
+    neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=16, num_outs=5),
+    rpn_head=dict(
+        type='RPNHead', in_channels=16, feat_channels=12,
+        anchor_generator=dict(type='AnchorGenerator', scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]),
+        bbox_coder=dict(
+            type='DeltaXYWHBBoxCoder', target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[1.0, 1.0, 1.0, 1.0]),
+        loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0),
+        loss_bbox=dict(type='L1Loss', loss_weight=1.0)),
+    roi_head=dict(
+        type='StandardRoIHead',
+        bbox_roi_extractor=dict(
+            type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
+            out_channels=16, featmap_strides=[4, 8, 16, 32]),
+        bbox_head=dict(
+            type='Shared2FCBBoxHead', in_channels=16, fc_out_channels=24, roi_feat_size=7, num_classes=3,
+            bbox_coder=dict(
+                type='DeltaXYWHBBoxCoder', target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]),
+            reg_class_agnostic=False,
+            loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+            loss_bbox=dict(type='L1Loss', loss_weight=1.0)),
+        mask_roi_extractor=dict(
+            type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0),
+            out_channels=16, featmap_strides=[4, 8, 16, 32]),
+        mask_head=dict(
+            type='FCNMaskHead', num_convs=4, in_channels=16, conv_out_channels=8, num_classes=3,
+            loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0))),
+    train_cfg=dict(
+        rpn=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.7), allowed_border=-1),
+        rcnn=dict(mask_size=28, pos_weight=-1, debug=False)),
+    test_cfg=dict(
+        rpn=dict(nms_pre=40, max_per_img=30, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0),
+        rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=12, mask_thr_binary=0.5)),
+    pretrained=None)
+dataset_type = 'CocoDataset'
+img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='MultiScaleFlipAug', img_scale=(1333, 800), flip=False,
+        transforms=[
+            dict(type='Resize', keep_ratio=True),
+            dict(type='RandomFlip'),
+            dict(type='Normalize', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True),
+            dict(type='Pad', size_divisor=32),
+            dict(type='ImageToTensor', keys=['img']),
+            dict(type='Collect', keys=['img'])])
+]
+data = dict(samples_per_gpu=2, workers_per_gpu=2, test=dict(type='CocoDataset', ann_file='val.json'))
+optimizer = dict(type='AdamW', lr=0.0001, paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))))
+lr_config = dict(policy='step', warmup='linear', warmup_iters=500, warmup_ratio=0.001, step=[27, 33])
+runner = dict(type='EpochBasedRunner', max_epochs=36)
+fp16 = None
+log_level = 'INFO'
+"""
+"""A Mask R-CNN 3x as mmcv 1 writes its configuration, with the sizes of the small detector."""
 RATIOS = "ratios=[\n                0.5,\n                1.0,\n                2.0,\n            ]"
 SCALES = "scales=[\n                8,\n            ]"
 
@@ -76,6 +138,45 @@ def test_numbers_of_the_configuration_are_followed(tmp_path: Path) -> None:
     assert (head.score, head.detections, head.mask_threshold, head.most_overlap) == (0.125, 7, 0.25, 0.5)
     assert (head.rpn.candidates, head.rpn.most_overlap, head.rpn.ratios) == (50, 0.65, (0.25, 1, 4))
     assert load_model(path, detections=3).head.detections == 3  # type: ignore[union-attr]
+
+
+def test_a_file_of_mmdetection_2_is_the_same_detector_as_one_of_mmdetection_3(tmp_path: Path) -> None:
+    """Text in ``meta["config"]``, names beside it, the optimiser's state, and the weights' names of that time."""
+    weights = theirs("mask_rcnn").state_dict
+    meta = {
+        "mmdet_version": "2.19.0+", "mmcv_version": "1.4.8", "epoch": 36, "iter": 263880, "seed": None,
+        "time": "Tue Apr 12 21:40:05 2022", "exp_name": "mask_rcnn_dinat_tiny_3x_coco.py", "hook_msgs": {},
+        "config": MMDETECTION_2, "CLASSES": NAMES,
+    }  # fmt: skip
+    torch.save(
+        {"meta": meta, "state_dict": weights, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "2.pth"
+    )
+    torch.save(theirs("mask_rcnn").checkpoint(), tmp_path / "3.pth")
+    old, new = load_model(tmp_path / "2.pth"), load_model(tmp_path / "3.pth")
+    heads = {name for name in weights if not name.startswith("backbone")}
+    assert heads == {
+        f"{layer}.{part}"
+        for layer in (
+            *(f"neck.{kind}_convs.{level}.conv" for kind in ("lateral", "fpn") for level in range(4)),
+            *(f"rpn_head.{layer}" for layer in ("rpn_conv", "rpn_cls", "rpn_reg")),
+            *(f"roi_head.bbox_head.{layer}" for layer in ("shared_fcs.0", "shared_fcs.1", "fc_cls", "fc_reg")),
+            *(f"roi_head.mask_head.convs.{layer}.conv" for layer in range(4)),
+            *(f"roi_head.mask_head.{layer}" for layer in ("upsample", "conv_logits")),
+        )
+        for part in ("weight", "bias")
+    }
+    assert old.warnings == []
+    assert tuple(old.metadata.labels.values()) == NAMES
+    assert old.metadata.dilations == BACKBONE.dilations
+    assert (old.metadata.preprocessing.resize, old.metadata.preprocessing.longest) == (800, 1333)
+    assert old.input_size == (800, 1344)
+    assert old.module.config == new.module.config
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        found, expected = old.module(image), new.module(image)
+    assert int(found[-1]) > 0
+    for mine, theirs_ in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs_)
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn"])

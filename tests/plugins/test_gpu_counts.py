@@ -47,6 +47,12 @@ def test_a_tile_of_stage_1_takes_at_most_560_instructions_of_a_warp(gpu_counts: 
     assert 0 < beginning < 2100
 
 
+@pytest.mark.parametrize("device", DEVICES[:2], ids=lambda device: device.name)
+def test_windows_of_up_to_13_by_13_take_the_one_pass_kernel_which_counts_least(gpu_counts: ModuleType, device: Device):
+    for case in gpu_counts.wider_windows(128):
+        assert gpu_counts.default_tactic(gpu_counts.params_of(case, case.heads), device.architecture) >= 30
+
+
 def test_every_stage_is_recorded_for_both_architectures(gpu_counts: ModuleType):
     recorded = json.loads((BENCHMARKS / "gpu_counts.json").read_text())
     names = {f"{case.name}, sm_{own}" for case in gpu_counts.family_a([128]) for own in ("80", "90a")}

@@ -115,6 +115,27 @@ def test_a_driver_older_than_the_packages_is_told_which_toolkit_to_install(machi
         machine.build()
 
 
+@pytest.mark.parametrize(
+    ("answer", "remedy"),
+    [
+        ("ERROR: No matching distribution found for nvidia-cuda-nvcc==13.0.*", "install NVIDIA's CUDA toolkit 13.0"),
+        ("python: No module named pip", "install pip into this environment, or NVIDIA's CUDA toolkit 13.0"),
+    ],
+    ids=["offline", "without pip"],
+)
+def test_a_compiler_that_cannot_be_fetched_is_told_with_the_reason_and_what_to_install(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, answer: str, remedy: str
+):
+    (machine.tools / "nvcc").unlink()
+    machine.add("python", f"#!/bin/sh\necho '{answer}' >&2\nexit 1\n")
+    monkeypatch.setattr("sys.executable", str(machine.tools / "python"))
+    with pytest.raises(MissingDependencyError) as raised:
+        machine.build(architectures=("80",))
+    assert answer in str(raised.value)
+    assert f"{remedy} and set CUDA_HOME" in str(raised.value)
+    assert not (machine.folder / f"cuda-{kernel_build.CUDA_VERSION}" / "complete").exists()
+
+
 def test_a_compiler_that_was_fetched_is_taken_again(machine: Machine):
     (machine.tools / "nvcc").unlink()
     kept = machine.folder / f"cuda-{kernel_build.CUDA_VERSION}"

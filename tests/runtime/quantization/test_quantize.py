@@ -136,6 +136,46 @@ def test_the_most_sensitive_layers_are_kept_until_no_more_is_lost(
     )
 
 
+def exaggerated(model: Path, path: Path) -> str:
+    """Save the model with one channel of a normalisation a thousand times larger, and the weights behind it as small.
+
+    The function stays the same, but one step for all channels now rounds the others away. Return the layer's name.
+    """
+    proto = onnx.load(model)
+    layer = next(each for each in find_layers(proto, "model") if each.name == "levels.1.blocks.0.attn.qkv")
+    norm = next(node for node in proto.graph.node if node.output[0] == layer.source)
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for name, factor in ((norm.input[1], 1000), (norm.input[2], 1000), (layer.weight, 1 / 1000)):
+        values = numpy_helper.to_array(tensors[name]).copy()
+        values[3] *= factor
+        tensors[name].CopyFrom(numpy_helper.from_array(values, name))
+    onnx.save(proto, path)
+    return layer.name
+
+
+def test_a_layer_whose_rounding_costs_labelled_pictures_stays_in_float(model: Path, tmp_path: Path):
+    """Of forty labelled digits some are lost to an outlier, and read again once --max-drop keeps its layer."""
+    pictures = digits.write_class_folders(tmp_path / "pictures", "training", 40)
+    spoilt = exaggerated(model, tmp_path / "spoilt.onnx")
+    rounded = quantize(
+        tmp_path / "spoilt.onnx", tmp_path / "a.onnx", QuantizationOptions(smooth=False), images=pictures
+    )
+    assert rounded.accuracy is not None
+    assert rounded.kept == ()
+    assert rounded.layers[0].layer == spoilt
+    assert rounded.accuracy[0] - rounded.accuracy[1] > 0.05
+    kept = quantize(
+        tmp_path / "spoilt.onnx", tmp_path / "b.onnx", QuantizationOptions(smooth=False, max_drop=1), images=pictures
+    )
+    assert kept.accuracy is not None
+    assert kept.kept[0] == spoilt
+    assert len(kept.kept) < len(kept.layers) / 2
+    assert kept.accuracy[0] - kept.accuracy[1] <= 0.01
+    weights = {each.name: each.weights for each in inspect_model(kept.path).products}
+    assert weights[spoilt] == "float32"
+    assert set(weights.values()) == {"float32", "int8"}
+
+
 def test_a_drop_that_nothing_keeps_leaves_no_file(
     model: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
