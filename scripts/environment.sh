@@ -30,6 +30,8 @@ make_environment() {
   # shellcheck source=/dev/null
   . "$1/bin/activate"
   export PIP_DISABLE_PIP_VERSION_CHECK=1
+  # Modules are compiled when they are first imported, and once: containers often forbid to keep what was compiled.
+  unset PYTHONDONTWRITEBYTECODE
 }
 
 # prepare_native: fetches what compiling the operator library needs; goes on without where it cannot be had.

@@ -133,7 +133,14 @@ def test_run_refuses_bad_requests_in_a_sentence(
     refused(capsys, 1, "is not an ONNX model", "run", photos[0], photos[0])
     refused(capsys, 1, "not an image", "run", model, text)
     refused(capsys, 2, "absent.jpg does not exist; give an image", "run", model, tmp_path / "absent.jpg")
-    refused(capsys, 2, "absent.npy does not exist; give an array", "run", model, tmp_path / "absent.npy")
+    refused(
+        capsys,
+        2,
+        "absent.npy does not exist; give a .npy file or an .npz archive",
+        "run",
+        model,
+        tmp_path / "absent.npy",
+    )
     refused(capsys, 2, "axis 2 is 30, not 32", "run", model, array)
     refused(capsys, 1, "not a .npy array or .npz archive of numbers", "run", model, pickled)
     refused(capsys, 2, "not both", "run", model, array, photos[0])

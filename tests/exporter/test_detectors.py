@@ -163,7 +163,7 @@ def test_verify_and_inspect_know_detectors(
     assert run(["verify", str(checkpoint), str(report.path), "--json"]) == 0
     assert "Mask R-CNN on dinat" in capfd.readouterr().out
     summary = inspect_model(report.path)
-    assert list(summary.parts) == ["backbone", "pyramid", "proposals", "boxes", "masks"]
+    assert list(summary.parts) == ["backbone", "pyramid", "proposals", "loops", "boxes", "masks"]
     assert summary.uncounted == 0
 
 
