@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from torch import nn
 
+from na_deploy.exporter.collector import rare_collections
 from na_deploy.exporter.module_export import ModuleExportReport, export_module
 from na_deploy.exporter.pipeline import ExportReport
 from na_deploy.exporter.pipeline import export as export_checkpoint
@@ -53,7 +54,8 @@ def _export(of_checkpoint: Callable[P, R], of_module: Callable[Q, S]) -> _Either
 
     def export(*arguments: Any, **options: Any) -> Any:
         given = arguments[0] if arguments else options.get("module")
-        return (of_module if isinstance(given, nn.Module) else of_checkpoint)(*arguments, **options)
+        with rare_collections():
+            return (of_module if isinstance(given, nn.Module) else of_checkpoint)(*arguments, **options)
 
     described = "\n\n".join(
         f"{_signature('export', function)}\n\n{inspect.getdoc(function)}" for function in (of_checkpoint, of_module)

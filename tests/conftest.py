@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import pytest
 from operator_table import share_operator_table
 from small_models import small_model
 
+from na_deploy.exporter.collector import THRESHOLDS
+
 
 def pytest_configure() -> None:
-    """Make PyTorch's table of operators once for all exports of a process."""
+    """Make PyTorch's table of operators once for all exports of a process; search for garbage as rarely as they do."""
     share_operator_table()
+    gc.set_threshold(*THRESHOLDS)
 
 
 LONGEST_FIRST = (
