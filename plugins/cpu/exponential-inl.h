@@ -6,7 +6,11 @@
 #define NA_DEPLOY_CPU_EXPONENTIAL_INL_H_
 #endif
 
+#include <cstdint>
+
 #include <hwy/highway.h>
+
+#include "rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace na_deploy::cpu {
@@ -30,6 +34,34 @@ HWY_INLINE V exp2_of_negative(D d, V x) {
   p = hn::MulAdd(p, r, hn::Set(d, 0.6931470036506653F));
   p = hn::MulAdd(p, r, hn::Set(d, 1.0F));
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -125.0F)), hn::Mul(p, power));
+}
+
+// Turns a vector of lanes' scores of `count` keys, `step` apart, into exponentials and returns their sum. kPairs: into
+// those of neighbouring keys as pairs of bfloat16, one after another in half the rows.
+template <bool kPairs, class D, class V = hn::Vec<D>>
+HWY_INLINE V exponentials(D d, float* score, int64_t step, int64_t count, V maximum) {
+  V sum = hn::Zero(d);
+  if constexpr (kPairs) {
+    float* pair = score;
+    for (int64_t i = 0; i < count; i += 2, score += 2 * step, pair += step) {
+      const V even = exp2_of_negative(d, hn::Sub(hn::Load(d, score), maximum));
+      auto both = rounded_halves(d, even);
+      sum = hn::Add(sum, even);
+      if (i + 1 < count) {
+        const V odd = exp2_of_negative(d, hn::Sub(hn::Load(d, score + step), maximum));
+        both = hn::Or(both, hn::ShiftLeft<16>(rounded_halves(d, odd)));
+        sum = hn::Add(sum, odd);
+      }
+      hn::Store(hn::BitCast(d, both), d, pair);
+    }
+    return sum;
+  }
+  for (int64_t i = 0; i < count; ++i, score += step) {
+    const V weights = exp2_of_negative(d, hn::Sub(hn::Load(d, score), maximum));
+    hn::Store(weights, d, score);
+    sum = hn::Add(sum, weights);
+  }
+  return sum;
 }
 
 }  // namespace HWY_NAMESPACE

@@ -19,6 +19,11 @@ cpu::Plan full_plan(const na_params& params, const na_cpu_plan& plan) {
   return cpu::make_plan(params, cpu::target_in_use(), cut);
 }
 
+// Whether group_kernel.cpp takes the tasks. It needs the bias spread.
+bool takes_groups(const cpu::Plan& plan, const na_params& params) {
+  return plan.whole_group && (plan.bias_elements == 0 || params.prepared_bias != nullptr || plan.spread_per_call);
+}
+
 }  // namespace
 
 extern "C" {
@@ -53,7 +58,9 @@ void na_cpu_prepare_bias(const na_params* params, const na_cpu_plan* plan, float
 
 void na_cpu_run(const na_params* params, const na_cpu_plan* plan, int64_t first, int64_t last, void* scratch) {
   const cpu::Plan full = full_plan(*params, *plan);
-  const auto run = full.quads ? cpu::run_in_quads : cpu::run_in_tiles;
+  const auto run = full.quads                    ? cpu::run_in_quads
+                   : takes_groups(full, *params) ? cpu::run_in_groups
+                                                 : cpu::run_in_tiles;
   run(*params, full, first, last, cpu::lay_out(full, *params, scratch));
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "../core/window.h"
@@ -212,6 +213,26 @@ void plan_bias(Plan& plan, const na_params& params) {
   plan.spread_per_call = plan.quads || tiles * keys >= 4.0 * rows;
 }
 
+// Returns whether every query sees every key of its dilation group: all groups have kernel_size positions.
+bool has_dense_groups(const Plan& plan, const na_params& params) {
+  return params.additional == 0 && std::all_of(std::begin(plan.axis), std::end(plan.axis), [](const AxisPlan& axis) {
+           return axis.length == axis.kernel_size * axis.dilation && !axis.is_causal;
+         });
+}
+
+// The cut into whole dilation groups, if group_kernel.cpp can take them. Quads take groups that leave half of a vector
+// empty.
+bool choose_groups(const Plan& plan, const na_params& params, Cut& chosen) {
+  if (!has_dense_groups(plan, params)) return false;
+  int64_t queries = 1;
+  for (int a = 0; a < kAxes; ++a) {
+    chosen.tile[a] = plan.axis[a].kernel_size;
+    if (chosen.tile[a] > kMaxLanes) return false;
+    queries *= chosen.tile[a];
+  }
+  return queries > std::max(kQuad, plan.vector / 2) && queries <= kMaxLanes;
+}
+
 // Plans everything about the axes but the tile.
 Plan axes_of(const na_params& params, int64_t vector) {
   Plan plan;
@@ -233,6 +254,7 @@ Plan axes_of(const na_params& params, int64_t vector) {
 Plan make_plan(const na_params& params, const Target& target) {
   const Plan axes = axes_of(params, target.vector);
   Cut cut;
+  if (choose_groups(axes, params, cut)) return make_plan(params, target, cut);
   const double limit = choose_tile(axes, params, cut);
   Cut quads;
   if (choose_quads(axes, params, limit, quads)) {
@@ -272,16 +294,19 @@ Plan make_plan(const na_params& params, const Target& target, const Cut& cut) {
   }
   place_lanes(plan);
   plan.lanes = round_up(plan.used_lanes, vector);
+  plan.whole_group =
+      !plan.quads && has_dense_groups(plan, params) &&
+      std::all_of(std::begin(plan.axis), std::end(plan.axis), [](const AxisPlan& axis) { return axis.tiles == 1; });
   // Copying pays for rows that several quads read repeatedly: in the tensor, they may compete for a few sets of the
   // cache.
-  plan.values_in_place =
-      params.dtype == NA_FLOAT32 && plan.padded_value_dim == params.value_dim && (plan.lanes == vector || plan.quads);
+  plan.values_in_place = params.dtype == NA_FLOAT32 && plan.padded_value_dim == params.value_dim &&
+                         ((plan.lanes == vector && !plan.whole_group) || plan.quads);
   plan.keys_in_place =
       plan.dots || (params.dtype == NA_FLOAT32 && (!plan.quads || plan.padded_head_dim == params.head_dim));
   const int64_t row_bytes = 4 * (plan.padded_head_dim + plan.padded_value_dim + plan.lanes);
   const int64_t keys =
       std::min({box + std::min(params.additional, kMaxBlock), kMaxBlock, std::max(kBlockBytes / row_bytes, kMinBlock)});
-  plan.block = plan.quads ? quad_keys(plan, plan.quad) : keys;
+  plan.block = plan.quads ? quad_keys(plan, plan.quad) : plan.whole_group ? plan.used_lanes : keys;
   plan_bias(plan, params);
 
   const bool packed = params.packed != 0;

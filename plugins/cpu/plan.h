@@ -1,5 +1,5 @@
 // The plan of a problem, cut into tasks: one task is a tile of neighbouring queries of one head, one query for each
-// lane of up to four SIMD vectors.
+// lane of a few SIMD vectors.
 #pragma once
 
 #include <cstddef>
@@ -9,11 +9,11 @@
 
 namespace na_deploy::cpu {
 
-constexpr int kAxes = 3;            // problems of lower rank get leading axes of length 1
-constexpr int64_t kMaxVector = 16;  // SIMD lanes at most
-constexpr int64_t kMaxVectors = 4;  // vectors of a tile
-constexpr int64_t kMaxLanes = kMaxVector * kMaxVectors;
-constexpr int64_t kMaxQuadKeys = 512;  // keys of four queries that quad_kernel.cpp holds at once
+constexpr int kAxes = 3;                                 // problems of lower rank get leading axes of length 1
+constexpr int64_t kMaxVector = 16;                       // SIMD lanes at most
+constexpr int64_t kMaxVectors = 4;                       // vectors of a tile that is not a whole dilation group
+constexpr int64_t kMaxLanes = kMaxVector * kMaxVectors;  // queries of a tile, also of a whole group
+constexpr int64_t kMaxQuadKeys = 512;                    // keys of four queries that quad_kernel.cpp holds at once
 constexpr int64_t kMaxQuadRow = kMaxQuadKeys;
 constexpr int64_t kQuad = 4;  // lanes that the second product takes at once
 
@@ -48,7 +48,8 @@ struct SpreadBias {
 };
 
 struct Plan {
-  bool quads = false;        // quad_kernel.cpp, else tile_kernel.cpp
+  bool quads = false;        // quad_kernel.cpp, else tile_kernel.cpp or group_kernel.cpp
+  bool whole_group = false;  // a task is a dilation group whose every query sees every key
   bool dots = false;         // bfloat16 is multiplied in pairs, without conversion to float32
   int64_t quad[kAxes] = {};  // queries of four consecutive lanes
   AxisPlan axis[kAxes];
@@ -93,20 +94,23 @@ Plan make_plan(const na_params& params, const Target& target);
 // Completes the plan for a cut chosen before.
 Plan make_plan(const na_params& params, const Target& target, const Cut& cut);
 
-// The kernels: compute the tasks [first, last).
+// The kernels: compute the tasks [first, last). That of groups takes plans of whole groups whose bias is spread.
 void run_in_tiles(const na_params& params, const Plan& plan, int64_t first, int64_t last,
                   const struct Scratch& scratch);
+void run_in_groups(const na_params& params, const Plan& plan, int64_t first, int64_t last,
+                   const struct Scratch& scratch);
 void run_in_quads(const na_params& params, const Plan& plan, int64_t first, int64_t last,
                   const struct Scratch& scratch);
 
 // Scratch memory of one thread: arrays one after another, each aligned to a vector.
 struct Scratch {
-  float* query;              // (padded_head_dim, lanes), scaled; with dots pairs of bfloat16, not scaled
+  float* query;              // (padded_head_dim, lanes), scaled; with dots pairs of bfloat16, not scaled. A group's
+                             // queries without a lane follow in rows
   float* key;                // (block, padded_head_dim) unless keys are read in place; room for four rows
   const float** key_rows;    // (block)
   float* value;              // (block, padded_value_dim) unless values are read in place; with dots pairs of keys
   const void** value_rows;   // (block) with dots in tiles: the values in the tensor
-  float* score;              // (block, lanes), then their exponentials, with dots as pairs of keys
+  float* score;              // (block, lanes), then their exponentials, with dots as pairs of keys; likewise
   float* output;             // (lanes, padded_value_dim), not yet divided by the sum
   float* bias;               // one head's rel_pos_bias in float32, unless it is float32 already
   float* spread;             // one head's spread bias

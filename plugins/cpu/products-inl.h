@@ -81,7 +81,7 @@ using Pairs = Singles;
 template <class N, int kKeys, int kVectors, class D>
 HWY_INLINE void score_keys(D d, float scale, const typename N::T* HWY_RESTRICT query, const typename N::T* const* keys,
                            int64_t steps, float* HWY_RESTRICT score, int64_t lanes) {
-  constexpr int64_t kVector = hn::MaxLanes(D());
+  constexpr int64_t kLanes = hn::MaxLanes(D());
   const typename N::T* row[kKeys];
   hn::Vec<D> sums[kKeys][kVectors];
   for (int i = 0; i < kKeys; ++i) {
@@ -90,7 +90,7 @@ HWY_INLINE void score_keys(D d, float scale, const typename N::T* HWY_RESTRICT q
   }
   for (int64_t c = 0; c < steps; ++c, query += lanes * N::kWidth) {
     decltype(N::load(d, query)) channel[kVectors];
-    for (int v = 0; v < kVectors; ++v) channel[v] = N::load(d, query + v * kVector * N::kWidth);
+    for (int v = 0; v < kVectors; ++v) channel[v] = N::load(d, query + v * kLanes * N::kWidth);
     for (int i = 0; i < kKeys; ++i) {
       const auto number = N::broadcast(d, row[i] + c * N::kWidth);
       for (int v = 0; v < kVectors; ++v) sums[i][v] = N::multiply_add(d, channel[v], number, sums[i][v]);
@@ -99,7 +99,7 @@ HWY_INLINE void score_keys(D d, float scale, const typename N::T* HWY_RESTRICT q
   for (int i = 0; i < kKeys; ++i) {
     for (int v = 0; v < kVectors; ++v) {
       if constexpr (N::kWidth > 1) sums[i][v] = hn::Mul(sums[i][v], hn::Set(d, scale));  // single ones have it already
-      hn::Store(sums[i][v], d, score + i * lanes + v * kVector);
+      hn::Store(sums[i][v], d, score + i * lanes + v * kLanes);
     }
   }
 }
@@ -127,18 +127,18 @@ HWY_NOINLINE void score_vectors(D d, float scale, const typename N::T* query, co
 template <class N, class D>
 HWY_INLINE void score_block(D d, float scale, const typename N::T* query, const typename N::T* const* keys,
                             int64_t steps, int64_t count, float* score, int64_t lanes) {
-  constexpr int64_t kVector = hn::MaxLanes(D());
+  constexpr int64_t kLanes = hn::MaxLanes(D());
   constexpr int64_t kWidth = N::kWidth;
   int64_t lane = 0;
 #if NA_DEPLOY_MANY_REGISTERS
-  for (; lane + 4 * kVector <= lanes; lane += 4 * kVector) {
+  for (; lane + 4 * kLanes <= lanes; lane += 4 * kLanes) {
     score_vectors<N, 5, 4>(d, scale, query + lane * kWidth, keys, steps, count, score + lane, lanes);
   }
 #endif
-  for (; lane + 2 * kVector <= lanes; lane += 2 * kVector) {
+  for (; lane + 2 * kLanes <= lanes; lane += 2 * kLanes) {
     score_vectors<N, 6, 2>(d, scale, query + lane * kWidth, keys, steps, count, score + lane, lanes);
   }
-  for (; lane < lanes; lane += kVector) {
+  for (; lane < lanes; lane += kLanes) {
     score_vectors<N, 8, 1>(d, scale, query + lane * kWidth, keys, steps, count, score + lane, lanes);
   }
 }

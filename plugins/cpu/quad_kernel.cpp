@@ -3,7 +3,8 @@
 // A vector holds some channels of four queries; a key's channels are loaded once for all four. Four queries see hardly
 // more keys than one, so little is computed in vain: 8x8 keys for 7x7 windows, where a vector of sixteen queries sees
 // 10x10. Scores stand as (group of keys, query, key of the group), a group being as many keys as a vector has channels
-// of one query. tile_kernel.cpp computes windows too large for one pass, additional keys and dense groups.
+// of one query. tile_kernel.cpp computes windows too large for one pass and additional keys, group_kernel.cpp groups
+// that one window covers.
 #include "targets.h"
 
 #undef HWY_TARGET_INCLUDE

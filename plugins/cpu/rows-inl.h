@@ -24,6 +24,28 @@ inline float widen(float number) { return number; }
 inline float widen(hwy::float16_t number) { return hwy::F32FromF16(number); }
 inline float widen(hwy::bfloat16_t number) { return hwy::F32FromBF16(number); }
 
+template <class D, typename T>
+HWY_INLINE hn::Vec<D> load_wide(D d, const T* from) {
+  const hn::Rebind<T, D> narrow;
+  return hn::PromoteTo(d, hn::LoadU(narrow, from));
+}
+
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX2
+// Without an instruction for it, Highway makes finite numbers of float16's infinity and NaN.
+template <class D>
+HWY_INLINE hn::Vec<D> load_wide(D d, const hwy::float16_t* from) {
+  const hn::Rebind<hwy::float16_t, D> narrow;
+  const hn::RebindToUnsigned<D> wide;
+  const auto half = hn::LoadU(narrow, from);
+  const auto bits = hn::PromoteTo(wide, hn::BitCast(hn::RebindToUnsigned<decltype(narrow)>(), half));
+  const auto magnitude = hn::And(bits, hn::Set(wide, 0x7fff));
+  const auto sign = hn::ShiftLeft<16>(hn::Xor(bits, magnitude));
+  const auto none = hn::Or(hn::Or(sign, hn::Set(wide, 0x7f800000)), hn::ShiftLeft<13>(magnitude));
+  const auto is_number = hn::RebindMask(d, hn::Lt(magnitude, hn::Set(wide, 0x7c00)));
+  return hn::IfThenElse(is_number, hn::PromoteTo(d, half), hn::BitCast(d, none));
+}
+#endif
+
 // to[i] = from[i] for i < count, and 0 from there to `padded`, a whole number of vectors.
 template <class D, typename T>
 HWY_INLINE void load_row(D d, const T* HWY_RESTRICT from, int64_t count, int64_t padded, float* HWY_RESTRICT to) {
@@ -32,8 +54,7 @@ HWY_INLINE void load_row(D d, const T* HWY_RESTRICT from, int64_t count, int64_t
   if constexpr (sizeof(T) == sizeof(float)) {
     for (; i + kLanes <= count; i += kLanes) hn::Store(hn::LoadU(d, from + i), d, to + i);
   } else {
-    const hn::Rebind<T, D> narrow;
-    for (; i + kLanes <= count; i += kLanes) hn::Store(hn::PromoteTo(d, hn::LoadU(narrow, from + i)), d, to + i);
+    for (; i + kLanes <= count; i += kLanes) hn::Store(load_wide(d, from + i), d, to + i);
   }
   for (; i < count; ++i) to[i] = widen(from[i]);
   for (; i < padded; ++i) to[i] = 0.0F;

@@ -48,15 +48,19 @@ void place_axis(const Plan& plan, int a, int64_t place, AxisTile& tile, uint64_t
   }
 }
 
+// Neighbouring heads lie side by side in memory: taken one after another, they are read in long stretches. Where each
+// head's bias must be prepared first, one head is finished before the next begins.
+bool takes_heads_first(const na_params& params) {
+  return params.rel_pos_bias == nullptr || params.prepared_bias != nullptr;
+}
+
 }  // namespace
 
 bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint64_t* const (&visible)[kAxes],
                 Tile& tile) {
   tile.used = ~uint64_t{0} >> (64 - plan.used_lanes);
   tile.sees_all = true;
-  // Neighbouring heads lie side by side in memory: taken one after another, they are read in long stretches. Where each
-  // head's bias must be prepared first, one head is finished before the next begins.
-  const bool heads_first = params.rel_pos_bias == nullptr || params.prepared_bias != nullptr;
+  const bool heads_first = takes_heads_first(params);
   if (heads_first) {
     tile.head = task % params.heads;
     task /= params.heads;
@@ -82,6 +86,28 @@ bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint64_
   tile.query_at = offset_of(plan, plan.query, tile, tile.head, origin);
   tile.output_at = offset_of(plan, plan.output, tile, tile.head, origin);
   return true;
+}
+
+void place_group(const Plan& plan, const na_params& params, int64_t task, Tile& tile) {
+  const bool heads_first = takes_heads_first(params);
+  if (heads_first) {
+    tile.head = task % params.heads;
+    task /= params.heads;
+  }
+  for (int a = kAxes - 1; a >= 0; --a) {
+    tile.axis[a].group = task % plan.axis[a].dilation;
+    task /= plan.axis[a].dilation;
+  }
+  if (!heads_first) {
+    tile.head = task % params.heads;
+    task /= params.heads;
+  }
+  tile.batch = task;
+  tile.used = ~uint64_t{0} >> (64 - plan.used_lanes);
+  tile.sees_all = true;
+  constexpr int64_t kFirst[kAxes] = {};
+  tile.query_at = offset_of(plan, plan.query, tile, tile.head, kFirst);
+  tile.output_at = offset_of(plan, plan.output, tile, tile.head, kFirst);
 }
 
 }  // namespace na_deploy::cpu

@@ -36,6 +36,9 @@ struct Tile {
 // group.
 bool place_tile(const Plan& plan, const na_params& params, int64_t task, uint64_t* const (&visible)[kAxes], Tile& tile);
 
+// Finds the task's dilation group where every task is a whole one (Plan::whole_group).
+void place_group(const Plan& plan, const na_params& params, int64_t task, Tile& tile);
+
 // Returns the offset of the row of the given elements in a tensor.
 inline int64_t offset_of(const Plan& plan, const Strides& strides, const Tile& tile, int64_t head,
                          const int64_t (&element)[kAxes]) {

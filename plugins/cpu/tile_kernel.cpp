@@ -11,18 +11,16 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "../core/window.h"
 #include "bias.h"
 #include "exponential-inl.h"
+#include "lanes-inl.h"
 #include "na_cpu.h"
 #include "plan.h"
 #include "products-inl.h"
 #include "rows-inl.h"
-#include "single_query.h"
 #include "tile.h"
 #include "vectors-inl.h"
 
@@ -50,7 +48,7 @@ class TileKernel {
 
   void run(int64_t task) {
     if (!place_tile(plan_, params_, task, scratch_.visible, tile_)) return;
-    load_queries();
+    load_queries<N, T>(d_, params_, plan_, tile_, lanes_, scratch_.key, scratch_.query);  // keys are not loaded yet
     load_bias();
     std::fill_n(maximum_, lanes_, kMasked);
     std::fill_n(sum_, lanes_, 0.0F);
@@ -64,52 +62,10 @@ class TileKernel {
     }
     for (int64_t k = 0; k < params_.additional;) k += add_run(-1, 0, k, params_.additional - k);
     finish_block();
-    store_outputs();
+    store_outputs<T>(d_, params_, plan_, tile_, maximum_, sum_, scratch_.output);
   }
 
  private:
-  void load_queries() {
-    const auto* query = static_cast<const T*>(params_.query) + tile_.query_at;
-    const auto some = static_cast<int64_t>(hwy::Num0BitsBelowLS1Bit_Nonzero64(tile_.used));
-    const int64_t columns = kDots ? (params_.head_dim / 2 + kVector - 1) / kVector * kVector : plan_.padded_head_dim;
-    for (int64_t quad = 0; quad * kQuad < lanes_; ++quad) {
-      const float* rows[kQuad];
-      for (int64_t i = 0; i < kQuad; ++i) {
-        const int64_t lane = quad * kQuad + i;
-        // Lanes without a query compute another's scores, which nobody reads.
-        const T* row = query + plan_.lane_query[(tile_.used >> lane & 1U) != 0 ? lane : some];
-        rows[i] = query_row(row, columns, scratch_.key + i * plan_.padded_head_dim);  // free until keys are loaded
-      }
-      if constexpr (kDots) {  // pairs of channels move like numbers, without arithmetic
-        transpose_rows(
-            d_, [this](const float* at) { return hn::LoadU(d_, at); }, rows, columns, scratch_.query + quad * kQuad,
-            lanes_);
-      } else {
-        const Float scale = hn::Set(d_, plan_.scale);
-        transpose_rows(
-            d_, [this, scale](const float* at) { return hn::Mul(scale, hn::LoadU(d_, at)); }, rows, columns,
-            scratch_.query + quad * kQuad, lanes_);
-      }
-    }
-  }
-
-  // A query's channels, or pairs of them, filled up with zeros: in the tensor or copied.
-  const float* query_row(const T* row, int64_t columns, float* copy) const {
-    if constexpr (kDots) {
-      if (2 * columns == params_.head_dim) return reinterpret_cast<const float*>(row);
-      const auto bytes = static_cast<size_t>(params_.head_dim) * sizeof(T);
-      std::memcpy(copy, row, bytes);
-      std::memset(reinterpret_cast<char*>(copy) + bytes, 0, static_cast<size_t>(columns) * sizeof(float) - bytes);
-      return copy;
-    } else {
-      if constexpr (sizeof(T) == sizeof(float)) {
-        if (columns == params_.head_dim) return row;
-      }
-      load_row(d_, row, params_.head_dim, columns, copy);
-      return copy;
-    }
-  }
-
   void load_bias() {
     if (plan_.bias_elements == 0 || bias_head_ == tile_.head) return;
     bias_head_ = tile_.head;
@@ -257,7 +213,7 @@ class TileKernel {
       const Float kept = exp2_of_negative(d_, hn::Sub(before, maximum));
       hn::Store(maximum, d_, maximum_ + lane);
       hn::Store(kept, d_, keep + lane);
-      const Float sum = exponentials(scratch_.score + lane, maximum);
+      const Float sum = exponentials<kDots>(d_, scratch_.score + lane, lanes_, filled_, maximum);
       hn::Store(hn::MulAdd(hn::Load(d_, sum_ + lane), kept, sum), d_, sum_ + lane);
     }
     if constexpr (kDots) pair_values();
@@ -265,32 +221,6 @@ class TileKernel {
       if ((tile_.used >> (quad * kQuad) & 0xFU) != 0) add_values(quad, first_block_ ? nullptr : keep + quad * kQuad);
     }
     first_block_ = false;
-  }
-
-  // Turns a vector's scores into exponentials, or pairs of those of neighbouring keys, and returns their sum.
-  Float exponentials(float* score, Float maximum) const {
-    Float sum = hn::Zero(d_);
-    if constexpr (kDots) {
-      float* pair = score;
-      for (int64_t i = 0; i < filled_; i += 2, score += 2 * lanes_, pair += lanes_) {
-        const Float even = exp2_of_negative(d_, hn::Sub(hn::Load(d_, score), maximum));
-        auto both = rounded_halves(d_, even);
-        sum = hn::Add(sum, even);
-        if (i + 1 < filled_) {
-          const Float odd = exp2_of_negative(d_, hn::Sub(hn::Load(d_, score + lanes_), maximum));
-          both = hn::Or(both, hn::ShiftLeft<16>(rounded_halves(d_, odd)));
-          sum = hn::Add(sum, odd);
-        }
-        hn::Store(hn::BitCast(d_, both), d_, pair);
-      }
-      return sum;
-    }
-    for (int64_t i = 0; i < filled_; ++i, score += lanes_) {
-      const Float weights = exp2_of_negative(d_, hn::Sub(hn::Load(d_, score), maximum));
-      hn::Store(weights, d_, score);
-      sum = hn::Add(sum, weights);
-    }
-    return sum;
   }
 
   // Interleaves the values of the block's keys in pairs.
@@ -377,22 +307,6 @@ class TileKernel {
   template <int kVectors>
   void add_channels(const WeightedRun<N>* runs, int64_t count, int64_t c, const float* keep, float* output) {
     accumulate<N, kVectors>(d_, runs, count, c, keep, output, plan_.padded_value_dim, lanes_);
-  }
-
-  void store_outputs() {
-    for (int64_t lane = 0; lane < plan_.used_lanes; ++lane) {
-      if ((tile_.used >> lane & 1U) == 0) continue;
-      const float* output = scratch_.output + lane * plan_.padded_value_dim;
-      if (!(maximum_[lane] > kMasked) || !are_numbers(d_, output, plan_.padded_value_dim)) {
-        attend_singly(params_, plan_, tile_, lane);
-        continue;
-      }
-      const int64_t at = tile_.output_at + plan_.lane_output[lane];
-      store_row(d_, hn::Set(d_, 1.0F / sum_[lane]), output, params_.value_dim, static_cast<T*>(params_.output) + at);
-      if (params_.lse != nullptr) {
-        params_.lse[at / params_.value_dim] = (maximum_[lane] + std::log2(sum_[lane])) * kLn2;
-      }
-    }
   }
 
   static constexpr int64_t kMaxRuns = 32;

@@ -29,12 +29,21 @@ FuzzProblem make_problem(Bytes& bytes) {
   p.packed = static_cast<int32_t>(bytes.number(0, 1));
   p.batch = bytes.number(0, 2);
   const bool has_padding = p.packed != 0 && bytes.number(0, 2) == 0;
+  const bool is_dense = bytes.number(0, 4) == 0;  // one window covers each dilation group
   for (int a = 0; a < p.rank; ++a) {
     p.length[a] = bytes.number(0, p.rank == 1 ? 70 : p.rank == 2 ? 23 : 9);
     p.kernel_size[a] = bytes.number(0, p.rank == 1 ? 40 : 9);
     p.dilation[a] = bytes.number(0, 4);
     p.stride[a] = bytes.number(0, 9);
     p.is_causal[a] = bytes.number(0, 3) == 0 ? 1 : 0;
+    if (is_dense) {
+      p.kernel_size[a] = std::clamp<int64_t>(p.kernel_size[a], 1, p.rank == 1 ? 40 : p.rank == 2 ? 9 : 4);
+      p.dilation[a] = std::clamp<int64_t>(p.dilation[a], 1, p.rank == 1 ? 4 : 2);
+      p.stride[a] = std::clamp<int64_t>(p.stride[a], 1, p.kernel_size[a]);
+      p.length[a] = p.kernel_size[a] * p.dilation[a];
+      p.is_causal[a] = 0;
+      continue;
+    }
     if (bytes.number(0, 15) != 0) {  // most problems are made to fit
       p.length[a] = std::max<int64_t>(p.length[a], 1);
       if (has_padding) {  // any window fits
@@ -52,7 +61,7 @@ FuzzProblem make_problem(Bytes& bytes) {
   p.heads = p.packed != 0 ? p.key_heads : p.key_heads * bytes.number(1, 2) + (bytes.number(0, 15) == 0 ? 1 : 0);
   p.head_dim = bytes.number(1, 70);
   p.value_dim = p.packed != 0 ? p.head_dim : bytes.number(1, 70);
-  p.additional = p.packed != 0 ? 0 : bytes.number(0, 9);
+  p.additional = p.packed != 0 || is_dense ? 0 : bytes.number(0, 9);
   p.scale = bytes.number(0, 1) == 0 ? 0.0F : 0.3F;
 
   std::mt19937 random(static_cast<uint32_t>(bytes.number(0, 255)));

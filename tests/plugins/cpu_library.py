@@ -201,9 +201,16 @@ class CpuLibrary:
             problem.params.prepared_bias = prepared.ctypes.data
         return prepared
 
-    def run(self, problem: Problem, plan: Plan, first: int = 0, last: int | None = None) -> None:
+    def run(
+        self,
+        problem: Problem,
+        plan: Plan,
+        first: int = 0,
+        last: int | None = None,
+        scratch: np.ndarray | None = None,
+    ) -> None:
         """Compute a range of tasks in this thread, the whole problem if none is given."""
-        scratch = aligned(plan.scratch_bytes, np.dtype(np.uint8))
+        scratch = aligned(plan.scratch_bytes, np.dtype(np.uint8)) if scratch is None else scratch
         last = plan.tasks if last is None else last
         self._library.na_cpu_run(ctypes.byref(problem.params), ctypes.byref(plan), first, last, scratch.ctypes.data)
 

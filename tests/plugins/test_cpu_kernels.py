@@ -132,6 +132,69 @@ def test_half_precision_is_right_to_its_rounding(on_targets: CpuLibrary, seed: i
     expect(problem, case, dtype)
 
 
+def dense_case(seed: int, dtype: np.dtype) -> Case:
+    """Return a problem whose every dilation group is one window, of up to 81 positions."""
+    random = np.random.default_rng(seed)
+    kernel_size = [(7, 7), (5, 5), (3, 2, 4), (17,), (8, 8), (9, 9), (3, 6), (33,), (2, 3), (11,)][seed % 10]
+    rank = len(kernel_size)
+    dilation = tuple(random.integers(1, 3, rank).tolist())
+    stride = tuple(int(random.integers(1, size + 1)) for size in kernel_size)
+    lengths = tuple(size * d for size, d in zip(kernel_size, dilation, strict=True))
+    batch, key_heads = (int(number) for number in random.integers(1, 3, 2))
+    head_dim = int(random.choice([32, 24, 5, 64]))
+    heads = key_heads
+    if random.integers(0, 3):
+        arrays = {"qkv": random_array(random, batch, *lengths, 3, heads, head_dim, dtype=dtype)}
+    else:
+        heads *= 2
+        value_dim = int(random.choice([head_dim, 40, 7]))
+        arrays = {
+            "query": random_array(random, batch, *lengths, heads, head_dim, dtype=dtype),
+            "key": random_array(random, batch, *lengths, key_heads, head_dim, dtype=dtype),
+            "value": random_array(random, batch, *lengths, key_heads, value_dim, dtype=dtype),
+        }
+    if random.integers(0, 4):
+        arrays["rel_pos_bias"] = random_array(random, heads, *(2 * size - 1 for size in kernel_size), dtype=dtype)
+    spec = NeighborhoodSpec.create(rank, kernel_size, dilation, stride)
+    return Case(spec, arrays, scale=float(random.choice([0.0, 0.4])))
+
+
+@pytest.mark.parametrize("seed", range(300, 320))
+def test_groups_that_one_window_covers_agree_with_float64(on_targets: CpuLibrary, seed: int):
+    for dtype in DTYPES:
+        case = dense_case(seed, dtype)
+        plain, prepared = case.problem(), case.problem()
+        plan = on_targets.plan(plain)
+        on_targets.run(plain, plan)
+        kept = on_targets.prepare_bias(prepared, plan)
+        on_targets.run(prepared, plan)
+        assert len(kept) == plan.prepared_bias_elements
+        expect(plain, case, dtype)
+        expect(prepared, case, dtype)
+
+
+def test_a_group_that_one_window_covers_is_one_task(on_targets: CpuLibrary):
+    qkv = np.zeros((1, 14, 21, 3, 2, 32), np.float32)
+    plan = on_targets.plan(Problem(NeighborhoodSpec.create(2, 7, (2, 3)), qkv))
+    assert (list(plan.tile), plan.tasks) == ([1, 7, 7], 2 * 2 * 3)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_number_that_is_none_stays_in_its_group_and_head(on_targets: CpuLibrary, number: float, dtype: np.dtype):
+    random = np.random.default_rng(0)
+    case = Case(NeighborhoodSpec.create(2, 7, 2), {"qkv": random_array(random, 1, 14, 14, 3, 2, 32, dtype=dtype)})
+    value = case.arrays["qkv"][0, :, :, 2, 1]
+    value[13, 12, 3] = number  # of the group of odd rows and even columns
+    problem = case.problem()
+    on_targets.run(problem, on_targets.plan(problem))
+    shown = ~np.isfinite(problem.output[0].astype(np.float32)).all(axis=-1)
+    group = np.zeros((14, 14), bool)
+    group[1::2, ::2] = True
+    np.testing.assert_array_equal(shown[..., 0], np.zeros_like(group))
+    np.testing.assert_array_equal(shown[..., 1], group)
+
+
 @pytest.mark.parametrize("dtype", [DTYPES[0], DTYPES[2]], ids=str)
 @pytest.mark.parametrize(("side", "heads", "dilation"), [(56, 2, 1), (29, 4, 1), (14, 8, 1), (7, 16, 1), (30, 4, 4)])
 def test_nat_layers_agree_with_float64(cpu: CpuLibrary, side: int, heads: int, dilation: int, dtype: np.dtype):
