@@ -23,6 +23,7 @@ MOST_NOT_RUN = {
     "needs Docker": 2,
     "installs packages": 4,
     "compiles": 6,
+    "compares with a build of another commit": 1,
     "takes minutes": 18,
     "runs until it is stopped": 4,
 }
