@@ -3,7 +3,8 @@
     python benchmarks/sessions.py
 
 Overhead is measured on a model so small that it takes microseconds, in turn with the same ONNX Runtime session called
-directly. Throughput of several callers and cold start use NAT-Mini at 224, cold start in fresh processes.
+directly. Throughput of several callers and cold start use NAT-Mini at 224, cold start in fresh processes. The last table
+tells what threads that spin between runs do to another session of the process (``session.force_spinning_stop``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from machine import describe_machine
 from onnx import TensorProto, helper
 from rich.console import Console
@@ -28,6 +30,7 @@ import na_deploy
 from na_deploy.exporter import export
 from na_deploy.models import load_model, random_checkpoint
 from na_deploy.runtime.building.build import BuildOptions, build
+from na_deploy.runtime.native_libraries import onnxruntime_library
 
 RAW = "import onnxruntime as o; s = o.InferenceSession({model!r}); run = lambda x: s.run(None, x)"
 COLD = {
@@ -82,6 +85,44 @@ def throughput(model: Path, callers: int, seconds: float) -> float:
             return sum(pool.map(work, range(callers))) / seconds
 
 
+def neighbours(model: Path, seconds: float) -> dict[str, dict[str, float]]:
+    """Return milliseconds a run with threads that spin after it and that stop, by how two sessions are called.
+
+    Both sessions have two threads. "alone": one is called again and again; "in turn": one after the other; "side by side":
+    each by a thread of its own, milliseconds of one run of one of them.
+    """
+    image = {"image": np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)}
+    library = onnxruntime_library()
+    assert library is not None, "the operator library is not built"
+    found: dict[str, dict[str, float]] = {}
+    for label, stops in {"spin": "0", "stop": "1"}.items():
+        pair = []
+        for _ in range(2):
+            settings = onnxruntime.SessionOptions()
+            settings.intra_op_num_threads = 2
+            settings.add_session_config_entry("session.force_spinning_stop", stops)
+            settings.register_custom_ops_library(str(library))
+            pair.append(onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"]))
+            pair[-1].run(None, image)
+        first, second = pair
+
+        def median(*sessions: onnxruntime.InferenceSession) -> float:
+            times = []
+            until = time.perf_counter() + seconds
+            while time.perf_counter() < until:
+                for session in sessions:
+                    started = time.perf_counter()
+                    session.run(None, image)
+                    times.append(time.perf_counter() - started)
+            return 1e3 * statistics.median(times)
+
+        row = {"alone": median(first), "in turn": median(first, second)}
+        with ThreadPoolExecutor(2) as pool:
+            row["side by side"] = statistics.mean(pool.map(median, pair))
+        found[label] = row
+    return found
+
+
 def cold_start(code: str, runs: int) -> float:
     """Return the median seconds from starting Python to the first answer."""
     program = f"import numpy as n; {code}; run({{'image': n.ones((1, 3, 224, 224), n.float32)}})"
@@ -116,6 +157,10 @@ def main() -> None:
             callers.add_column(f"{count} callers", justify="right")
         callers.add_row(*(f"{throughput(model, count, arguments.seconds):.1f}" for count in range(1, 5)))
         console.print(callers)
+        beside = Table("threads after a run", "alone, ms", "two sessions in turn, ms", "side by side, ms")
+        for label, row in neighbours(model, arguments.seconds).items():
+            beside.add_row(label, *(f"{each:.1f}" for each in row.values()))
+        console.print(beside)
         starts = Table("from starting Python to the first answer", "seconds")
         for label, code in COLD.items():
             paths = {"model": str(model), "bundle": str(bundle), "archive": str(archive)}
