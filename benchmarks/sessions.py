@@ -3,8 +3,8 @@
     python benchmarks/sessions.py
 
 Overhead is measured on a model so small that it takes microseconds, in turn with the same ONNX Runtime session called
-directly. Throughput of several callers and cold start use NAT-Mini at 224, cold start in fresh processes. The last table
-tells what threads that spin between runs do to another session of the process (``session.force_spinning_stop``).
+directly. Throughput of several callers and cold start use NAT-Mini at 224, cold start in fresh processes. Another table
+tells what threads that spin between runs do to a second session of the process (``session.force_spinning_stop``).
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def throughput(model: Path, callers: int, seconds: float) -> float:
 def neighbours(model: Path, seconds: float) -> dict[str, dict[str, float]]:
     """Return milliseconds a run with threads that spin after it and that stop, by how two sessions are called.
 
-    Both sessions have two threads. "alone": one is called again and again; "in turn": one after the other; "side by side":
-    each by a thread of its own, milliseconds of one run of one of them.
+    Both sessions have two threads. "alone": one is called again and again; "in turn": one after the other; "side by
+    side": each by a thread of its own, milliseconds of one run of one of them.
     """
     image = {"image": np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)}
     library = onnxruntime_library()
