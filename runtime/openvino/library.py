@@ -23,6 +23,8 @@ MOST_INPUTS = 6
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 _MOST_SIZES = 8
 _MESSAGE_BYTES = 512
+_KEPT_SIZES = 64
+"""Kinds of calls whose output sizes a node remembers."""
 
 Shape = tuple[int, ...]
 
@@ -150,6 +152,7 @@ class LibraryNode:
         self._library = library
         self._handle = handle
         self._run = library.loaded.na_openvino_run
+        self._sizes: dict[tuple[CallKind, bool], Shape] = {}
 
     def __del__(self) -> None:
         self._library.loaded.na_openvino_release(self._handle)
@@ -160,6 +163,15 @@ class LibraryNode:
         Raises:
             NaDeployError: the inputs' shapes do not fit the node.
         """
+        found = self._sizes.get((kind, with_channels))
+        if found is None:
+            found = self._infer_sizes(kind, with_channels)
+            if len(self._sizes) >= _KEPT_SIZES:
+                self._sizes = {}
+            self._sizes[kind, with_channels] = found
+        return found
+
+    def _infer_sizes(self, kind: CallKind, with_channels: bool) -> Shape:
         sizes = (ctypes.c_int64 * _MOST_SIZES)()
         rank = ctypes.c_int32()
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)

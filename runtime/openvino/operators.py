@@ -116,6 +116,8 @@ def _converter(operator: type[AttentionOperator]) -> Any:
 class AttentionOperator(openvino.Op):  # type: ignore[misc]
     """One attention node. Its clones share the library's node, and with it the plans for shapes.
 
+    Where sizes are free, OpenVINO clones every node at every run to infer its shapes, so clones ask for little.
+
     Attributes:
         owner: the model's nodes.
         name: the operator's name.
@@ -283,5 +285,7 @@ def _address(array: Any) -> int:
     return place
 
 
-def _sizes(shape: Any) -> tuple[int, ...]:
-    return tuple(size.get_length() if size.is_static else -1 for size in shape)
+def _sizes(shape: Any) -> Shape:
+    """Return the sizes of a shape of known rank, -1 for free ones, by index: see ``_evaluate``."""
+    sizes = [shape[axis] for axis in range(shape.rank.get_length())]
+    return tuple([size.get_length() if size.is_static else -1 for size in sizes])

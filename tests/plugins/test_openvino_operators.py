@@ -45,7 +45,7 @@ from na_deploy.runtime.native_libraries import (
     openvino_library,
     why_missing,
 )
-from na_deploy.runtime.openvino.library import BFLOAT16, FLOAT16, FLOAT32, CallKind, OpenVinoLibrary
+from na_deploy.runtime.openvino.library import BFLOAT16, FLOAT16, FLOAT32, CallKind, LibraryNode, OpenVinoLibrary
 
 LIBRARY = openvino_library()
 HAS_BFLOAT16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -147,6 +147,23 @@ def test_sizes_are_free_and_an_empty_batch_gives_an_empty_output(load_node):
             expect_reference(session.run(arrays), PACKED_OPERATOR, arrays, {"kernel_size": (5, 5)}, "float32")
         empty = session.run(packed(0, (9, 8), 2, 16, (5, 5)))
         assert (empty["output"].shape, empty["lse"].shape) == ((0, 9, 8, 2, 16), (0, 9, 8, 2))
+
+
+def test_sizes_that_came_before_are_not_asked_for_again(load_node, monkeypatch: pytest.MonkeyPatch):
+    arrays, others = packed(2, (9, 9), 2, 16, (5, 5)), packed(1, (9, 8), 2, 16, (5, 5))
+    asked: list[CallKind] = []
+    infer = LibraryNode._infer_sizes
+    monkeypatch.setattr(LibraryNode, "_infer_sizes", lambda node, *kind: [asked.append(kind[0]), infer(node, *kind)][1])
+    with load_node(PACKED_OPERATOR, arrays, True, kernel_size=(5, 5)) as session:
+        session.run(arrays)
+        asked.clear()
+        session.run(arrays)
+        assert asked == []
+        session.run(others)
+        assert {kind.shapes[0] for kind in asked} == {others["qkv"].shape}
+        asked.clear()
+        session.run(arrays)
+        assert asked == []
 
 
 def test_one_value_stands_for_every_axis_and_inputs_may_be_left_out(load_node):
