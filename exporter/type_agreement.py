@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from na_deploy.attention.schema import DOMAIN, OPERATORS
+from na_deploy.model_file.graph import STANDARD
 
 _FLOATS = {
     ir.DataType.BFLOAT16: "tensor(bfloat16)",
@@ -39,7 +40,7 @@ def _groups(node: ir.Node, opset: int) -> Iterable[tuple[list[int], list[int], f
     if node.domain == DOMAIN and node.op_type in OPERATORS:
         yield list(range(len(node.inputs))), [0], frozenset(_FLOATS.values()) - {"tensor(double)"}
         return
-    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset):
+    if node.domain not in STANDARD or not onnx.defs.has(node.op_type, opset):
         return
     schema = onnx.defs.get_schema(node.op_type, opset)
     for constraint in schema.type_constraints:

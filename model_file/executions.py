@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
-from na_deploy.model_file.graph import Shapes, known_types, matrix_multiply_adds
-
-STANDARD = ("", "ai.onnx")
+from na_deploy.model_file.graph import STANDARD, Shapes, known_types, matrix_multiply_adds
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ def tensor_specs(values: list[ValueInfoProto], skip: frozenset[str] = frozenset(
     )
 
 
+STANDARD = ("", "ai.onnx")
+"""Names of the domain of ONNX's own operators."""
+
+
 def element_type(code: int) -> str:
     """Return the name of an ONNX element type, ``float32`` for ``TensorProto.FLOAT``."""
     if code == TensorProto.UNDEFINED:
@@ -182,7 +186,7 @@ def matrix_multiply_adds(node: onnx.NodeProto, shapes: Shapes) -> int | None:
 
     Other operators count as 0; beside these their arithmetic is negligible.
     """
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
+    if node.domain not in STANDARD or node.op_type not in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
         return 0
     first, second, result = (_sizes(shapes, name) for name in (node.input[0], node.input[1], node.output[0]))
     if node.op_type == "ConvTranspose":

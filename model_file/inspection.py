@@ -205,7 +205,7 @@ def inspect_model(path: str | Path, sizes: Sequence[str] = ()) -> ModelSummary:
         inputs=inputs,
         outputs=described.outputs,
         input_sizes=chosen,
-        opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),
+        opset=max((entry.version for entry in model.opset_import if entry.domain in graph.STANDARD), default=0),
         file_bytes=graph.bytes_on_disk(path, model),
         parameters=graph.parameter_count(model) + sum(math.prod(tensor.dims) for tensor in stored_weights(model)),
         nodes=len(model.graph.node),

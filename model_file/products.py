@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 
 from na_deploy.model_file.executions import Execution
-from na_deploy.model_file.graph import element_type, graphs
+from na_deploy.model_file.graph import STANDARD, element_type, graphs
 
 KINDS = ("MatMul", "Gemm", "Conv")
 _SHORT = {"float8e4m3fn": "fp8"}
@@ -68,7 +68,7 @@ def read_products(model: onnx.ModelProto, executed: Sequence[Execution]) -> list
         )
         for each in executed
         for node in (each.node,)
-        if node.op_type in KINDS and node.domain in ("", "ai.onnx") and constant(node.input[1])
+        if node.op_type in KINDS and node.domain in STANDARD and constant(node.input[1])
     ]
 
 

@@ -14,10 +14,9 @@ import onnx
 from onnx import TensorProto
 
 from na_deploy.attention.schema import DOMAIN
-from na_deploy.model_file.graph import read_model
+from na_deploy.model_file.graph import STANDARD, read_model
 from na_deploy.runtime.backend_names import ENGINE_BACKENDS
 
-_MAIN = ("", "ai.onnx")
 _SHOWN = 60
 #: Operators of ONNX that TensorRT's parsers do not take in any form, by their operators.md.
 _NOT_IN_TENSORRT = frozenset(
@@ -141,7 +140,7 @@ def _reason(
         return None
     if node.domain == DOMAIN:
         return "the file holds no function body for it and no plugin is registered; export the model with na-deploy"
-    if node.domain in _MAIN:
+    if node.domain in STANDARD:
         version = opsets.get(node.domain, opsets.get("", 0))
         try:
             onnx.defs.get_schema(node.op_type, version, "")

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from na_deploy.errors import UsageError
+from na_deploy.model_file.graph import STANDARD
 from na_deploy.model_file.products import KINDS, module_name
 
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -61,7 +62,7 @@ def find_layers(model: onnx.ModelProto, name: str) -> list[Layer]:
     taken = {node.name for node in model.graph.node}
     found, modules = [], set[str]()
     for index, node in enumerate(model.graph.node):
-        if node.op_type not in KINDS or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
+        if node.op_type not in KINDS or node.domain not in STANDARD or len(node.input) < 2:
             continue
         weight = weights.get(node.input[1])
         if weight is None or weight.data_type not in _FLOATS or node.input[0] in weights:
@@ -113,7 +114,7 @@ def keep_bias_apart(model: onnx.ModelProto, layers: Sequence[Layer]) -> None:
         if value.type.tensor_type.HasField("shape")
     }
     for node in graph.node:
-        if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+        if node.op_type != "Add" or node.domain not in STANDARD:
             continue
         for place, name in enumerate(node.input):
             product = node.input[1 - place]

@@ -8,27 +8,27 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from na_deploy.model_file.graph import STANDARD
+
 OPSET = 20
 """Version that quantized files state. From 21 on, ONNX Runtime's own pass moves int8 activations to uint8 for x86 and
 forgets the attribute ``output_dtype``; it then refuses the file unless session.qdqisint8allowed is set (1.31)."""
-
-_STANDARD = ("", "ai.onnx")
 _CHANGED = "GroupNormalization"
 """It has a scale for each channel from opset 21 on, for each group before."""
 
 
 def lower_opset(model: onnx.ModelProto) -> None:
     """State opset :data:`OPSET` where the model's operators mean the same in it; else leave the model as it is."""
-    later = [entry for entry in model.opset_import if entry.domain in _STANDARD and entry.version > OPSET]
+    later = [entry for entry in model.opset_import if entry.domain in STANDARD and entry.version > OPSET]
     inside = [node for function in model.functions for node in function.node]
-    others = [node for node in [*model.graph.node, *inside] if node.domain in _STANDARD and node.op_type != _CHANGED]
+    others = [node for node in [*model.graph.node, *inside] if node.domain in STANDARD and node.op_type != _CHANGED]
     known = all(_known(node) for node in others) and not any(node.op_type == _CHANGED for node in inside)
     if not later or not known:
         return
     _write_out_group_norms(model)
     for owner in (model, *model.functions):
         for entry in owner.opset_import:
-            if entry.domain in _STANDARD:
+            if entry.domain in STANDARD:
                 entry.version = min(entry.version, OPSET)
 
 
@@ -48,7 +48,7 @@ def _write_out_group_norms(model: onnx.ModelProto) -> None:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.op_type != _CHANGED or node.domain not in _STANDARD:
+        if node.op_type != _CHANGED or node.domain not in STANDARD:
             nodes.append(node)
             continue
         given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

@@ -159,18 +159,21 @@ def dense_case(seed: int, dtype: np.dtype) -> Case:
     return Case(spec, arrays, scale=float(random.choice([0.0, 0.4])))
 
 
+def expect_with_and_without_prepared_bias(cpu: CpuLibrary, case: Case, dtype: np.dtype) -> None:
+    plain, prepared = case.problem(), case.problem()
+    plan = cpu.plan(plain)
+    cpu.run(plain, plan)
+    kept = cpu.prepare_bias(prepared, plan)
+    cpu.run(prepared, plan)
+    assert len(kept) == plan.prepared_bias_elements
+    expect(plain, case, dtype)
+    expect(prepared, case, dtype)
+
+
 @pytest.mark.parametrize("seed", range(300, 320))
 def test_groups_that_one_window_covers_agree_with_float64(on_targets: CpuLibrary, seed: int):
     for dtype in DTYPES:
-        case = dense_case(seed, dtype)
-        plain, prepared = case.problem(), case.problem()
-        plan = on_targets.plan(plain)
-        on_targets.run(plain, plan)
-        kept = on_targets.prepare_bias(prepared, plan)
-        on_targets.run(prepared, plan)
-        assert len(kept) == plan.prepared_bias_elements
-        expect(plain, case, dtype)
-        expect(prepared, case, dtype)
+        expect_with_and_without_prepared_bias(on_targets, dense_case(seed, dtype), dtype)
 
 
 def test_a_group_that_one_window_covers_is_one_task(on_targets: CpuLibrary):
@@ -220,14 +223,7 @@ def test_a_prepared_bias_changes_nothing(on_targets: CpuLibrary, seed: int):
     bias = np.random.default_rng(seed).normal(size=(heads, *(2 * k - 1 for k in case.spec.kernel_size)))
     case.arrays["rel_pos_bias"] = bias.astype(np.float32)
     assert min(lengths) > 0
-    plain, prepared = case.problem(), case.problem()
-    plan = on_targets.plan(plain)
-    on_targets.run(plain, plan)
-    kept = on_targets.prepare_bias(prepared, plan)
-    on_targets.run(prepared, plan)
-    assert len(kept) == plan.prepared_bias_elements
-    expect(plain, case)
-    expect(prepared, case)
+    expect_with_and_without_prepared_bias(on_targets, case, DTYPES[0])
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5, 16])
