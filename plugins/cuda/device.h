@@ -148,6 +148,14 @@ NA_DEVICE float load_shared4(Shared from) {
   asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(v) : "r"(from) : "memory");
   return v;
 }
+struct Floats2 {
+  float at[2];
+};
+NA_DEVICE Floats2 load_shared8(Shared from) {
+  Floats2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n" : "=f"(v.at[0]), "=f"(v.at[1]) : "r"(from) : "memory");
+  return v;
+}
 struct Bytes16 {
   uint32_t word[4];
 };

@@ -505,6 +505,14 @@ inline float load_shared4(Shared from) {
   std::memcpy(&v, emulated::block().shared(from, 4), 4);
   return v;
 }
+struct Floats2 {
+  float at[2];
+};
+inline Floats2 load_shared8(Shared from) {
+  Floats2 v;
+  std::memcpy(&v, emulated::block().shared(from, 8), 8);
+  return v;
+}
 struct Bytes16 {
   uint32_t word[4];
 };

@@ -2,6 +2,7 @@
 
 #include "hopper/kernel.h"
 #include "launch.h"
+#include "onepass/groups.h"
 #include "onepass/kernel.h"
 #include "onepass/plan.h"
 #include "plain_kernel.h"
@@ -78,6 +79,11 @@ struct Emulator {
   int32_t onepass(const CudaProblem& problem, const onepass::Plan& plan, const onepass::Device& /*device*/) const {
     const int64_t blocks = problem.batch > 0 ? plan.grid.blocks * plan.shares : 0;
     const auto bytes = static_cast<size_t>(plan.room.bytes);
+    if (onepass::is_grouped(plan.chunks)) {
+      grid(blocks, 32 * plan.warps, bytes, sizeof(T),
+           [&] { onepass::GroupedKernel<T, kDim>(problem, plan).run(); });
+      return 0;
+    }
 #define NA_CASE(chunks)                                                          \
   case chunks:                                                                   \
     grid(blocks, 32 * plan.warps, bytes, sizeof(T),                              \

@@ -13,8 +13,8 @@ namespace na_deploy::cuda::onepass {
 
 constexpr int32_t kZeros = -1;    // instead of a position: a row of zeros
 constexpr int32_t kPadding = -2;  // a row of padding, behind the map
-constexpr uint32_t kHigh = 0x80808080U;
-constexpr uint32_t kNever = 0x7F000000U;  // an image without queries
+constexpr uint32_t kHigh = 0x88040200U;         // the bits above the fields of KeyPlace::at
+constexpr uint32_t kNever = 0xFFU << at_shift(0);  // past every span of the first axis
 
 // Returns the first key of the tile's hull.
 struct Corner {
@@ -60,11 +60,11 @@ NA_DEVICE KeyPlace key_place(const CudaProblem& p, const Plan& plan, int32_t num
   NA_UNROLL
   for (int a = kAxes - 1; a >= 0; --a) {
     const int32_t at = divide(image, plan.by_span[a]);
-    r.at |= static_cast<uint32_t>(at) << (8 * (kAxes - 1 - a));
+    r.at |= static_cast<uint32_t>(at) << at_shift(a);
     r.bias += at * p.bias_distance[a];
     r.slot += at * plan.pitch[a];
   }
-  r.at |= static_cast<uint32_t>(image) << 24;
+  r.at |= static_cast<uint32_t>(image) << kImageShift;
   r.slot += image * plan.image_pitch;
   if (past >= 0) r.at = kNever;
   return r;
@@ -129,7 +129,7 @@ NA_DEVICE WarpHull find_rows(const CudaProblem& p, const Plan& plan, const Tile&
     const int32_t start = window.start - corner.at[a];
     const int32_t first = smaller(smallest_of_16(query.exists ? start : kFar), plan.hull[a] - plan.span[a]);
     hull.row += first * plan.pitch[a];
-    const int shift = 8 * (kAxes - 1 - a);
+    const int shift = at_shift(a);
     r.first |= static_cast<uint32_t>(start - first) << shift;
     r.last |= static_cast<uint32_t>(start - first + window.end - window.start - 1) << shift;
     r.bias += (corner.at[a] + first - element + axis.kernel_size - 1) * p.bias_distance[a];
@@ -139,8 +139,8 @@ NA_DEVICE WarpHull find_rows(const CudaProblem& p, const Plan& plan, const Tile&
   const int32_t last = -smallest_of_16(query.exists ? -query.image : kFar);
   hull.row += image * plan.image_pitch;
   hull.chunks = ((larger(last - image, 0) + 1) * plan.keys + kChunk - 1) / kChunk;
-  r.first |= static_cast<uint32_t>(query.image - image) << 24;
-  r.last |= static_cast<uint32_t>(query.image - image) << 24;
+  r.first |= static_cast<uint32_t>(query.image - image) << kImageShift;
+  r.last |= static_cast<uint32_t>(query.image - image) << kImageShift;
   if (!query.exists) r = {0, 0, 0, -1};  // sees the hull's first key, so that its result is a number
   if (dev::thread() % 32 < kRowQueries) rows[dev::thread() / 32 * kRowQueries + row] = r;
   dev::sync_warp();

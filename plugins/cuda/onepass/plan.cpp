@@ -7,6 +7,7 @@
 #include <limits>
 #include <map>
 
+#include "bias_table.h"
 #include "tactics.h"
 
 namespace na_deploy::cuda::onepass {
@@ -55,6 +56,20 @@ struct Search {
     }
   }
 
+  // Makes neighbouring keys of an even number and the next neighbours on the map too, and measures the table of biases.
+  void take_pairs(Plan& plan) const {
+    plan.span.at[2] += plan.span[2] % 2;
+    plan.hull.at[2] = std::max(plan.hull[2], plan.span[2]);
+    plan.keys = plan.span[0] * plan.span[1] * plan.span[2];
+    if (problem.rel_pos_bias == nullptr) return;
+    // Keys of a hull that a query does not see are no further from its window than this.
+    for (int a = 0; a < kAxes; ++a) {
+      const int32_t window = problem.axis[a].is_causal != 0 ? 1 : problem.axis[a].kernel_size;
+      plan.biases_below += (plan.span[a] - window) * problem.bias_distance[a];
+    }
+    plan.biases = static_cast<int32_t>(bias_numbers(problem)) + 2 * plan.biases_below;
+  }
+
   // Completes a plan of which tile, part and images are chosen, and keeps it if it is the best.
   void weigh(Plan plan) {
     const int32_t whole = plan.tile[0] * plan.tile[1] * plan.tile[2];
@@ -69,29 +84,37 @@ struct Search {
     for (int a = 0; a < kAxes; ++a) {
       plan.hull.at[a] = span_of(problem.axis[a], plan.tile[a], reached[a]);
       plan.span.at[a] = std::min(span_of(problem.axis[a], extent[a], reached[a]), plan.hull[a]);
-      if (plan.span[a] > kMostSpan) return;
+      if (plan.span[a] > most_span(a)) return;
     }
     plan.keys = plan.span[0] * plan.span[1] * plan.span[2];
-    const int32_t needed = up(plan.keys * plan.image_span, kChunk);
+    int32_t needed = up(plan.keys * plan.image_span, kChunk);
     plan.chunks = 0;
     for (const int32_t kind : kChunkKinds) {
       if (kind >= needed && plan.chunks == 0) plan.chunks = kind;
     }
-    if (plan.chunks == 0 || plan.warps > std::min(most_warps, onepass::most_warps(dim, plan.chunks))) return;
+    if (is_grouped(needed)) {
+      take_pairs(plan);
+      needed = up(plan.keys * plan.image_span, kChunk);
+      if (needed > kMostChunks) return;
+      plan.chunks = needed;
+    }
+    if (plan.warps > std::min(most_warps, onepass::most_warps(dim, plan.chunks))) return;
     plan.pitch.at[2] = 1;
     plan.pitch.at[1] = with_rest(plan.hull[2], plan.span[2]);
     plan.pitch.at[0] = with_rest(plan.hull[1] * plan.pitch[1], plan.span[1] * plan.span[2]);
     plan.image_pitch = with_rest(plan.hull[0] * plan.pitch[0], plan.keys);
-    plan.rows = up(plan.images * plan.image_pitch + kChunk, 8) * 8;
+    const int32_t past = is_grouped(plan.chunks) ? plan.chunks * kChunk - plan.keys * plan.image_span : kChunk;
+    plan.rows = up(plan.images * plan.image_pitch + past, 8) * 8;
     constexpr int32_t kMostBytes = 1 << 16;  // places of rows are 16 bits
-    if (plan.rows * row_bytes() > kMostBytes) return;
-    plan.stages = 2;
-    if (room_of(plan, dim).bytes > device.block_shared) plan.stages = 1;
-    const int32_t bytes = room_of(plan, dim).bytes;
-    if (bytes > device.block_shared) return;
+    if (plan.rows * row_bytes() > kMostBytes && !is_grouped(plan.chunks)) return;
     if (plan.warps < least_warps) return;
-    const double own = cost(plan, bytes);
-    if (!best || own < best->cost) best = Costed{plan, own};
+    for (plan.stages = 2; plan.stages >= 1; --plan.stages) {
+      const int32_t bytes = room_of(plan, dim).bytes;
+      if (bytes > device.block_shared) continue;
+      const double own = cost(plan, bytes);
+      if (!best || own < best->cost) best = Costed{plan, own};
+      if (!is_grouped(plan.chunks)) return;
+    }
   }
 
   // Returns the cost of all warps together, in instructions.
@@ -106,15 +129,18 @@ struct Search {
     const double trips = up(plan.rows, kTrip * rows_at_once(plan.warps, row_bytes()));
     const double read =
         std::max(chunks - register_chunks(dim, plan.chunks), 0.0);  // of which the start is not there yet
-    const double instructions = 120.0 + 1.2 * dim + chunks * (32.0 + dim / 16 * 6.0) + read * 2 + trips * 26;
+    const bool grouped = is_grouped(plan.chunks);
+    const double own = !grouped ? 2 : plan.biases > 0 ? 30 : 18;  // instructions of a chunk for its start and its group
+    const double starts = !grouped ? 8 : plan.biases > 0 ? 10 : 1;
+    const double instructions = 120.0 + 1.2 * dim + chunks * (32.0 + dim / 16 * 6.0) + read * own + trips * 26;
     const double wavefronts =
-        chunks * kChunk * row_bytes() / 64.0 + read * 8 + row_bytes() / 2 + rows * row_bytes() / 64 / warps;
+        chunks * kChunk * row_bytes() / 64.0 + read * starts + row_bytes() / 2 + rows * row_bytes() / 64 / warps;
     const double row_numbers = 2 * rows + 2 * kRowQueries * warps;
     constexpr double kCacheBytes = 40;  // that a multiprocessor gets in a cycle
     const double cached = row_numbers * row_bytes() / kCacheBytes / warps;
     const int32_t threads = resident_threads(dim, plan.chunks, false);
     const int32_t resident = std::max(1, std::min(threads / (32 * plan.warps), device.shared / (bytes + 1024)));
-    const double idle = 1.0 + 2.0 / (resident * warps) + (plan.stages == 1 ? 0.1 : 0.0);
+    const double idle = 1.0 + 2.0 / (resident * warps) + (plan.stages == 2 ? 0.0 : grouped && resident == 1 ? 0.35 : 0.1);
     double blocks = problem.heads * up(static_cast<int32_t>(std::min<int64_t>(problem.batch, 1 << 20)), plan.images);
     for (int a = 0; a < kAxes; ++a) {
       blocks *= static_cast<double>(problem.axis[a].dilation) * up(problem.axis[a].longest, plan.tile[a]);
@@ -245,8 +271,8 @@ Question question_of(const na_params& p, int32_t most_warps, const Device& devic
   const bool has_scale = p.scale == 0.0F || p.scale > 1e-20F;
   for (const int64_t size :
        {p.batch, p.heads, p.head_dim, p.value_dim,
-        int64_t{p.rank} + 4 * p.dtype + 256 * p.key_heads + (p.packed != 0 ? 32 : 0) + (p.additional > 0 ? 64 : 0) +
-            (has_scale ? 128 : 0),
+        int64_t{p.rank} + 4 * p.dtype + 512 * p.key_heads + (p.packed != 0 ? 32 : 0) + (p.additional > 0 ? 64 : 0) +
+            (has_scale ? 128 : 0) + (p.rel_pos_bias != nullptr ? 256 : 0),
         int64_t{most_warps}, int64_t{device.multiprocessors}, int64_t{device.block_shared}, int64_t{device.shared}}) {
     q[n++] = size;
   }

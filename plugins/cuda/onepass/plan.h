@@ -10,12 +10,23 @@
 
 namespace na_deploy::cuda::onepass {
 
-// Keys that a warp's queries see, in chunks of 16, come in kinds: kernels exist for these counts. A kernel passes over
-// its chunks from few_chunks() on where a warp has no more.
-#define NA_ONEPASS_CHUNKS(use) use(4) use(7) use(9) use(13) use(16)
-constexpr int32_t kChunkKinds[] = {4, 7, 9, 13, 16};
+// Keys that a warp's queries see, in chunks of 16, come in kinds: kernels exist for these counts, and one for all
+// larger ones, which goes through its chunks in groups (groups.h). A kernel passes over its chunks from few_chunks() on
+// where a warp has no more.
+#define NA_ONEPASS_CHUNKS(use) use(4) use(7) use(9)
+constexpr int32_t kChunkKinds[] = {4, 7, 9};
+constexpr int32_t kMostChunks = 32;
+NA_HOST_DEVICE constexpr bool is_grouped(int chunks) { return chunks > 9; }
 NA_HOST_DEVICE constexpr int few_chunks(int chunks) {
-  return chunks == 4 ? 3 : chunks == 7 ? 4 : chunks == 9 ? 8 : chunks == 13 ? 11 : 14;
+  return chunks == 4 ? 3 : chunks == 7 ? 4 : chunks == 9 ? 8 : chunks;
+}
+
+// Chunks are cut into the fewest groups of kGroupChunks, as many of them as possible of one chunk less.
+constexpr int kGroupChunks = 4;
+NA_HOST_DEVICE constexpr int groups_of(int chunks) { return (chunks + kGroupChunks - 1) / kGroupChunks; }
+NA_HOST_DEVICE constexpr int whole_groups(int chunks) { return chunks - groups_of(chunks) * (kGroupChunks - 1); }
+NA_HOST_DEVICE constexpr int first_chunk(int group, int whole) {
+  return group * kGroupChunks - (group > whole ? group - whole : 0);
 }
 
 // Chunks of which the scores' start, bias and mask of each pair, stays in registers; the others' lies in shared memory.
@@ -26,8 +37,12 @@ NA_HOST_DEVICE constexpr int register_chunks(int dim, int chunks) {
 
 // Most warps of a block, and threads that registers of a multiprocessor are left for: what scores fit into without
 // spilling. Shared memory of devices before sm_90 holds fewer blocks, so that more registers do no harm there.
-NA_HOST_DEVICE constexpr int most_warps(int dim, int chunks) { return chunks == 4 && dim <= 32 ? 16 : 8; }
+NA_HOST_DEVICE constexpr int most_warps(int dim, int chunks) {
+  if (is_grouped(chunks)) return dim <= 32 ? 16 : 12;
+  return chunks == 4 && dim <= 32 ? 16 : 8;
+}
 NA_HOST_DEVICE constexpr int resident_threads(int dim, int chunks, bool is_old) {
+  if (is_grouped(chunks)) return 32 * most_warps(dim, chunks);
   if (dim > 32 || chunks > 7) return 256;
   return chunks == 4 ? 512 : is_old ? 256 : 384;
 }
@@ -35,12 +50,20 @@ NA_HOST_DEVICE constexpr int resident_threads(int dim, int chunks, bool is_old) 
 constexpr int kRowQueries = 16;     // queries of a warp
 constexpr int kChunk = 16;          // keys
 constexpr int kStartBytes = 1024;   // bytes of a chunk's start in shared memory, for each warp
+constexpr int kSlotBytes = 256;     // bytes of a group's slots
+constexpr int kPairBytes = 128;     // bytes of a group's pairs
+constexpr int kBiasBytes = 8;       // bytes of a bias and the next
+constexpr int kMaskBytes = 128;     // bytes of a group's masks, for each warp
 constexpr int kTrip = 4;            // rows that a thread loads at a time
-constexpr int32_t kMostSpan = 127;  // on an axis, for keys' places to fit a byte each
+
+// KeyPlace::at has fields of 8, 8, 9 and 3 bits for the axes and the image, each below a bit for comparisons.
+NA_HOST_DEVICE constexpr int at_shift(int axis) { return axis == 2 ? 0 : axis == 1 ? 10 : 19; }
+constexpr int kImageShift = 28;
+constexpr int32_t most_span(int axis) { return axis == 2 ? 512 : 255; }
 
 // A key of a warp's hull, as all warps of the block have it.
 struct alignas(16) KeyPlace {
-  uint32_t at;   // from the hull's corner: a byte for each axis, the last lowest, and the image's in the highest
+  uint32_t at;   // from the hull's corner: a field for each axis, the last lowest, and the image's in the highest
   int32_t bias;  // elements of a head's biases from the corner's
   int32_t slot;  // rows in shared memory from the corner's
   int32_t unused;
@@ -65,7 +88,11 @@ struct Room {
   int32_t start;      // starts of scores that are not in registers
   int32_t pieces;     // PieceOfQuery and PieceOfKey of the threads
   int32_t tile;
-  int32_t bytes;  // the whole
+  int32_t slots;   // of kernels with groups: bytes from a hull's corner to each key's row, a group's for a lane together
+  int32_t pairs;   // the same from a bias to that of each second key
+  int32_t masks;   // a bit for each score of a group, by warp and lane
+  int32_t biases;  // a head's biases / scale, each beside the next; the place of index 0
+  int32_t bytes;   // the whole
 };
 
 // Places of the pieces of 16 bytes that some threads move, at position 0 of image 0, and their distances. It lies in
@@ -95,6 +122,8 @@ struct Plan {
   int32_t keys;    // keys of a warp's hull in one image
   int32_t stages;  // 2 if the next image's tensors are loaded meanwhile, else 1
   int32_t shares;  // blocks that share a tile's images
+  int32_t biases;  // numbers of a head's table of biases in shared memory with what keys reach that no query sees
+  int32_t biases_below;  // those of them that are below index 0
   Divisor by_tile[kAxes];
   Divisor by_part[kAxes];
   Divisor by_parts[kAxes];  // warps along each axis
@@ -121,7 +150,16 @@ NA_HOST_DEVICE Room room_of(const Plan& plan, int dim) {
   r.pieces = r.seen + plan.warps * kRowQueries * static_cast<int32_t>(sizeof(RowSeen));
   r.tile = r.pieces + row_bytes / 16 * static_cast<int32_t>(sizeof(PieceOfQuery) + sizeof(PieceOfKey));
   r.start = (r.tile + static_cast<int32_t>(sizeof(Tile)) + 127) / 128 * 128;
-  r.bytes = r.start + plan.warps * (plan.chunks - register_chunks(dim, plan.chunks)) * kStartBytes;
+  if (!is_grouped(plan.chunks)) {
+    r.bytes = r.start + plan.warps * (plan.chunks - register_chunks(dim, plan.chunks)) * kStartBytes;
+    return r;
+  }
+  const int32_t groups = groups_of(plan.chunks);
+  r.slots = r.start;
+  r.pairs = r.slots + groups * kSlotBytes;
+  r.masks = r.pairs + groups * kPairBytes;
+  r.biases = r.masks + plan.warps * groups * kMaskBytes + plan.biases_below * kBiasBytes;
+  r.bytes = r.biases + (plan.biases - plan.biases_below) * kBiasBytes;
   return r;
 }
 
