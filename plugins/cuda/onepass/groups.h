@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "bias.h"
+#include "bias_table.h"
 #include "device.h"
 #include "onepass/places.h"
 #include "onepass/plan.h"
@@ -26,7 +27,6 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
  private:
   using Base = Turns<T, kDim, GroupedKernel>;
   friend Base;
-  using Base::key_of_hull;
   using Base::kOnes;
   using Base::kRowBytes;
   using Base::kSteps;
@@ -38,7 +38,6 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
   using Base::warp;
   using Base::write;
   using typename Base::R;
-  static constexpr int kLaneKeys = 16;  // keys of a chunk that lanes give the rows of
   static_assert(kGroupChunks == 4, "the slots of a group are one load of 16 bytes, its masks one word");
 
   // Below every score but -infinity, and finite, so that the difference of the two is a number.
@@ -53,45 +52,49 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
     float exact[2] = {};                          // for `lse`: the lane's part of the weights, not rounded
   };
 
-  NA_DEVICE int32_t listed_chunks() const { return plan_.chunks; }
   NA_DEVICE static int lane_key() { return lane() / 16 * 8 + lane() % 8; }
   NA_DEVICE static dev::Shared shared_at(int offset) { return dev::shared_base() + static_cast<dev::Shared>(offset); }
+  NA_DEVICE uint32_t& listed(int key) const { return dev::shared_object<uint32_t>(room_.list + key * 4); }
   NA_DEVICE int masks_at(int group) const {
     return room_.masks + (warp() * groups_of(plan_.chunks) + group) * kMaskBytes + lane() * 4;
+  }
+
+  // Lists the keys of every warp's hull, their slots and pairs by groups, all threads of the block together.
+  NA_DEVICE void find_keys() const {
+    const int whole = whole_groups(plan_.chunks);
+    for (int n = dev::thread(); n < plan_.chunks * kChunk; n += dev::threads()) {
+      const KeyPlace key = key_place(plan_, n);
+      listed(n) = key.at;
+      const int chunk = n / kChunk;
+      const int further = chunk - whole * kGroupChunks;  // past the groups of kGroupChunks
+      const int group = further < 0 ? chunk / kGroupChunks : whole + further / (kGroupChunks - 1);
+      const int c = chunk - first_chunk(group, whole);
+      const int own = n % kChunk;
+      dev::shared_object<int32_t>(room_.slots + group * kSlotBytes + own * 16 + c * 4) = key.slot * kRowBytes;
+      if (own % 2 != 0) continue;
+      dev::shared_object<int32_t>(room_.pairs + group * kPairBytes + own % 8 * 16 + c * 8 + own / 8 * 4) =
+          key.bias * kBiasBytes;
+    }
   }
 
   // Finds the places of the thread's pieces and the warp's hull; returns the number of the hull's chunks.
   NA_DEVICE int32_t begin(const Tile& tile, const Corner& corner) {
     Base::begin_loads(tile);
     const WarpHull hull = find_rows(p_, plan_, tile, corner, &dev::shared_object<RowSeen>(room_.seen));
-    // Rows are swizzled by their last three bits, to which a chunk's keys add what lane_key() adds (Plan::pitch).
-    row_ = R::at(0, hull.row + lane_key(), lane() / 8 % 2) - static_cast<dev::Shared>(lane_key() * kRowBytes);
+    // Rows are swizzled by their last three bits, to which a chunk's keys add no more than their number (Plan::pitch).
+    const auto first = [&](int key, int piece) {
+      return R::at(0, hull.row + key, piece) - static_cast<dev::Shared>(key * kRowBytes);
+    };
+    key_row_ = first(lane_key(), lane() / 8 % 2);
+    value_row_ = first(lane() % 16, lane() / 16) + static_cast<dev::Shared>(room_.values);
     return hull.chunks;
   }
 
   NA_DEVICE void prepare(int32_t head, int32_t chunks) {
     const int whole = whole_groups(plan_.chunks);
     while (first_chunk(groups_, whole) < chunks) ++groups_;
-    list_keys(whole);
     find_masks(whole);
     if (p_.rel_pos_bias != nullptr) read_biases(head);
-  }
-
-  // Lists slots and pairs of all chunks, all threads of the block together.
-  NA_DEVICE void list_keys(int whole) const {
-    const int words = groups_of(plan_.chunks) * kLaneKeys * kGroupChunks;
-    for (int n = dev::thread(); n < words; n += dev::threads()) {
-      const int group = n / (kLaneKeys * kGroupChunks);
-      const int chunk = smaller(first_chunk(group, whole) + n % kGroupChunks, plan_.chunks - 1);
-      const int key = n / kGroupChunks % kLaneKeys;
-      dev::shared_object<int32_t>(room_.slots + n * 4) = key_of_hull(chunk * kChunk + key).slot * kRowBytes;
-    }
-    for (int n = dev::thread(); n < words / 2; n += dev::threads()) {
-      const int group = n / (kLaneKeys * kGroupChunks / 2);
-      const int chunk = smaller(first_chunk(group, whole) + n / 2 % kGroupChunks, plan_.chunks - 1);
-      const int key = n % 2 * 8 + n / (2 * kGroupChunks) % 4 * 2;
-      dev::shared_object<int32_t>(room_.pairs + n * 4) = key_of_hull(chunk * kChunk + key).bias * kBiasBytes;
-    }
   }
 
   // Finds which of its scores the lane's two queries see.
@@ -105,8 +108,8 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
       for (int c = 0; c < first_chunk(group + 1, whole) - first; ++c) {
         NA_UNROLL
         for (int i = 0; i < 8; ++i) {
-          const KeyPlace& key = key_of_hull((first + c) * kChunk + i / 4 * 8 + lane() % 4 * 2 + i % 2);
-          mask |= (sees(rows[i % 4 / 2], key) ? 1U : 0U) << (c * 8 + i);
+          const uint32_t key = listed((first + c) * kChunk + i / 4 * 8 + lane() % 4 * 2 + i % 2);
+          mask |= (sees(rows[i % 4 / 2], {key, 0, 0, 0}) ? 1U : 0U) << (c * 8 + i);
         }
       }
       dev::shared_object<uint32_t>(masks_at(group)) = mask;
@@ -115,11 +118,20 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
 
   // Fills in the table of biases, all threads of the block together; what lies outside the head's is never used.
   NA_DEVICE void read_biases(int32_t head) const {
-    const auto last = static_cast<int32_t>(bias_numbers(p_)) - 1;
-    const T* const from = static_cast<const T*>(p_.rel_pos_bias) + int64_t{head} * (last + 1);
+    const T* const from = static_cast<const T*>(p_.rel_pos_bias) + head * bias_numbers(p_);
     const float share = 1.0F / p_.scale;
     for (int n = dev::thread() - plan_.biases_below; n < plan_.biases - plan_.biases_below; n += dev::threads()) {
-      const float own = n >= 0 && n <= last ? dev::to_float(dev::load_global2(from + n)) * share : 0.0F;
+      int32_t rest = n;
+      int32_t index = 0;
+      bool exists = n >= 0;
+      NA_UNROLL
+      for (int a = 0; a < kAxes; ++a) {
+        const int32_t at = rest / plan_.bias_pitch[a];
+        rest -= at * plan_.bias_pitch[a];
+        exists = exists && at < 2 * p_.axis[a].kernel_size - 1;
+        index += at * p_.bias_distance[a];
+      }
+      const float own = exists ? dev::to_float(dev::load_global2(from + index)) * share : 0.0F;
       dev::shared_object<float>(room_.biases + n * kBiasBytes) = own;
       if (n > -plan_.biases_below) dev::shared_object<float>(room_.biases + n * kBiasBytes - 4) = own;
     }
@@ -151,18 +163,18 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
     int group = 0;
     NA_NO_UNROLL
     for (const int whole = smaller(whole_groups(plan_.chunks), groups_); group < whole; ++group) {
-      attend_group<kGroupChunks, kHasBias>(group, stage + row_, bias, query, running);
+      attend_group<kGroupChunks, kHasBias>(group, stage + key_row_, stage + value_row_, bias, query, running);
     }
     NA_NO_UNROLL
     for (; group < groups_; ++group) {
-      attend_group<kGroupChunks - 1, kHasBias>(group, stage + row_, bias, query, running);
+      attend_group<kGroupChunks - 1, kHasBias>(group, stage + key_row_, stage + value_row_, bias, query, running);
     }
     if (p_.lse != nullptr) write_lse(running, image);
     write(own, stage, running.sums, running.total, image);
   }
 
   template <int kChunks, bool kHasBias>
-  NA_DEVICE void attend_group(int group, dev::Shared keys_at, const dev::Shared (&bias)[2],
+  NA_DEVICE void attend_group(int group, dev::Shared keys_at, dev::Shared values_at, const dev::Shared (&bias)[2],
                               const uint32_t (&query)[kSteps][4], Running& running) const {
     const dev::Bytes16 slots = dev::load_shared16(shared_at(room_.slots + group * kSlotBytes + lane_key() * 16));
     const uint32_t mask = dev::shared_object<uint32_t>(masks_at(group));
@@ -210,7 +222,7 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
         for (int i = 0; i < 4; ++i) running.exact[i / 2] += dev::exp2(score[n][i] * unit - running.base[i / 2]);
       }
     }
-    weigh<kChunks>(keys_at + static_cast<dev::Shared>(room_.values), slots, score, unit, running);
+    weigh<kChunks>(group, values_at, score, unit, running);
   }
 
   // Raises the number that is subtracted from scores where they exceed it by much, and scales down what was summed up.
@@ -237,8 +249,9 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
 
   // Adds the weighted values of a group's chunks.
   template <int kChunks>
-  NA_DEVICE static void weigh(dev::Shared values_at, const dev::Bytes16& slots, const float (&score)[2 * kChunks][4],
-                              float unit, Running& running) {
+  NA_DEVICE void weigh(int group, dev::Shared values_at, const float (&score)[2 * kChunks][4], float unit,
+                       Running& running) const {
+    const dev::Bytes16 slots = dev::load_shared16(shared_at(room_.slots + group * kSlotBytes + lane() % 16 * 16));
     NA_UNROLL
     for (int c = 0; c < kChunks; ++c) {
       uint32_t weights[4];
@@ -251,10 +264,10 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
       }
       NA_UNROLL
       for (int k = 0; k < kSteps; ++k) {
-        uint32_t value[4];  // eight keys, their next eight channels; the next eight keys, likewise
+        uint32_t value[4];
         dev::load_matrices_transposed(value, (values_at + slots.word[c]) ^ static_cast<dev::Shared>(k * 32));
-        dev::multiply<T>(running.sums[2 * k], weights, value[0], value[2]);
-        dev::multiply<T>(running.sums[2 * k + 1], weights, value[1], value[3]);
+        dev::multiply<T>(running.sums[2 * k], weights, value[0], value[1]);
+        dev::multiply<T>(running.sums[2 * k + 1], weights, value[2], value[3]);
       }
       dev::multiply<T>(running.total, weights, kOnes, kOnes);
     }
@@ -278,7 +291,9 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
   }
 
   int groups_ = 0;       // of the warp's hull
-  dev::Shared row_ = 0;  // place, from a stage, of the row and piece that the lane addresses of the hull's first chunk
+  // Places, from a stage, of the rows that the lane addresses, less their keys' slots.
+  dev::Shared key_row_ = 0;
+  dev::Shared value_row_ = 0;
 };
 
 }  // namespace na_deploy::cuda::onepass

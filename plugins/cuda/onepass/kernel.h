@@ -29,7 +29,6 @@ class OnePassKernel : public Turns<T, kDim, OnePassKernel<T, kDim, kChunks>> {
  private:
   using Base = Turns<T, kDim, OnePassKernel>;
   friend Base;
-  using Base::key_of_hull;
   using Base::kOnes;
   using Base::kSteps;
   using Base::lane;
@@ -47,11 +46,17 @@ class OnePassKernel : public Turns<T, kDim, OnePassKernel<T, kDim, kChunks>> {
     float at[4];
   };
 
-  NA_DEVICE static constexpr int listed_chunks() { return kChunks; }
+  NA_DEVICE KeyPlace& key_of_hull(int number) const {
+    return dev::shared_object<KeyPlace>(room_.list + number * static_cast<int>(sizeof(KeyPlace)));
+  }
   NA_DEVICE Start& shared_start(int chunk, int half) const {
     return dev::shared_object<Start>(room_.start +
                                      (warp() * (kChunks - kRegisterChunks) + chunk - kRegisterChunks) * kStartBytes +
                                      half * (kStartBytes / 2) + lane() * 16);
+  }
+
+  NA_DEVICE void find_keys() const {
+    for (int n = dev::thread(); n < kChunks * kChunk; n += dev::threads()) key_of_hull(n) = key_place(plan_, n);
   }
 
   // Finds the places of the thread's pieces and the warp's hull; returns the number of the hull's chunks.

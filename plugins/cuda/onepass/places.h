@@ -53,7 +53,7 @@ NA_DEVICE int32_t key_position(const CudaProblem& p, const Plan& plan, const Til
 }
 
 // Returns key `number` of every warp's hull.
-NA_DEVICE KeyPlace key_place(const CudaProblem& p, const Plan& plan, int32_t number) {
+NA_DEVICE KeyPlace key_place(const Plan& plan, int32_t number) {
   const int32_t past = number - plan.keys * plan.image_span;  // then rows of other keys stand for it, unseen
   int32_t image = past < 0 ? number : plan.keys * plan.image_span - 1;
   KeyPlace r{0, 0, past < 0 ? 0 : past + 1, 0};
@@ -61,7 +61,7 @@ NA_DEVICE KeyPlace key_place(const CudaProblem& p, const Plan& plan, int32_t num
   for (int a = kAxes - 1; a >= 0; --a) {
     const int32_t at = divide(image, plan.by_span[a]);
     r.at |= static_cast<uint32_t>(at) << at_shift(a);
-    r.bias += at * p.bias_distance[a];
+    r.bias += at * plan.bias_pitch[a];
     r.slot += at * plan.pitch[a];
   }
   r.at |= static_cast<uint32_t>(image) << kImageShift;
@@ -132,7 +132,7 @@ NA_DEVICE WarpHull find_rows(const CudaProblem& p, const Plan& plan, const Tile&
     const int shift = at_shift(a);
     r.first |= static_cast<uint32_t>(start - first) << shift;
     r.last |= static_cast<uint32_t>(start - first + window.end - window.start - 1) << shift;
-    r.bias += (corner.at[a] + first - element + axis.kernel_size - 1) * p.bias_distance[a];
+    r.bias += (corner.at[a] + first - element + axis.kernel_size - 1) * plan.bias_pitch[a];
     r.position += (element * axis.dilation + tile.group[a]) * p.distance[a];
   }
   const int32_t image = smaller(smallest_of_16(query.exists ? query.image : kFar), plan.images - 1);

@@ -7,7 +7,6 @@
 #include <limits>
 #include <map>
 
-#include "bias_table.h"
 #include "tactics.h"
 
 namespace na_deploy::cuda::onepass {
@@ -21,9 +20,9 @@ int32_t span_of(const AxisSizes& axis, int32_t queries, int32_t reached) {
   return std::min(axis.kernel_size + further, reached);
 }
 
-// Returns the least number from `number` on that leaves the rest `rest` by 8: eight neighbouring keys then meet in no
-// bank.
-int32_t with_rest(int32_t number, int32_t rest) { return number + ((rest - number) % 8 + 8) % 8; }
+// Returns the least number from `number` on that leaves the rest `rest` by `by`. Of rows that are neighbours in the hull
+// eight then meet in no bank.
+int32_t with_rest(int32_t number, int32_t rest, int32_t by = 8) { return number + ((rest - number) % by + by) % by; }
 
 struct Search {
   const CudaProblem& problem;
@@ -56,18 +55,24 @@ struct Search {
     }
   }
 
-  // Makes neighbouring keys of an even number and the next neighbours on the map too, and measures the table of biases.
+  // Makes neighbouring keys of an even number and the next neighbours on the map too, and lays out the table of biases.
   void take_pairs(Plan& plan) const {
     plan.span.at[2] += plan.span[2] % 2;
     plan.hull.at[2] = std::max(plan.hull[2], plan.span[2]);
     plan.keys = plan.span[0] * plan.span[1] * plan.span[2];
-    if (problem.rel_pos_bias == nullptr) return;
-    // Keys of a hull that a query does not see are no further from its window than this.
-    for (int a = 0; a < kAxes; ++a) {
-      const int32_t window = problem.axis[a].is_causal != 0 ? 1 : problem.axis[a].kernel_size;
-      plan.biases_below += (plan.span[a] - window) * problem.bias_distance[a];
+    // Keys of a hull that a query does not see are no further from its window than `further`. Where eight keys in a row
+    // reach the next line, its biases lie past those of four queries' line in the banks, of which there are 16 pairs.
+    int32_t numbers = 1;
+    int32_t last = 0;  // index of the hull's last key, from its first
+    for (int a = kAxes - 1, keys = 1; a >= 0; keys *= plan.span[a--]) {
+      const AxisSizes& axis = problem.axis[a];
+      const int32_t further = plan.span[a] - (axis.is_causal != 0 ? 1 : axis.kernel_size);
+      plan.bias_pitch.at[a] = keys % 8 == 0 || a == kAxes - 1 ? numbers : with_rest(numbers, last + 4, 16);
+      plan.biases_below += further * plan.bias_pitch[a];
+      numbers = plan.bias_pitch[a] * (2 * axis.kernel_size - 1);
+      last += (plan.span[a] - 1) * plan.bias_pitch[a];
     }
-    plan.biases = static_cast<int32_t>(bias_numbers(problem)) + 2 * plan.biases_below;
+    plan.biases = problem.rel_pos_bias != nullptr ? numbers + 2 * plan.biases_below : 0;
   }
 
   // Completes a plan of which tile, part and images are chosen, and keeps it if it is the best.
@@ -89,6 +94,7 @@ struct Search {
     plan.keys = plan.span[0] * plan.span[1] * plan.span[2];
     int32_t needed = up(plan.keys * plan.image_span, kChunk);
     plan.chunks = 0;
+    for (int a = 0; a < kAxes; ++a) plan.bias_pitch.at[a] = problem.bias_distance[a];
     for (const int32_t kind : kChunkKinds) {
       if (kind >= needed && plan.chunks == 0) plan.chunks = kind;
     }

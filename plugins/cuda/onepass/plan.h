@@ -83,13 +83,13 @@ struct Room {
   int32_t queries;
   int32_t stage;      // bytes of a stage
   int32_t positions;  // sources of rows
-  int32_t list;       // a KeyPlace for each key
+  int32_t list;       // a KeyPlace for each key; of the kernel with groups its first word
   int32_t seen;       // a RowSeen for each query
   int32_t start;      // starts of scores that are not in registers
   int32_t pieces;     // PieceOfQuery and PieceOfKey of the threads
   int32_t tile;
-  int32_t slots;   // of kernels with groups: bytes from a hull's corner to each key's row, a group's for a lane together
-  int32_t pairs;   // the same from a bias to that of each second key
+  int32_t slots;   // of the kernel with groups: bytes from a hull's corner to each key's row, a group's for a lane together
+  int32_t pairs;   // the same for the bias of each second key
   int32_t masks;   // a bit for each score of a group, by warp and lane
   int32_t biases;  // a head's biases / scale, each beside the next; the place of index 0
   int32_t bytes;   // the whole
@@ -122,8 +122,11 @@ struct Plan {
   int32_t keys;    // keys of a warp's hull in one image
   int32_t stages;  // 2 if the next image's tensors are loaded meanwhile, else 1
   int32_t shares;  // blocks that share a tile's images
-  int32_t biases;  // numbers of a head's table of biases in shared memory with what keys reach that no query sees
-  int32_t biases_below;  // those of them that are below index 0
+  // A head's biases: distances between neighbours on each axis, in the tensor or, of the kernel with groups, in shared
+  // memory; there also the numbers of the whole table, and of what lies in front of index 0 for keys that are not seen.
+  Sizes bias_pitch;
+  int32_t biases;
+  int32_t biases_below;
   Divisor by_tile[kAxes];
   Divisor by_part[kAxes];
   Divisor by_parts[kAxes];  // warps along each axis
@@ -146,7 +149,8 @@ NA_HOST_DEVICE Room room_of(const Plan& plan, int dim) {
   r.positions = plan.stages * r.stage;
   const int32_t trip = kTrip * rows_at_once(plan.warps, row_bytes);
   r.list = r.positions + (plan.rows + trip - 1) / trip * trip * 4;
-  r.seen = r.list + plan.chunks * kChunk * static_cast<int32_t>(sizeof(KeyPlace));
+  const int32_t place = is_grouped(plan.chunks) ? 4 : static_cast<int32_t>(sizeof(KeyPlace));
+  r.seen = r.list + plan.chunks * kChunk * place;
   r.pieces = r.seen + plan.warps * kRowQueries * static_cast<int32_t>(sizeof(RowSeen));
   r.tile = r.pieces + row_bytes / 16 * static_cast<int32_t>(sizeof(PieceOfQuery) + sizeof(PieceOfKey));
   r.start = (r.tile + static_cast<int32_t>(sizeof(Tile)) + 127) / 128 * 128;

@@ -14,16 +14,16 @@
 
 namespace na_deploy::cuda::onepass {
 
-// `Own`, the kernel itself, has listed_chunks(), those of every warp's hull; begin(tile, corner), which finds the places
-// of the warp's hull and returns its chunks; prepare(head, chunks), which works out the rest that is the same for all
-// images; and attend(stage, image).
+// `Own`, the kernel itself, has find_keys(), which lists the keys of every warp's hull; begin(tile, corner), which finds
+// the place of the warp's and returns its chunks; prepare(head, chunks), which works out the rest that is the same for
+// all images; and attend(stage, image).
 template <typename T, int kDim, typename Own>
 class Turns : protected Loads<T, kDim> {
  public:
   NA_DEVICE void run() {
     auto& tile = dev::shared_object<Tile>(room_.tile);
     if (dev::thread() == 0) tile = tile_at(p_, plan_.grid, plan_.tile, static_cast<int32_t>(dev::block()));
-    find_keys_of_hulls();
+    own().find_keys();
     dev::sync();
     if (tile.is_empty) return;
     const auto batch = static_cast<int32_t>(p_.batch);
@@ -78,10 +78,6 @@ class Turns : protected Loads<T, kDim> {
   static constexpr uint32_t kOnes = std::is_same_v<T, dev::Half> ? 0x3C003C00U : 0x3F803F80U;
 
   NA_DEVICE Turns(const CudaProblem& problem, const Plan& plan) : Base(problem, plan) {}
-
-  NA_DEVICE const KeyPlace& key_of_hull(int number) const {
-    return dev::shared_object<KeyPlace>(room_.list + number * static_cast<int>(sizeof(KeyPlace)));
-  }
 
   // Divides by the sums of weights and writes the warp's rows, gathered in shared memory where its queries were.
   NA_DEVICE void write(dev::Shared own, dev::Shared stage, const float (&sums)[2 * kSteps][4], const float (&total)[4],
@@ -146,12 +142,6 @@ class Turns : protected Loads<T, kDim> {
 
  private:
   NA_DEVICE Own& own() { return static_cast<Own&>(*this); }
-
-  NA_DEVICE void find_keys_of_hulls() {
-    for (int n = dev::thread(); n < own().listed_chunks() * kChunk; n += dev::threads()) {
-      dev::shared_object<KeyPlace>(room_.list + n * static_cast<int>(sizeof(KeyPlace))) = key_place(p_, plan_, n);
-    }
-  }
 
   float all_ = 0.0F;  // the sum of all results: no number if one of them is none
 };
