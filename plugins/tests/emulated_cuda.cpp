@@ -175,6 +175,13 @@ extern "C" NA_CUDA_API int64_t na_onepass_rows(const na_params* params, int32_t 
   return plan.grid.blocks * turns * plan.warps * onepass::kRowQueries;
 }
 
+// Returns the chunks of 16 keys that a warp of the one-pass kernel goes through; -1 if it does not take the problem.
+extern "C" NA_CUDA_API int32_t na_onepass_chunks(const na_params* params, int32_t tactic) {
+  using namespace na_deploy::cuda;
+  const auto found = onepass::make_plan(*params, onepass::tactic_warps(tactic), present_device());
+  return found ? found->plan.chunks : -1;
+}
+
 extern "C" NA_CUDA_API int64_t na_tile_count(const na_params* params, const int32_t* tile) {
   const na_deploy::cuda::Sizes t{{tile[0], tile[1], tile[2]}};
   return na_deploy::cuda::make_tile_grid(na_deploy::cuda::make_cuda_problem(*params, 2), t).blocks;

@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -62,6 +63,10 @@ class EmulatedGpu:
     def one_pass_rows(self, problem: Problem, tactic: int) -> int:
         """Return how many rows of queries the one-pass kernel's warps take, empty rows included."""
         return int(self._library.na_onepass_rows(ctypes.byref(problem.params), tactic))
+
+    def one_pass_chunks(self, problem: Problem, tactic: int) -> int:
+        """Return how many chunks of 16 keys a warp of the one-pass kernel goes through."""
+        return int(self._library.na_onepass_chunks(ctypes.byref(problem.params), tactic))
 
     def accepts(self, problem: Problem, tactic: int) -> bool:
         """Compute a problem; return whether the tactic was accepted."""
@@ -307,6 +312,72 @@ def test_the_one_pass_kernel_takes_small_maps_and_several_images(gpu: EmulatedGp
         problem.output[...] = np.nan
         gpu.run(problem, tactic)
         agree(problem, NeighborhoodSpec.create(2, kernel_size, dilation), 0.0, HALF)
+
+
+MOST_CHUNKS_AT_ONCE = 9
+"""Above, the one-pass kernel goes through its chunks of 16 keys in groups."""
+
+
+@dataclass(frozen=True)
+class ManyKeys:
+    """A problem whose warps see more keys than one pass holds at once."""
+
+    lengths: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    head_dim: int = 16
+    dilation: int = 1
+    stride: int = 1
+    is_causal: bool = False
+    batch: int = 1
+    heads: int = 1
+    bias: bool = True
+    padding: bool = False
+    size: float = 1.0
+    """Factor of queries."""
+
+    def make(self, dtype: np.dtype) -> tuple[Problem, NeighborhoodSpec]:
+        """Return the problem, random numbers, and its window."""
+        rank, random = len(self.lengths), np.random.default_rng(3)
+        spec = NeighborhoodSpec.create(rank, self.kernel_size, self.dilation, self.stride, self.is_causal)
+        shapes = {"qkv": (self.batch, *self.lengths, 3, self.heads, self.head_dim)}
+        if self.bias:
+            shapes["rel_pos_bias"] = (self.heads, *(2 * size - 1 for size in self.kernel_size))
+        if self.padding:
+            shapes["padding"] = (3, self.heads, self.head_dim)
+        arrays = {name: aligned(prod(shape), dtype).reshape(shape) for name, shape in shapes.items()}
+        for array in arrays.values():
+            array[...] = random.normal(size=array.shape)
+        qkv = arrays.pop("qkv")
+        qkv[..., 0, :, :] *= self.size
+        return Problem(spec, qkv, lse=True, **arrays), spec
+
+
+MANY_KEYS = {
+    "two axes, several images": ManyKeys((20, 13), (11, 11), head_dim=32, batch=3, heads=2),
+    "even windows, whose hulls get one more column": ManyKeys((13, 21), (12, 10), head_dim=24, bias=False, batch=2),
+    "dilation, with images in turn": ManyKeys((25, 23), (11, 11), dilation=2, batch=4),
+    "windows in common": ManyKeys((19, 22), (12, 13), head_dim=64, stride=3),
+    "maps smaller than their windows": ManyKeys((9, 30), (13, 11), batch=3, padding=True),
+    "one axis": ManyKeys((300,), (245,), head_dim=48, batch=2, heads=2),
+    "one axis, causal": ManyKeys((420,), (333,), head_dim=8, is_causal=True),
+    "three axes": ManyKeys((7, 9, 11), (5, 5, 5), head_dim=32, bias=False, batch=2),
+    "three axes, with a bias": ManyKeys((5, 8, 9), (5, 5, 4), is_causal=True, batch=2),
+    "scores that rise by much from group to group": ManyKeys((17, 18), (13, 12), head_dim=64, size=8.0),
+    "a line of one column": ManyKeys((150, 3), (130, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT], ids=str)
+@pytest.mark.parametrize("case", MANY_KEYS.values(), ids=MANY_KEYS)
+def test_the_one_pass_kernel_goes_through_many_keys_in_groups(gpu: EmulatedGpu, case: ManyKeys, dtype: np.dtype):
+    problem, spec = case.make(dtype)
+    assert problem.lse is not None
+    tactics = set(gpu.tactics(problem)) & set(ONE_PASS)
+    assert max(gpu.one_pass_chunks(problem, tactic) for tactic in tactics) > MOST_CHUNKS_AT_ONCE
+    for tactic in tactics:
+        problem.output[...], problem.lse[...] = np.nan, np.nan
+        gpu.run(problem, tactic)
+        agree(problem, spec, 0.0, dtype)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,8 @@ def test_hoppers_machine_code_agrees_with_float64(unit: Unit, case: Case):
     [
         (Unit("Half", 32, 30), Case((17, 15), (7, 7), batch=2, bias=True)),
         (Unit("Half", 32, 31, "80"), Case((7, 7), (7, 7), batch=5, bias=True)),
+        (Unit("Half", 32, 30), Case((14, 13), (11, 11), batch=2, heads=1, bias=True)),
+        (Unit("Half", 32, 31, "80"), Case((5, 6, 9), (5, 4, 5), heads=1)),
         pytest.param(
             Unit("Bfloat", 64, 31), Case((4, 23), (5, 3), (1, 2), bias=True, padding=True), marks=pytest.mark.slow
         ),

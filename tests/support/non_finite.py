@@ -84,6 +84,8 @@ def cases() -> list[Spoiled]:
         Spoiled("both infinities", (40,), (7,), (("qkv", (0, 11, 2, 0, 1)), ("qkv", (0, 13, 2, 0, 2))), -np.inf),
         Spoiled("a head's whole bias", (6, 7), (3, 3), (("rel_pos_bias", (1,)),), -np.inf, bias=True),
         Spoiled("one entry of a bias", (6, 7), (3, 3), (("rel_pos_bias", (0, 0, 0)),), -np.inf, bias=True),
+        Spoiled("half of a wide bias", (12, 13), (11, 10), (("rel_pos_bias", (0, slice(10))),), -np.inf, bias=True),
+        Spoiled("a key among many", (12, 13), (11, 10), (("qkv", (0, 11, 0, 1, 0, 3)),), np.inf),
         Spoiled("an additional key", (30,), (5,), (("additional_key", (0, 2, 0, 1)),), -np.inf, additional=70),
         Spoiled("a value of the map", (5, 4, 6), (3, 3, 3), (("value", (0, 2, 1, 3, 1, 0)),), np.nan, additional=5),
         Spoiled("padding", (4, 9), (5, 3), (("padding", (2, 0, 1)),), np.inf, padding=True, bias=True),
