@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,15 +176,17 @@ def time_file(
             call = attempt(what, lambda: Bound(session, images, DEVICES[provider], graph)) if session else None  # noqa: B023
             if call is not None:
                 calls[name] = call
-        times = time_interleaved(calls, rounds, 1, seconds) if calls else {}
-        ours = [times[name] for name in (LIBRARY, GRAPH) if name in times]
-        yield {
-            "batch": str(batch),
-            **close,
-            **{name: f"{ms:.2f}" for name, ms in times.items()},
-            **({RATE: f"{1e3 * batch / min(ours):.0f}"} if ours else {}),
-            **{DIFFERENCES[name]: relative(calls[name].scores(), expected) for name in times if name in DIFFERENCES},
-        }
+        found = attempt(f"{path.name}, batch {batch}", lambda: timed(calls, expected, rounds, seconds))  # noqa: B023
+        ours = [float(found[name]) for name in (LIBRARY, GRAPH) if found and name in found]
+        rate = {RATE: f"{1e3 * batch / min(ours):.0f}"} if ours else {}
+        yield {"batch": str(batch), **close, **(found or {}), **rate}
+
+
+def timed(calls: Mapping[str, Bound], expected: Array, rounds: int, seconds: float) -> Cells:
+    """Return medians, and the differences of the scores that the last calls left."""
+    times = time_interleaved(calls, rounds, 1, seconds) if calls else {}
+    differences = {DIFFERENCES[name]: relative(calls[name].scores(), expected) for name in times if name in DIFFERENCES}
+    return {name: f"{ms:.3f}" for name, ms in times.items()} | differences
 
 
 def time_pytorch(
@@ -211,7 +214,7 @@ def time_pytorch(
 
         found = run().float().cpu().numpy()
         ms = time_interleaved({PYTORCH: run}, 21, 1, seconds)[PYTORCH]
-        yield {"batch": str(batch), PYTORCH: f"{ms:.2f}", DIFFERENCES[PYTORCH]: relative(found, expected)}
+        yield {"batch": str(batch), PYTORCH: f"{ms:.3f}", DIFFERENCES[PYTORCH]: relative(found, expected)}
 
 
 def export_model(name: str, dtypes: Sequence[str], dtype: str, folder: Path) -> None:
@@ -317,7 +320,7 @@ def main() -> int:
     words = ("model", "type", WHERE)
     show_rows(title, COLUMNS, rows, words=words, output=arguments.output, width=220)
     print(describe_machine(os.cpu_count() or 1))
-    if arguments.provider == CUDA:
+    if arguments.provider == CUDA and shutil.which("nvidia-smi"):
         subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], check=False)
     return int(any(row[LIBRARY] == MISSING for row in rows))
 
