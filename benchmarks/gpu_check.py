@@ -40,10 +40,7 @@ def import_ours() -> None:
     try:
         import na_deploy.attention  # noqa: F401
     except ImportError:
-        folder = Path(tempfile.mkdtemp()) / "na_deploy"
-        shutil.copytree(ROOT / "src" / "na_deploy", folder)
-        shutil.copytree(ROOT / "attention", folder / "attention")
-        sys.path.insert(0, str(folder.parent))
+        sys.path.insert(0, str(ROOT / "src"))
 
 
 def check_random(run: Callable[[Any, int], None], tactics: Callable[[Any], list[int]], seeds: range) -> list[str]:

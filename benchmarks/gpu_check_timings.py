@@ -6,7 +6,8 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from functools import partial
+from math import ceil, prod
 from typing import Any
 
 from gpu_check_build import NAMES, Kernels
@@ -14,6 +15,10 @@ from gpu_check_build import NAMES, Kernels
 PLAIN = 1
 FULL = "full attention, SDPA"
 DEVICE = "cuda"
+LEAST_BYTES = 3e8
+"""Bytes that launches move before they meet the same tensors again, six times the second cache of an H100."""
+MOST_SETS = 32
+LEAST_LAUNCHES = 8
 
 
 @dataclass(frozen=True)
@@ -55,20 +60,21 @@ FAMILY_B = [
 ]
 
 
-def milliseconds(candidates: dict[str, Callable[[], Any]], rounds: int = 15) -> dict[str, float]:
-    """Return medians of CUDA graph replays, candidates in turn.
+def milliseconds(candidates: dict[str, Callable[[int], Any]], sets: int, rounds: int = 15) -> dict[str, float]:
+    """Return medians of CUDA graph replays, candidates in turn; a graph runs each set of tensors as often.
 
     A candidate that cannot be captured runs as it is; one that fails is left out.
     """
     import torch
 
+    turns = [n % sets for n in range(sets * ceil(LEAST_LAUNCHES / sets) if sets > 1 else 1)]
     replays: dict[str, Callable[[], Any]] = {}
     for name, run in candidates.items():
         stream = torch.cuda.Stream()
         try:
             with torch.cuda.stream(stream):
-                for _ in range(3):
-                    run()
+                for n in range(max(sets, 3)):
+                    run(n % sets)
             torch.cuda.synchronize()
         except RuntimeError as error:  # such as a peer without enough memory
             print(f"{name}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
@@ -76,20 +82,21 @@ def milliseconds(candidates: dict[str, Callable[[], Any]], rounds: int = 15) -> 
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                run()
+                for n in turns:
+                    run(n)
             replays[name] = graph.replay
         except RuntimeError:
             torch.cuda.synchronize()
-            replays[name] = run
+            replays[name] = lambda run=run: [run(n) for n in turns]
     times: dict[str, list[float]] = {name: [] for name in replays}
     for _ in range(rounds):
-        for name, run in replays.items():
+        for name, replay in replays.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            run()
+            replay()
             end.record()
             end.synchronize()
-            times[name].append(start.elapsed_time(end))
+            times[name].append(start.elapsed_time(end) / len(turns))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -109,16 +116,15 @@ def of_full_rate(case: Case, rate: float, times: dict[str, float]) -> float | st
     return rate / (4.0 * case.head_dim * tokens * tokens * case.heads * case.batch / times[FULL])
 
 
-def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> dict[str, Any]:
-    """Time every tile tactic and its peers; the plain kernel checks them."""
+def prepare(case: Case) -> tuple[Any, list[Any]]:
+    """Return a problem's parameters, and random tensors that they point to: q, k and v as one, output, bias or None."""
     import torch
-    import torch.nn.functional as F
     from cpu_library import Params, _sizes
 
-    rank, tokens = len(case.lengths), prod(case.lengths)
+    rank = len(case.lengths)
     qkv = torch.randn(case.batch, *case.lengths, 3, case.heads, case.head_dim, device=DEVICE).half()
-    bias = torch.randn(case.heads, *(2 * k - 1 for k in case.kernel_size), device=DEVICE).half() if case.bias else None
     output = torch.empty(case.batch, *case.lengths, case.heads, case.head_dim, device=DEVICE, dtype=torch.half)
+    bias = torch.randn(case.heads, *(2 * k - 1 for k in case.kernel_size), device=DEVICE).half() if case.bias else None
     params = Params(
         rank=rank,
         packed=1,
@@ -137,6 +143,14 @@ def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> di
         rel_pos_bias=None if bias is None else bias.data_ptr(),
         output=output.data_ptr(),
     )
+    return params, [qkv, output, bias]
+
+
+def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> dict[str, Any]:
+    """Time every tile tactic and its peers; the plain kernel checks them."""
+    import torch
+
+    params, (qkv, output, _bias) = prepare(case)
     tactics = kernels.tactics(params)
     kernels.launch(params, PLAIN)
     expected = output.float().clone()
@@ -146,25 +160,23 @@ def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> di
         kernels.launch(params, tactic)
         difference = ((output.float() - expected).abs().max() / expected.abs().max()).item()
         worst = max(worst, difference if difference == difference else float("inf"))
-    candidates: dict[str, Callable[[], Any]] = {
-        NAMES[tactic]: (lambda t=tactic: kernels.launch(params, t)) for tactic in tactics[:-1]
-    }
-    query, key, value = (part.flatten(1, rank).transpose(1, 2).contiguous() for part in qkv.unbind(-3))
+    del expected
+    moved = 4.0 * output.numel() * output.element_size()
+    sets = min(max(ceil(LEAST_BYTES / moved), 1), MOST_SETS)
+    inputs = [qkv, *(torch.randn_like(qkv) for _ in range(sets - 1))]
+    outputs = [output, *(torch.empty_like(output) for _ in range(sets - 1))]
+
+    def launch(tactic: int, n: int) -> None:
+        params.query, params.output = inputs[n].data_ptr(), outputs[n].data_ptr()
+        kernels.launch(params, tactic)
+
+    candidates: dict[str, Callable[[int], Any]] = {NAMES[tactic]: partial(launch, tactic) for tactic in tactics[:-1]}
     if peers:
-        candidates[FULL] = lambda: F.scaled_dot_product_attention(query, key, value)
-        if case.batch * case.heads * tokens**2 * 2 < 8e9:
-            mask = torch.zeros(case.batch, case.heads, tokens, tokens, device=DEVICE, dtype=torch.half)
-            candidates["dense mask, SDPA"] = lambda: F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        if rank == 2 and case.batch * case.heads * tokens * prod(case.kernel_size) * case.head_dim < 8e9:
-            candidates["unfold, borders of zeros"] = unfolded(case, query, key, value)
-        flex = compiled_flex(case, query, key, value) if case.batch <= 64 else None
-        if flex is not None:
-            candidates["compiled flex"] = flex
-    times = milliseconds(candidates)
+        candidates |= peers_of(case, inputs)
+    times = milliseconds(candidates, sets)
     ours = {name: ms for name, ms in times.items() if name in NAMES.values()}
     best = min(ours, key=lambda name: ours[name])
     operations = 4.0 * case.head_dim * pairs_of(case) * case.heads * case.batch
-    moved = 4.0 * case.batch * tokens * case.heads * case.head_dim * 2
     return {
         "case": case.name,
         "batch": case.batch,
@@ -181,7 +193,26 @@ def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> di
     }
 
 
-def unfolded(case: Case, query: Any, key: Any, value: Any) -> Callable[[], Any]:
+def peers_of(case: Case, inputs: Sequence[Any]) -> dict[str, Callable[[int], Any]]:
+    """Return what else computes a case, or as much, from the given sets of q, k and v, (B, *X, 3, H, D) each."""
+    import torch
+    import torch.nn.functional as F
+
+    rank, tokens = len(case.lengths), prod(case.lengths)
+    heads_first = [[p.flatten(1, rank).transpose(1, 2).contiguous() for p in qkv.unbind(-3)] for qkv in inputs]
+    found: dict[str, Callable[[int], Any]] = {FULL: lambda n: F.scaled_dot_product_attention(*heads_first[n])}
+    if case.batch * case.heads * tokens**2 * 2 < 8e9:
+        mask = torch.zeros(case.batch, case.heads, tokens, tokens, device=DEVICE, dtype=torch.half)
+        found["dense mask, SDPA"] = lambda n: F.scaled_dot_product_attention(*heads_first[n], attn_mask=mask)
+    if rank == 2 and case.batch * case.heads * tokens * prod(case.kernel_size) * case.head_dim < 8e9:
+        found["unfold, borders of zeros"] = lambda n: unfolded(case, *heads_first[n])
+    flex = compiled_flex(case, *heads_first[0]) if case.batch <= 64 else None
+    if flex is not None:
+        found["compiled flex"] = lambda n: flex(*heads_first[n])
+    return found
+
+
+def unfolded(case: Case, query: Any, key: Any, value: Any) -> Any:
     """Return attention as it is copied from issue threads: every key gathered for every query. Borders differ."""
     import torch
     import torch.nn.functional as F
@@ -195,14 +226,11 @@ def unfolded(case: Case, query: Any, key: Any, value: Any) -> Callable[[], Any]:
         columns = F.unfold(image, case.kernel_size, dilation=steps, padding=padding)
         return columns[:, :, :tokens].view(batch, heads, dim, keys, tokens)
 
-    def run() -> Any:
-        scores = torch.einsum("bhnd,bhdkn->bhnk", query, gathered(key)) * dim**-0.5
-        return torch.einsum("bhnk,bhdkn->bhnd", scores.softmax(-1), gathered(value))
-
-    return run
+    scores = torch.einsum("bhnd,bhdkn->bhnk", query, gathered(key)) * dim**-0.5
+    return torch.einsum("bhnk,bhdkn->bhnd", scores.softmax(-1), gathered(value))
 
 
-def compiled_flex(case: Case, query: Any, key: Any, value: Any) -> Callable[[], Any] | None:
+def compiled_flex(case: Case, query: Any, key: Any, value: Any) -> Callable[[Any, Any, Any], Any] | None:
     """Return compiled flex attention with the window as block mask, without bias; None where it does not compile."""
     import numpy as np
     import torch
@@ -232,7 +260,7 @@ def compiled_flex(case: Case, query: Any, key: Any, value: Any) -> Callable[[], 
     except Exception as error:  # a peer that fails is reported, not fatal
         print(f"compiled flex: {case.name}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
         return None
-    return lambda: compiled(query, key, value, block_mask=blocks)
+    return lambda query, key, value: compiled(query, key, value, block_mask=blocks)
 
 
 def copy_gigabytes() -> float:
@@ -241,5 +269,5 @@ def copy_gigabytes() -> float:
 
     source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
-    ms = milliseconds({"copy": lambda: target.copy_(source)})["copy"]
+    ms = milliseconds({"copy": lambda _: target.copy_(source)}, sets=1)["copy"]
     return 2 * source.numel() / ms / 1e6
