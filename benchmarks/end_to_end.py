@@ -16,17 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import natten
-import numpy as np
-import onnx
 import torch
+from attention_free import floor_of
 from machine import describe_machine, open_session, time_interleaved
-from onnx import helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from na_deploy.attention import NeighborhoodSpec, torch_ops, torch_tiles
-from na_deploy.attention.schema import DOMAIN
 from na_deploy.exporter import export
 from na_deploy.models import LoadedModel, load_model, random_checkpoint
 from na_deploy.runtime.native_libraries import onnxruntime_library, why_missing
@@ -45,23 +42,6 @@ def natten_cpu(
         scale=scale,
     )
     return output, output[..., 0]
-
-
-def floor_of(path: Path) -> onnx.ModelProto:
-    """Return the exported graph with every attention replaced by a copy of its value."""
-    model = onnx.load(path)
-    part = "floor.value_part"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(2), part))
-    nodes = [
-        helper.make_node("Gather", [node.input[0], part], [node.output[0]], name=node.name, axis=3)
-        if node.domain == DOMAIN
-        else node
-        for node in model.graph.node
-    ]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    del model.functions[:]
-    return model
 
 
 def eager(model: nn.Module, image: Tensor, implementation: torch_ops.Implementation) -> Callable[[], object]:

@@ -33,7 +33,8 @@ import onnx
 import onnxruntime
 import openvino
 import torch
-from end_to_end import eager, floor_of, natten_cpu
+from attention_free import floor_of
+from end_to_end import eager, natten_cpu
 from machine import describe_machine, time_interleaved
 from rich.console import Console
 from rich.table import Table

@@ -5,7 +5,8 @@
 # All come from Debian's archive through apt, which checks their signatures; nothing is installed, root is not needed.
 #
 # Without a compiler, apt or a network it says what is missing and succeeds: na-deploy then runs on the function bodies.
-# NA_DEPLOY_NATIVE=OFF skips it, ON makes what is missing an error; ONNXRUNTIME_INCLUDE_DIR names headers that are already on the machine.
+# NA_DEPLOY_NATIVE=OFF skips it, ON makes what is missing an error; ONNXRUNTIME_INCLUDE_DIR, HIGHWAY_SOURCE_DIR and TBB_ROOT name
+# what is already on the machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,7 +31,7 @@ have_onnxruntime() {
 }
 
 have_highway() {
-  [ -e "$folder/highway/hwy/highway.h" ]
+  [ -n "${HIGHWAY_SOURCE_DIR:-}" ] || [ -e "$folder/highway/hwy/highway.h" ]
 }
 
 have_tbb() {

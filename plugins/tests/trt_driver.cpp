@@ -1,7 +1,6 @@
 // Exercises libna_deploy_trt.so as TensorRT's builder would, without TensorRT: creators, fields, shapes, types,
 // formats, tactics, profiles, serialisation, clones, calls. Prints "ok" and returns 0, or prints a sentence and returns
 // 1. On standard error, refusals follow the name of the part that they belong to.
-#include <NvInferRuntime.h>
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -11,42 +10,17 @@
 #include <string>
 #include <vector>
 
+#include "trt_support.h"
+
 namespace {
 
+using namespace na_deploy::trt_tests;
 using namespace nvinfer1;
 
 void expect(bool condition, const char* what) {
   if (condition) return;
   std::printf("wrong: %s\n", what);
   std::exit(1);
-}
-
-// A dimension named by a number, so that shapes can be followed.
-class Dim final : public IDimensionExpr {
- public:
-  explicit Dim(int64_t own_value) : value(own_value) {}
-  int64_t value;
-};
-
-class Builder final : public IExprBuilder {};
-
-template <typename T>
-T* capability(IPluginV3& plugin, PluginCapabilityType type) {
-  return static_cast<T*>(plugin.getCapabilityInterface(type));
-}
-
-PluginField ints(const char* name, const std::vector<int32_t>& values) {
-  return {name, values.data(), PluginFieldType::kINT32, static_cast<int32_t>(values.size())};
-}
-
-DynamicPluginTensorDesc tensor(const std::vector<int64_t>& sizes, DataType type) {
-  DynamicPluginTensorDesc r{};
-  r.desc.type = type;
-  r.desc.format = TensorFormat::kLINEAR;
-  r.desc.dims.nbDims = static_cast<int32_t>(sizes.size());
-  for (size_t i = 0; i < sizes.size(); ++i) r.desc.dims.d[i] = sizes[i];
-  r.min = r.opt = r.max = r.desc.dims;
-  return r;
 }
 
 }  // namespace
@@ -145,12 +119,12 @@ int main(int argc, char** argv) {
   tensors[0].desc.format = TensorFormat::kCHW32;
   expect(!build->supportsFormatCombination(0, tensors, 2, 2), "only linear tensors are taken");
 
-  // Tactics: tile kernels for half and for float32; nothing for a map smaller than the window.
+  // Tactics: one-pass and tile kernels for half, tiles for float32; nothing for a map smaller than the window.
   tensors[0] = tensor({2, 28, 14, 3, 4, 32}, half);
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "it is configured");
   std::vector<int32_t> tactics(static_cast<size_t>(build->getNbTactics()));
-  expect(tactics.size() == 6, "five shapes of tiles and the plain kernel");
-  expect(build->getValidTactics(tactics.data(), 6) == 0 && tactics[5] == 1 && tactics[0] > 1, "tiles come first");
+  expect(tactics.size() == 9, "three one-pass kernels, five shapes of tiles and the plain kernel");
+  expect(build->getValidTactics(tactics.data(), 9) == 0 && tactics[0] >= 30 && tactics[8] == 1, "one pass comes first");
   tensors[0] = tensor({2, 28, 14, 3, 4, 32}, DataType::kFLOAT);
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0 && build->getNbTactics() == 4, "float32 too");
   tensors[0] = tensor({2, 6, 14, 3, 4, 32}, half);
@@ -160,7 +134,7 @@ int main(int argc, char** argv) {
   tensors[0].opt.d[0] = tensors[0].max.d[0] = 8;
   expect(build->configurePlugin(tensors, 2, tensors + 2, 2) == 0, "a free batch is taken");
 
-  expect(build->getNbTactics() == 6, "with the tactics of all its sizes");
+  expect(build->getNbTactics() == 9, "with the tactics of all its sizes");
 
   // Each shape of a profile must have kernels.
   const auto with_map = [&](int64_t smallest, int64_t usual, int64_t largest) {
@@ -190,9 +164,9 @@ int main(int argc, char** argv) {
   expect(build->getOutputShapes(three, 3, nullptr, 0, out, 2, builder) == 0 && out[0].d[1] == three[0].d[1],
          "the output is as large as the map");
   expect(build->configurePlugin(padded, 3, padded + 3, 2) == 0, "windows may reach behind the map");
-  expect(build->getNbTactics() == 6, "tiles follow them too");
+  expect(build->getNbTactics() == 9, "tiles and one pass follow them too");
   padded[0] = tensor({2, 28, 14, 3, 4, 32}, half);
-  expect(build->configurePlugin(padded, 3, padded + 3, 2) == 0 && build->getNbTactics() == 6, "large maps take tiles");
+  expect(build->configurePlugin(padded, 3, padded + 3, 2) == 0 && build->getNbTactics() == 9, "large maps too");
   PluginTensorDesc then[5];
   for (int i = 0; i < 5; ++i) then[i] = padded[i].desc;
   expect(runtime->onShapeChange(then, 3, then + 3, 2) == 0, "a large map is taken at run time");

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cpu_library import DTYPES, Params, Problem, aligned
 
-from na_deploy.attention.reference import reference_attention, reference_attention_qkv
+from na_deploy.attention.reference import AttentionResult, reference_attention, reference_attention_qkv
 from na_deploy.attention.windows import NeighborhoodSpec, axis_mask
 
 pytestmark = pytest.mark.native
@@ -109,7 +109,7 @@ def gpu(native_build: Path) -> EmulatedGpu:
 
 
 def random_problem(
-    seed: int, dtype: np.dtype, head_dims: Sequence[int], *, large_windows: bool = False
+    seed: int, dtype: np.dtype, head_dims: Sequence[int], *, large_windows: bool = False, batch: int | None = None
 ) -> tuple[Problem, NeighborhoodSpec, float]:
     """Return a problem of any rank and attributes whose sizes fill tiles only partly; large windows are not dilated."""
     random = np.random.default_rng(seed)
@@ -130,7 +130,8 @@ def random_problem(
         return array
 
     options = {"rel_pos_bias": None, "additional_key": None, "additional_value": None}
-    heads, batch = key_heads, 1 if large_windows else int(random.integers(1, 3))
+    heads, drawn = key_heads, 1 if large_windows else int(random.integers(1, 3))
+    batch = batch or drawn
     if random.random() < 0.5:
         arrays = [normal(batch, *lengths, 3, heads, head_dim)]
     else:
@@ -152,15 +153,20 @@ def random_problem(
     return Problem(spec, *arrays, scale=scale, lse=bool(random.random() < 0.7), **options), spec, scale
 
 
-def agree(problem: Problem, spec: NeighborhoodSpec, scale: float, dtype: np.dtype) -> None:
-    if problem.expected is None:  # the same for every tactic
+def expect(problem: Problem, spec: NeighborhoodSpec, scale: float) -> AttentionResult:
+    """Return the result of float64, computed once for every tactic."""
+    if problem.expected is None:
         arrays = {n: a.astype(np.float64) for n, a in problem.arrays.items() if a is not None}
         if problem.params.packed:
             problem.expected = reference_attention_qkv(arrays.pop("query"), spec, scale=scale or None, **arrays)
         else:
             tensors = [arrays.pop(name) for name in ("query", "key", "value")]
             problem.expected = reference_attention(*tensors, spec, scale=scale or None, **arrays)
-    output, lse = problem.expected.output, problem.expected.lse
+    return problem.expected
+
+
+def agree(problem: Problem, spec: NeighborhoodSpec, scale: float, dtype: np.dtype) -> None:
+    output, lse = expect(problem, spec, scale)
     assert np.abs(problem.output.astype(np.float64) - output).max() < TOLERANCE[dtype] * np.abs(output).max()
     if problem.lse is not None:
         assert np.abs(problem.lse - lse).max() < 1e-5 * max(np.abs(lse).max(), 1)
@@ -175,7 +181,9 @@ def test_the_plain_kernel_computes_any_problem(gpu: EmulatedGpu, seed: int, dtyp
     agree(problem, spec, scale, dtype)
 
 
-def small_map(seed: int, dtype: np.dtype, head_dims: Sequence[int]) -> tuple[Problem, NeighborhoodSpec, float]:
+def small_map(
+    seed: int, dtype: np.dtype, head_dims: Sequence[int], *, batch: int | None = None
+) -> tuple[Problem, NeighborhoodSpec, float]:
     """A packed problem with padding; most axes are too short for their window, down to one position."""
     random = np.random.default_rng(seed)
     rank = seed % 3 + 1
@@ -193,7 +201,8 @@ def small_map(seed: int, dtype: np.dtype, head_dims: Sequence[int]) -> tuple[Pro
         return array
 
     heads, head_dim = int(random.integers(1, 4)), int(random.choice(head_dims))
-    qkv, padding = normal(int(random.integers(1, 3)), *lengths, 3, heads, head_dim), normal(3, heads, head_dim)
+    drawn = int(random.integers(1, 3))
+    qkv, padding = normal(batch or drawn, *lengths, 3, heads, head_dim), normal(3, heads, head_dim)
     bias = normal(heads, *(2 * k - 1 for k in kernel)) if random.random() < 0.6 else None
     scale = 0.0 if random.random() < 0.5 else 0.4
     return Problem(spec, qkv, rel_pos_bias=bias, padding=padding, scale=scale), spec, scale
