@@ -80,8 +80,7 @@ struct Emulator {
     const int64_t blocks = problem.batch > 0 ? plan.grid.blocks * plan.shares : 0;
     const auto bytes = static_cast<size_t>(plan.room.bytes);
     if (onepass::is_grouped(plan.chunks)) {
-      grid(blocks, 32 * plan.warps, bytes, sizeof(T),
-           [&] { onepass::GroupedKernel<T, kDim>(problem, plan).run(); });
+      grid(blocks, 32 * plan.warps, bytes, sizeof(T), [&] { onepass::GroupedKernel<T, kDim>(problem, plan).run(); });
       return 0;
     }
 #define NA_CASE(chunks)                                                          \

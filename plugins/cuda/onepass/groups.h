@@ -42,14 +42,15 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
 
   // Below every score but -infinity, and finite, so that the difference of the two is a number.
   static constexpr float kNothing = -3e38F;
-  static constexpr float kSlack = 8.0F;  // scores this much above the base do not raise it: 2^8 is a weight as good as 1
+  static constexpr float kSlack =
+      8.0F;  // scores this much above the base do not raise it: 2^8 is a weight as good as 1
 
   // The weighted sum so far of a lane's two rows.
   struct Running {
     float sums[2 * kSteps][4] = {};
-    float total[4] = {};                          // of weights as they are multiplied, in elements 0 and 2
-    float base[2] = {kNothing, kNothing};         // subtracted from scores, in units of log2
-    float exact[2] = {};                          // for `lse`: the lane's part of the weights, not rounded
+    float total[4] = {};                   // of weights as they are multiplied, in elements 0 and 2
+    float base[2] = {kNothing, kNothing};  // subtracted from scores, in units of log2
+    float exact[2] = {};                   // for `lse`: the lane's part of the weights, not rounded
   };
 
   NA_DEVICE static int lane_key() { return lane() / 16 * 8 + lane() % 8; }
@@ -259,8 +260,7 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
       for (int w = 0; w < 4; ++w) {
         const float (&own)[4] = score[2 * c + w / 2];
         const float base = running.base[w % 2];
-        weights[w] =
-            dev::pack<T>(dev::exp2(own[w % 2 * 2] * unit - base), dev::exp2(own[w % 2 * 2 + 1] * unit - base));
+        weights[w] = dev::pack<T>(dev::exp2(own[w % 2 * 2] * unit - base), dev::exp2(own[w % 2 * 2 + 1] * unit - base));
       }
       NA_UNROLL
       for (int k = 0; k < kSteps; ++k) {
@@ -290,7 +290,7 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
     }
   }
 
-  int groups_ = 0;       // of the warp's hull
+  int groups_ = 0;  // of the warp's hull
   // Places, from a stage, of the rows that the lane addresses, less their keys' slots.
   dev::Shared key_row_ = 0;
   dev::Shared value_row_ = 0;

@@ -2,9 +2,9 @@
 //
 // A block keeps its tile of queries (one head and dilation group) and takes images in turn. All keys that the tile
 // sees are in shared memory at once, while those of the next image are on their way. A warp takes 16 queries through
-// the keys of its own hull in one pass: no online softmax, no boxes. Bias and mask do not depend on the image: they
-// are worked out once, and products start from them (bias / scale, -infinity). Sums of weights are a product with
-// ones.
+// the keys of its own hull in one pass: no online softmax, no boxes (groups.h takes hulls that are too large for that).
+// Bias and mask do not depend on the image: they are worked out once, and products start from them (bias / scale,
+// -infinity). Sums of weights are a product with ones.
 #pragma once
 
 #include <cmath>

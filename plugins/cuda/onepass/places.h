@@ -11,9 +11,9 @@
 
 namespace na_deploy::cuda::onepass {
 
-constexpr int32_t kZeros = -1;    // instead of a position: a row of zeros
-constexpr int32_t kPadding = -2;  // a row of padding, behind the map
-constexpr uint32_t kHigh = 0x88040200U;         // the bits above the fields of KeyPlace::at
+constexpr int32_t kZeros = -1;                     // instead of a position: a row of zeros
+constexpr int32_t kPadding = -2;                   // a row of padding, behind the map
+constexpr uint32_t kHigh = 0x88040200U;            // the bits above the fields of KeyPlace::at
 constexpr uint32_t kNever = 0xFFU << at_shift(0);  // past every span of the first axis
 
 // Returns the first key of the tile's hull.

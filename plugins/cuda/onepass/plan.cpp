@@ -20,8 +20,8 @@ int32_t span_of(const AxisSizes& axis, int32_t queries, int32_t reached) {
   return std::min(axis.kernel_size + further, reached);
 }
 
-// Returns the least number from `number` on that leaves the rest `rest` by `by`. Of rows that are neighbours in the hull
-// eight then meet in no bank.
+// Returns the least number from `number` on that leaves the rest `rest` by `by`. Of rows that are neighbours in the
+// hull eight then meet in no bank.
 int32_t with_rest(int32_t number, int32_t rest, int32_t by = 8) { return number + ((rest - number) % by + by) % by; }
 
 struct Search {
@@ -146,7 +146,10 @@ struct Search {
     const double cached = row_numbers * row_bytes() / kCacheBytes / warps;
     const int32_t threads = resident_threads(dim, plan.chunks, false);
     const int32_t resident = std::max(1, std::min(threads / (32 * plan.warps), device.shared / (bytes + 1024)));
-    const double idle = 1.0 + 2.0 / (resident * warps) + (plan.stages == 2 ? 0.0 : grouped && resident == 1 ? 0.35 : 0.1);
+    const double idle = 1.0 + 2.0 / (resident * warps) +
+                        (plan.stages == 2           ? 0.0
+                         : grouped && resident == 1 ? 0.35
+                                                    : 0.1);
     double blocks = problem.heads * up(static_cast<int32_t>(std::min<int64_t>(problem.batch, 1 << 20)), plan.images);
     for (int a = 0; a < kAxes; ++a) {
       blocks *= static_cast<double>(problem.axis[a].dilation) * up(problem.axis[a].longest, plan.tile[a]);

@@ -47,14 +47,14 @@ NA_HOST_DEVICE constexpr int resident_threads(int dim, int chunks, bool is_old) 
   return chunks == 4 ? 512 : is_old ? 256 : 384;
 }
 
-constexpr int kRowQueries = 16;     // queries of a warp
-constexpr int kChunk = 16;          // keys
-constexpr int kStartBytes = 1024;   // bytes of a chunk's start in shared memory, for each warp
-constexpr int kSlotBytes = 256;     // bytes of a group's slots
-constexpr int kPairBytes = 128;     // bytes of a group's pairs
-constexpr int kBiasBytes = 8;       // bytes of a bias and the next
-constexpr int kMaskBytes = 128;     // bytes of a group's masks, for each warp
-constexpr int kTrip = 4;            // rows that a thread loads at a time
+constexpr int kRowQueries = 16;    // queries of a warp
+constexpr int kChunk = 16;         // keys
+constexpr int kStartBytes = 1024;  // bytes of a chunk's start in shared memory, for each warp
+constexpr int kSlotBytes = 256;    // bytes of a group's slots
+constexpr int kPairBytes = 128;    // bytes of a group's pairs
+constexpr int kBiasBytes = 8;      // bytes of a bias and the next
+constexpr int kMaskBytes = 128;    // bytes of a group's masks, for each warp
+constexpr int kTrip = 4;           // rows that a thread loads at a time
 
 // KeyPlace::at has fields of 8, 8, 9 and 3 bits for the axes and the image, each below a bit for comparisons.
 NA_HOST_DEVICE constexpr int at_shift(int axis) { return axis == 2 ? 0 : axis == 1 ? 10 : 19; }
@@ -88,7 +88,8 @@ struct Room {
   int32_t start;      // starts of scores that are not in registers
   int32_t pieces;     // PieceOfQuery and PieceOfKey of the threads
   int32_t tile;
-  int32_t slots;   // of the kernel with groups: bytes from a hull's corner to each key's row, a group's for a lane together
+  int32_t
+      slots;  // of the kernel with groups: bytes from a hull's corner to each key's row, a group's for a lane together
   int32_t pairs;   // the same for the bias of each second key
   int32_t masks;   // a bit for each score of a group, by warp and lane
   int32_t biases;  // a head's biases / scale, each beside the next; the place of index 0

@@ -14,9 +14,9 @@
 
 namespace na_deploy::cuda::onepass {
 
-// `Own`, the kernel itself, has find_keys(), which lists the keys of every warp's hull; begin(tile, corner), which finds
-// the place of the warp's and returns its chunks; prepare(head, chunks), which works out the rest that is the same for
-// all images; and attend(stage, image).
+// `Own`, the kernel itself, has find_keys(), which lists the keys of every warp's hull; begin(tile, corner), which
+// finds the place of the warp's and returns its chunks; prepare(head, chunks), which works out the rest that is the
+// same for all images; and attend(stage, image).
 template <typename T, int kDim, typename Own>
 class Turns : protected Loads<T, kDim> {
  public:
