@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "plugins")
 
 from cpu_library import Params, Sizes  # noqa: E402
 from gpu_check_build import NAMES  # noqa: E402
-from gpu_check_timings import FAMILY_B, Case, family_a  # noqa: E402
+from gpu_check_timings import FAMILY_B, NARROW, Case, family_a  # noqa: E402
 from sass.bounds import CLASSES, DEVICES, INTEGERS, Counts, Device, bounds, count  # noqa: E402
 from sass.compiling import MissingToolError, Unit, compile_tactics  # noqa: E402
 from sass.launching import Recorded, load_unit, place, record_problem  # noqa: E402
@@ -56,12 +56,6 @@ class Counted:
     device: Device
     tactic: int
     counts: Counts
-
-
-NARROW = [
-    replace(case, name=f"{case.name}, 64 channels", head_dim=64) for case in FAMILY_B if not case.name.startswith("1-D")
-]
-"""NATTEN's problems with half as many channels, for Hopper's kernels."""
 
 
 def wider_windows(batch: int) -> list[Case]:
