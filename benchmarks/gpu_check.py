@@ -25,7 +25,7 @@ from typing import Any
 
 from gpu_check_build import NAMES, Kernels, build_library, tactics_of
 from gpu_check_onnxruntime import build_and_check
-from gpu_check_timings import FAMILY_B, copy_gigabytes, family_a, time_case
+from gpu_check_timings import FAMILY_B, NARROW, family_a, other_windows, time_case
 
 ROOT = Path(__file__).parents[1]
 SANITIZERS = ("memcheck", "racecheck")
@@ -184,15 +184,17 @@ def report(arguments: argparse.Namespace) -> bool:
             "\n".join([onnxruntime, *disagrees]),
         ]
         wrong += disagrees
-        copy_rate = copy_gigabytes()
-        text.append(f"Device copy: {copy_rate:.0f} GB/s.")
-        numbers: dict[str, Any] = {"copy GB/s": copy_rate, "wrong": wrong}
-        for title, cases in (("Family B: large windows", FAMILY_B), ("Family A: NAT and DiNAT", family_a((64, 128)))):
+        numbers: dict[str, Any] = {"wrong": wrong}
+        for title, cases in (
+            ("NATTEN's published problems, and with 64 channels", [*FAMILY_B, *NARROW]),
+            ("NAT's and DiNAT's stages", family_a((1, 16, 128))),
+            ("Other windows and maps", other_windows()),
+        ):
             rows = []
             for case in cases:
                 peers = arguments.peers and time.monotonic() - start < PEERS_UNTIL
                 print(f"{title}, {case.name}, batch {case.batch}{'' if peers else ', without peers'}", flush=True)
-                rows.append(time_case(kernels, case, copy_rate, peers))
+                rows.append(time_case(kernels, case, peers))
                 numbers[title] = rows
                 (arguments.output / "gpu_check.json").write_text(json.dumps(numbers, indent=1))
             text.append(show(title, rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, prod
 from typing import Any
@@ -14,6 +14,7 @@ from gpu_check_build import NAMES, Kernels
 
 PLAIN = 1
 FULL = "full attention, SDPA"
+COPY = "copy of as many bytes"
 DEVICE = "cuda"
 LEAST_BYTES = 3e8
 """Bytes that launches move before they meet the same tensors again, six times the second cache of an H100."""
@@ -48,6 +49,27 @@ def family_a(batches: Sequence[int]) -> list[Case]:
     ]
 
 
+def other_windows() -> list[Case]:
+    """Windows of other sizes at NAT-Tiny's first two stages, on larger maps, in one and three axes."""
+    maps = [
+        Case(f"{side}², window {k}×{k}", 128, (side, side), heads, 32, (k, k), bias=True)
+        for side, heads in ((56, 2), (28, 4))
+        for k in (3, 5, 9, 11, 13)
+    ]
+    return [
+        *maps,
+        Case("56², 64 channels", 64, (56, 56), 2, 64, (7, 7), bias=True),
+        Case("28², 16 channels", 64, (28, 28), 8, 16, (7, 7), bias=True),
+        Case("96², 6 heads, window 11×11", 16, (96, 96), 6, 32, (11, 11), bias=True),
+        Case("200×334", 1, (200, 334), 2, 32, (7, 7), bias=True),
+        Case("1-D, window 63", 4, (16384,), 4, 32, (63,)),
+        Case("1-D, window 255", 4, (16384,), 4, 32, (255,)),
+        Case("3-D, window 3×3×3", 4, (16, 32, 32), 4, 32, (3, 3, 3)),
+        Case("3-D, window 5×5×5", 4, (16, 32, 32), 4, 32, (5, 5, 5)),
+        Case("3-D, window 3×7×7", 4, (16, 28, 28), 4, 32, (3, 7, 7)),
+    ]
+
+
 FAMILY_B = [
     Case("2-D, window 80", 1, (256, 256), 24, 128, (80, 80), published_ms="16.2 + 2.4"),
     Case("2-D, window 80, stride 16", 1, (256, 256), 24, 128, (80, 80), stride=(16, 16), published_ms="7.9 + 2.7"),
@@ -58,6 +80,13 @@ FAMILY_B = [
         for s, ms in ((1, "0.0948"), (256, "0.0627"), (2048, "0.0593"))
     ),
 ]
+
+NARROW = [
+    replace(case, name=f"{case.name}, 64 channels", head_dim=64, published_ms="")
+    for case in FAMILY_B
+    if not case.name.startswith("1-D")
+]
+"""NATTEN's problems of more than one axis, with heads of 64 channels."""
 
 
 def milliseconds(candidates: dict[str, Callable[[int], Any]], sets: int, rounds: int = 15) -> dict[str, float]:
@@ -146,8 +175,8 @@ def prepare(case: Case) -> tuple[Any, list[Any]]:
     return params, [qkv, output, bias]
 
 
-def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> dict[str, Any]:
-    """Time every tile tactic and its peers; the plain kernel checks them."""
+def time_case(kernels: Kernels, case: Case, peers: bool) -> dict[str, Any]:
+    """Time every tactic but the plain one, which checks them, a copy of as many bytes as move at least, and peers."""
     import torch
 
     params, (qkv, output, _bias) = prepare(case)
@@ -165,12 +194,14 @@ def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> di
     sets = min(max(ceil(LEAST_BYTES / moved), 1), MOST_SETS)
     inputs = [qkv, *(torch.randn_like(qkv) for _ in range(sets - 1))]
     outputs = [output, *(torch.empty_like(output) for _ in range(sets - 1))]
+    halves = [torch.empty(2, int(moved) // 2, device=DEVICE, dtype=torch.uint8) for _ in range(sets)]
 
     def launch(tactic: int, n: int) -> None:
         params.query, params.output = inputs[n].data_ptr(), outputs[n].data_ptr()
         kernels.launch(params, tactic)
 
     candidates: dict[str, Callable[[int], Any]] = {NAMES[tactic]: partial(launch, tactic) for tactic in tactics[:-1]}
+    candidates[COPY] = lambda n: halves[n][1].copy_(halves[n][0])
     if peers:
         candidates |= peers_of(case, inputs)
     times = milliseconds(candidates, sets)
@@ -184,11 +215,11 @@ def time_case(kernels: Kernels, case: Case, copy_rate: float, peers: bool) -> di
         "best": f"{best} {ours[best]:.4f} ms",
         "TFLOP/s": operations / ours[best] / 1e9,
         "GB/s": moved / ours[best] / 1e6,
-        "of copy": moved / ours[best] / 1e6 / copy_rate,
+        "of copy": times[COPY] / ours[best],
         "difference": worst,
         "of full attention's rate": of_full_rate(case, operations / ours[best], times),
         "published, H100": case.published_ms,
-        **{name: ms / ours[best] for name, ms in times.items() if name not in ours},
+        **{name: ms / ours[best] for name, ms in times.items() if name not in ours and name != COPY},
         "all": times,
     }
 
@@ -261,13 +292,3 @@ def compiled_flex(case: Case, query: Any, key: Any, value: Any) -> Callable[[Any
         print(f"compiled flex: {case.name}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
         return None
     return lambda query, key, value: compiled(query, key, value, block_mask=blocks)
-
-
-def copy_gigabytes() -> float:
-    """Return GB/s of a device copy, read and write counted."""
-    import torch
-
-    source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    ms = milliseconds({"copy": lambda _: target.copy_(source)}, sets=1)["copy"]
-    return 2 * source.numel() / ms / 1e6

@@ -30,13 +30,15 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "plugins")
 
 from cpu_library import Params, Sizes  # noqa: E402
 from gpu_check_build import NAMES  # noqa: E402
-from gpu_check_timings import FAMILY_B, Case, family_a  # noqa: E402
+from gpu_check_timings import FAMILY_B, NARROW, Case, family_a  # noqa: E402
 from sass.bounds import CLASSES, DEVICES, INTEGERS, Counts, Device, bounds, count  # noqa: E402
 from sass.compiling import MissingToolError, Unit, compile_tactics  # noqa: E402
 from sass.launching import Recorded, load_unit, place, record_problem  # noqa: E402
 from sass.machine import Machine  # noqa: E402
 from sass.memory import GlobalMemory  # noqa: E402
 
+ONE_PASS = (30, 31, 32)
+MOST_SHARES = 64
 PARTS = ("stages", "windows", "large")
 RECORD = Path(__file__).with_suffix(".json")
 MOST_BLOCKS = 256
@@ -54,12 +56,6 @@ class Counted:
     device: Device
     tactic: int
     counts: Counts
-
-
-NARROW = [
-    replace(case, name=f"{case.name}, 64 channels", head_dim=64) for case in FAMILY_B if not case.name.startswith("1-D")
-]
-"""NATTEN's problems with half as many channels, for Hopper's kernels."""
 
 
 def wider_windows(batch: int) -> list[Case]:
@@ -151,22 +147,30 @@ def _launch(
     return record_problem(program, params, tactic), memory, tactic, float(moved)
 
 
-def tile_and_beginning(case: Case, device: Device) -> tuple[float, float] | None:
+def tile_and_beginning(case: Case, device: Device) -> tuple[float, float]:
     """Return the instructions of a warp for a tile of the one-pass kernel, and for the beginning of a block.
 
-    Of two blocks that share a tile's images one takes an image more; ``None`` where all take as many.
+    Of two blocks that share a tile's images one takes an image more: the batch is the next one for which that is so.
+
+    Raises:
+        ValueError: The default kernel is another, or a block takes all images of a tile.
     """
+    for batch in range(case.batch, case.batch + MOST_SHARES):
+        own = replace(case, batch=batch)
+        params = params_of(own, case.heads)
+        tactic = default_tactic(params, device.architecture)
+        shares = int(_tactics().na_shares(ctypes.byref(params), tactic)) if tactic in ONE_PASS else 1
+        if batch % shares:
+            break
+    else:
+        raise ValueError(f"no blocks of {case.name} share images unevenly")
     image = np.zeros((1, *case.lengths, 3, case.heads, case.head_dim), np.float16)
-    recorded, memory, *_ = _launch(case, device, case.heads, image)
-    single = _launch(replace(case, batch=1), device, case.heads, image)[0]
-    shares = recorded.launch.blocks // single.launch.blocks
-    if case.batch % shares == 0:
-        return None
+    recorded, memory, *_ = _launch(own, device, case.heads, image)
     first, last = (
         Machine(recorded.launch, memory, [block]).run().executed.sum() / (recorded.launch.threads // 32)
-        for block in (0, (shares - 1) * single.launch.blocks)
+        for block in (0, recorded.launch.blocks // shares * (shares - 1))
     )
-    return first - last, first - (first - last) * -(-case.batch // shares)
+    return first - last, first - (first - last) * -(-batch // shares)
 
 
 def table(rows: list[list[str]]) -> str:
@@ -276,10 +280,7 @@ def main() -> None:
         return
     first = by_device["H100"]["stages"][0]
     split = tile_and_beginning(first.case, first.device)
-    if split is not None:
-        print(
-            f"\n{first.case.name}, H100: {split[0]:.0f} instructions of a warp a tile, {split[1]:.0f} to begin a block"
-        )
+    print(f"\n{first.case.name}, H100: {split[0]:.0f} instructions of a warp a tile, {split[1]:.0f} to begin a block")
     if options.json is not None:
         record = {
             key: value for name in ("A100", "H100") for key, value in record_of(by_device[name]["stages"]).items()

@@ -3,6 +3,7 @@
 #include "tactics.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <iterator>
 #include <limits>
@@ -43,39 +44,59 @@ constexpr bool is_wide(int32_t tactic) { return tactic >= kFirstWide && tactic <
 
 int width_of(const na_params& p) { return p.dtype == NA_FLOAT32 ? 4 : 2; }
 
-// Estimates a shape's time where it cannot be measured, in units of one key compared with one query. The estimate is
-// the larger of the instructions of the compiled kernels and the traffic from the second-level cache. A box costs as
-// much as 40 keys, a tile as 80; warps compute 60 % of the keys of boxes; a multiprocessor's share of the cache's
-// bandwidth brings one byte in the time of 0.4 keys of one query. Products on Hopper take half the time; boxes of 128
-// keys leave room for fewer warps.
-double cost(const na_params& p, const TileShape& shape) {
-  double keys = 1.0;
-  double spans = 1.0;
-  double boxes = 1.0;
-  double rows = 1.0;  // queries of all tiles, including those past the ends of dilation groups
-  double queries = 1.0;
-  for (int a = 0; a < p.rank; ++a) {
+// The size of a problem as one shape cuts it.
+struct Cut {
+  double blocks;  // tiles of all images and heads
+  double boxes;   // of one tile
+  double keys;    // of these boxes that a warp computes; the rest is passed over
+};
+
+// Returns the cut of a problem into tiles, of which a warp takes 16 queries.
+Cut cut_of(const na_params& p, const TileShape& shape) {
+  Cut r{static_cast<double>(p.batch * p.heads), 1.0, 1.0};
+  double seen = 1.0;
+  double all = 1.0;
+  int left = kRowsOfWarp;
+  for (int a = p.rank - 1; a >= 0; --a) {
     const int tile = shape.tile[kAxes - p.rank + a];
     const int box = shape.box[kAxes - p.rank + a];
+    const int own = std::min(left, tile);
+    left /= own;
     const int64_t longest = group_length(p.length[a], p.dilation[a], 0);
-    const int64_t span = smaller<int64_t>(p.kernel_size[a] + larger<int64_t>(tile - p.stride[a], 0), longest);
-    const auto count = static_cast<double>((span + box - 1) / box);
-    spans *= static_cast<double>(span);
-    boxes *= count;
-    keys *= count * box;
-    rows *= static_cast<double>(p.dilation[a] * ((longest + tile - 1) / tile) * tile);
-    queries *= tile;
+    const auto span = [&](int queries) {
+      return smaller<int64_t>(p.kernel_size[a] + larger<int64_t>(queries - p.stride[a], 0), longest);
+    };
+    const auto count = static_cast<double>((span(tile) + box - 1) / box);
+    r.boxes *= count;
+    all *= count * box;
+    seen *= static_cast<double>(span(own));
+    r.blocks *= static_cast<double>(p.dilation[a] * ((longest + tile - 1) / tile));
   }
-  const double row_bytes = static_cast<double>(p.head_dim + p.value_dim) * width_of(p);
-  const double loads = spans * row_bytes * 0.4 / queries;
-  if (is_hopper(shape.tactic)) return 0.9 * rows * larger(0.3 * keys + 20.0 * boxes + 80.0, loads);
-  const double warps = is_wide(shape.tactic) ? 1.3 : 1.0;
-  return warps * rows * larger(0.6 * keys + 40.0 * boxes + 80.0, loads);
+  r.keys = std::min(all, 1.4 * seen);
+  return r;
 }
 
-// Instructions that a warp of a tile kernel spends on one unit of cost() for each of its 16 queries, counted in machine
-// code. It converts the one-pass kernel's instructions into that unit.
-constexpr double kTileInstructions = 6.7;
+// Estimates the cycles of a shape on the device, where they cannot be measured. The numbers were fitted to the times of
+// all shapes at 92 problems on an H100: a block alone is bound by latency, blocks together by instructions.
+double cost(const na_params& p, const TileShape& shape, const onepass::Device& device) {
+  const Cut cut = cut_of(p, shape);
+  const double processors = device.multiprocessors;
+  if (is_hopper(shape.tactic)) {
+    const double box = 1900.0 + 11.0 * static_cast<double>(p.head_dim);
+    return onepass::kLaunchCycles + std::ceil(cut.blocks / processors) * (6000.0 + box * cut.boxes);
+  }
+  const int dim = tile_dim(p.head_dim, p.value_dim, width_of(p));
+  const int warps = shape.tile[0] * shape.tile[1] * shape.tile[2] / kRowsOfWarp;
+  const int threads = is_wide(shape.tactic) || dim * width_of(p) > kNarrowBytes ? 256 : width_of(p) == 4 ? 384 : 512;
+  const double resident = threads / (32 * warps);
+  const double alone = 5270.0 + 1435.0 * cut.boxes * (is_wide(shape.tactic) ? 1.4 : 1.0);
+  const double warp = 410.0 + 90.0 * cut.boxes + cut.keys * (0.6 + 0.021 * dim * width_of(p));
+  const auto round = [&](double blocks) { return larger(alone, blocks * warps * warp); };
+  const double rounds = std::floor(cut.blocks / (processors * resident));
+  const double rest = cut.blocks - rounds * processors * resident;
+  const double last = rest > 0 ? round(std::ceil(rest / processors)) : 0.0;
+  return onepass::kLaunchCycles + rounds * round(resident) + last;
+}
 
 // Tactics with costs, the cheapest first; equal ones in the order of their addition.
 struct Ranking {
@@ -95,13 +116,10 @@ struct Ranking {
 };
 
 // Adds the one-pass kernel's tactics, including those with the same plan: engines keep a tactic for all sizes.
-void add_onepass(const na_params& p, Ranking& ranking) {
-  const onepass::Device device = present_device();
+void add_onepass(const na_params& p, const onepass::Device& device, Ranking& ranking) {
   for (const int32_t tactic : kOnePassTactics) {
     const auto found = onepass::make_plan(p, onepass::tactic_warps(tactic), device);
-    if (!found) continue;
-    const double images = larger(static_cast<double>(p.batch * p.heads), 1.0);
-    ranking.add(tactic, found->cost / kTileInstructions / images * kRowsOfWarp);
+    if (found) ranking.add(tactic, found->cost);
   }
 }
 
@@ -159,13 +177,14 @@ extern "C" int32_t na_cuda_tactics(const na_params* params, int32_t* tactics, in
   const int dim = tile_dim(p.head_dim, p.value_dim, width_of(p));
   const bool takes_wide = has_wide(dim, static_cast<size_t>(width_of(p)));
   const bool takes_hopper = hopper_takes(p);
+  const onepass::Device device = present_device();
   for (const TileShape& shape : kShapes) {
     if (shape.rank != p.rank) continue;
     if (is_hopper(shape.tactic) ? !takes_hopper || !has_room_for_bias(p, shape) : dim == 0) continue;
     if (is_wide(shape.tactic) && !takes_wide) continue;
-    ranking.add(shape.tactic, cost(p, shape));
+    ranking.add(shape.tactic, cost(p, shape, device));
   }
-  add_onepass(p, ranking);
+  add_onepass(p, device, ranking);
   ranking.tactic[ranking.count++] = kPlainTactic;
   const int32_t count = std::min(ranking.count, capacity);
   std::copy_n(ranking.tactic, count, tactics);

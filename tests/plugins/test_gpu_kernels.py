@@ -393,11 +393,16 @@ def test_the_one_pass_kernel_goes_through_many_keys_in_groups(gpu: EmulatedGpu, 
     ("side", "heads", "dilation"),
     [(56, 2, 1), (56, 2, 8), (28, 4, 1), (28, 4, 4), (14, 8, 1), (14, 8, 2), (7, 16, 1)],
 )
-@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("batch", [16, 128])
 def test_the_one_pass_kernel_is_the_default_at_every_stage_of_nat_and_dinat(
     gpu: EmulatedGpu, side, heads, dilation, batch
 ):
     assert gpu.tactics(nat_problem(side, heads, dilation, batch))[0] in ONE_PASS
+
+
+@pytest.mark.parametrize(("side", "heads"), [(14, 8), (7, 16)])
+def test_single_small_images_take_tiles_which_begin_sooner(gpu: EmulatedGpu, side: int, heads: int):
+    assert gpu.tactics(nat_problem(side, heads, 2, 1))[0] in {4, 5, 6}
 
 
 @pytest.mark.parametrize(("side", "least"), [(56, 1.0), (28, 1.0), (14, 0.85), (7, 0.85), (31, 0.9), (9, 0.8)])

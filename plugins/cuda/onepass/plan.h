@@ -175,7 +175,10 @@ struct Device {
   int32_t shared;        // bytes that all blocks of a multiprocessor have
 };
 
-// Estimated cost of a plan: instructions of warps, as if nothing else took time.
+// Cycles from a launch to the first instruction of its blocks, and from their last one to the next launch.
+constexpr double kLaunchCycles = 3800.0;
+
+// A plan and its estimated time in cycles of the device.
 struct Costed {
   Plan plan;
   double cost;

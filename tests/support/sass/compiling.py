@@ -256,12 +256,20 @@ na_deploy::cuda::onepass::Device na_deploy::cuda::present_device() {{
 }}
 bool na_deploy::cuda::device_is_hopper() {{ return hopper; }}
 extern "C" NA_CUDA_API void na_pretend_hopper(int32_t yes) {{ hopper = yes != 0; }}
+extern "C" NA_CUDA_API int32_t na_shares(const na_params* params, int32_t tactic) {{
+  using namespace na_deploy::cuda;
+  const auto found = onepass::make_plan(*params, onepass::tactic_warps(tactic), present_device());
+  return found ? found->plan.shares : 0;
+}}
 """
 
 
 @cache
 def compile_tactics() -> Path:
-    """Compile what chooses tactics, for the host, and return the library; ``na_pretend_hopper`` tells it the device."""
+    """Compile what chooses tactics, for the host, and return the library.
+
+    ``na_pretend_hopper`` tells it the device; ``na_shares`` gives the blocks that share a tile's images in one pass.
+    """
     folder = BUILD / hashlib.sha256(TACTICS.encode() + _sources()).hexdigest()[:16]
     library = folder / "tactics.so"
     BUILD.mkdir(parents=True, exist_ok=True)
