@@ -69,6 +69,18 @@ def test_a_model_from_elsewhere_has_no_metadata(write_model: WriteModel):
         assert session.metadata is None
 
 
+def test_threads_of_onnxruntime_stop_after_a_run(write_model: WriteModel, monkeypatch: pytest.MonkeyPatch):
+    opened, given = onnxruntime.InferenceSession, []
+
+    def remember(path: str, options: onnxruntime.SessionOptions, **more: object) -> onnxruntime.InferenceSession:
+        given.append(options)
+        return opened(path, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", remember)
+    na_deploy.load(write_model()).close()
+    assert {own.get_session_config_entry("session.force_spinning_stop") for own in given} == {"1"}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -197,19 +198,26 @@ STRICT = ("-Xptxas=-v,-warn-spills,-Werror", "-Werror=all-warnings")
 """Options with which the library's units are compiled: a register that spills to memory is an error."""
 
 
+@contextmanager
+def _made_once(text: bytes) -> Iterator[tuple[Path, bool]]:
+    """Yield a folder for what is made from a text, and whether it is still to be made there, by one process alone."""
+    folder = BUILD / hashlib.sha256(text).hexdigest()[:16]
+    ready = folder / "ready"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        folder.mkdir(exist_ok=True)
+        yield folder, not ready.exists()
+        ready.touch()
+
+
 @cache
 def _runtime() -> Path:
     """Compile the recorded runtime once for all units and return the object."""
-    folder = BUILD / hashlib.sha256(RUNTIME.read_bytes() + _versions().encode()).hexdigest()[:16]
-    made = folder / "runtime.o"
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not made.exists():
-            folder.mkdir(exist_ok=True)
-            part = folder / "part.o"
+    with _made_once(RUNTIME.read_bytes() + _versions().encode()) as (folder, missing):
+        made = folder / "runtime.o"
+        if missing:
             host = ["-std=c++17", "-O1", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-            _run([find_nvcc(), *host, "-c", str(RUNTIME), "-o", str(part)], folder)
-            part.rename(made)
+            _run([find_nvcc(), *host, "-c", str(RUNTIME), "-o", str(made)], folder)
     return made
 
 
@@ -221,14 +229,11 @@ def compile_source(source: str, architectures: tuple[str, ...], options: tuple[s
     """
     text = "\0".join([source, *architectures, _versions(), *options]).encode()
     text += _sources() if "#include" in source else RUNTIME.read_bytes()
-    folder = BUILD / hashlib.sha256(text).hexdigest()[:16]
-    library, log, ready = folder / "unit.so", folder / "unit.log", folder / "ready"
-    made = {own: Compiled(library, folder / f"{own}.cubin", folder / f"{own}.sass", log) for own in architectures}
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # tests run in several processes
-        if ready.exists():
+    with _made_once(text) as (folder, missing):
+        library, log = folder / "unit.so", folder / "unit.log"
+        made = {own: Compiled(library, folder / f"{own}.cubin", folder / f"{own}.sass", log) for own in architectures}
+        if not missing:
             return made
-        folder.mkdir(exist_ok=True)
         unit = folder / "unit.cu"
         unit.write_text(source)
         targets = [f"-gencode=arch=compute_{own},code=sm_{own}" for own in architectures]
@@ -242,7 +247,6 @@ def compile_source(source: str, architectures: tuple[str, ...], options: tuple[s
             (cubin,) = [path for path in folder.glob(f"*.sm_{own}.cubin") if path.stem.startswith("unit")]
             cubin.rename(compiled.cubin)
             compiled.listing.write_text(_run([cuobjdump, "-sass", str(compiled.cubin)], folder, environment))
-        ready.touch()
     return made
 
 
@@ -270,28 +274,15 @@ def compile_tactics() -> Path:
 
     ``na_pretend_hopper`` tells it the device; ``na_shares`` gives the blocks that share a tile's images in one pass.
     """
-    folder = BUILD / hashlib.sha256(TACTICS.encode() + _sources()).hexdigest()[:16]
-    library = folder / "tactics.so"
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not library.exists():
-            folder.mkdir(exist_ok=True)
+    with _made_once(TACTICS.encode() + _sources()) as (folder, missing):
+        library = folder / "tactics.so"
+        if missing:
             unit = folder / "device.cpp"
             unit.write_text(TACTICS)
-            sources = [
-                str(path) for path in (unit, CUDA / "onepass/plan.cpp", CUDA / "tactics.cpp", CORE / "check.cpp")
-            ]
-            options = [
-                "-std=c++17",
-                "-O1",
-                "-fPIC",
-                "-shared",
-                '-DNA_DEPLOY_KERNEL_REVISION="counts"',
-                f"-I{CUDA}",
-                f"-I{CORE}",
-            ]
-            _run([os.environ.get("CXX", "c++"), *options, *sources, "-o", str(library.with_suffix(".part"))], folder)
-            library.with_suffix(".part").rename(library)
+            parts = (unit, CUDA / "onepass/plan.cpp", CUDA / "tactics.cpp", CORE / "check.cpp")
+            include = [f"-I{CUDA}", f"-I{CORE}", '-DNA_DEPLOY_KERNEL_REVISION="counts"']
+            options = ["-std=c++17", "-O1", "-fPIC", "-shared", *include]
+            _run([os.environ.get("CXX", "c++"), *options, *map(str, parts), "-o", str(library)], folder)
     return library
 
 
