@@ -21,7 +21,7 @@ from na_deploy.closeable import Closeable
 from na_deploy.errors import UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec, check_inputs, random_input
 from na_deploy.models.metadata import ModelMetadata
-from na_deploy.runtime.backend_names import AUTO, SESSION_BACKENDS
+from na_deploy.runtime.backend_names import AUTO, ENGINE_BACKENDS, SESSION_BACKENDS
 from na_deploy.runtime.bundle.archive import is_bundle
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class SessionOptions:
         library: that library's file, if another than the installed one is to be used.
         device: number of the GPU; ``None`` is the first for engines, and the CPU for PyTorch.
         contexts: calls of an engine that run at the same time; ``None`` leaves the backend's own default.
-        cuda_graphs: combinations of shapes whose CUDA graph an engine keeps; 0 for none, ``None`` for the default.
+        cuda_graphs: combinations of shapes whose CUDA graph is kept; 0 for none, ``None`` for the backend's default.
         arch: architecture of a checkpoint that does not record it.
         dilations: dilations of such a checkpoint.
         task: what the checkpoint of a segmenter is asked: "semantic", "instance" or "panoptic".
@@ -87,12 +87,14 @@ class Session(Closeable):
         library: the operator library, where attention runs on it; ``None`` where the function bodies do.
         precision: "f32" or "bf16" of OpenVINO; ``None`` where the file's types say it.
         batches: smallest and largest batch that an engine takes; ``None`` for any.
+        cuda_graphs: combinations of shapes whose CUDA graph is kept.
         usual_shapes: shapes that a bundle was built for, by input; empty for others.
     """
 
     library: Path | None = None
     precision: str | None = None
     batches: tuple[int, int] | None = None
+    cuda_graphs: int = 0
     usual_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     path: Path
     inputs: tuple[TensorSpec, ...]
@@ -286,7 +288,8 @@ def load(
         device: number of the GPU that an engine, or ONNX Runtime with CUDA, runs on, 0 by default; ``torch`` runs on
             the CPU without it.
         contexts: calls of an engine that run at the same time, 2 by default; more of them wait.
-        cuda_graphs: combinations of shapes whose CUDA graph an engine keeps per context, 4 by default; 0 for none.
+        cuda_graphs: combinations of shapes whose CUDA graph is kept: by an engine per context, 4 by default; by ONNX
+            Runtime's CUDA provider for the first that come twice, none by default. 0 is for none.
         arch: architecture of a checkpoint that does not record it.
         dilations: dilations of such a checkpoint, as ``load_model`` takes them.
         task: "semantic", "instance" or "panoptic": what a segmenter's checkpoint is asked. Exported files have a task
@@ -365,6 +368,8 @@ def check_backend_options(backend: str, options: SessionOptions) -> None:
     for option in ("precision", "streams", "cache"):
         if getattr(options, option) is not None and backend != "openvino":
             raise UsageError(f"{option} is for the openvino backend, not for {backend}; remove it")
+    if options.cuda_graphs and backend not in ("onnxruntime", *ENGINE_BACKENDS):
+        raise UsageError(f"cuda_graphs is for onnxruntime and engines on a GPU, not for {backend}; remove it")
     for option in ("arch", "dilations", "task"):
         if getattr(options, option) is not None and backend != "torch":
             raise UsageError(f"{option} is for checkpoints; an exported file has its own, so remove it or export again")

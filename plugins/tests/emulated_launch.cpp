@@ -2,6 +2,7 @@
 // and the answers of launches.
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 
 #include "ort_api.h"
 #include "na_cuda.h"
@@ -10,6 +11,9 @@ extern "C" int32_t na_forward_emulated(const na_params* params, int32_t tactic);
 
 // Opens or closes the memory of the pretended CUDA runtime to the emulated GPU, in processes that have that runtime.
 extern "C" __attribute__((weak)) void na_test_device_memory(int32_t open);
+
+// Keeps a launch if that runtime captures the stream.
+__attribute__((weak)) bool na_test_capture(na_cuda_stream stream, const std::function<void()>& launch);
 
 namespace {
 
@@ -28,6 +32,13 @@ OrtStatusPtr ORT_API_CALL emulated_stream(const OrtKernelContext* /*context*/, v
   return nullptr;
 }
 
+int32_t launch(const na_params& params, int32_t tactic) {
+  if (na_test_device_memory != nullptr) na_test_device_memory(1);
+  const int32_t result = na_forward_emulated(&params, tactic);
+  if (na_test_device_memory != nullptr) na_test_device_memory(0);
+  return result;
+}
+
 }  // namespace
 
 extern "C" int32_t na_launch(const na_params* params, int32_t tactic, na_cuda_stream stream) {
@@ -36,10 +47,9 @@ extern "C" int32_t na_launch(const na_params* params, int32_t tactic, na_cuda_st
   last_tactic = tactic;
   last_bias = params->rel_pos_bias;
   if (next_error != 0) return next_error;
-  if (na_test_device_memory != nullptr) na_test_device_memory(1);
-  const int32_t result = na_forward_emulated(params, tactic);
-  if (na_test_device_memory != nullptr) na_test_device_memory(0);
-  return result;
+  const na_params kept = *params;
+  if (na_test_capture != nullptr && na_test_capture(stream, [kept, tactic] { launch(kept, tactic); })) return 0;
+  return launch(kept, tactic);
 }
 
 extern "C" const char* na_cuda_error(int32_t error) { return error == 209 ? "no kernel image" : "an emulated error"; }

@@ -1,5 +1,6 @@
 // A CUDA runtime that pretends to have one GPU, for ONNX Runtime's real CUDA provider in tests: streams are numbers,
-// and device memory is host memory that only copies and the emulated kernels may touch. It launches no kernel.
+// and device memory is host memory that only copies and the emulated kernels may touch. It launches no kernel. Its graphs
+// are pretended_graphs.cpp's.
 //
 // Functions that are missing here are added by tests/support/pretended_cuda.py; they do nothing and succeed.
 #include <cuda_runtime_api.h>
@@ -9,7 +10,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <mutex>
+
+// pretended_graphs.cpp's.
+bool na_test_capture(cudaStream_t stream, const std::function<void()>& work);
+bool na_test_forbidden();
 
 namespace {
 
@@ -59,6 +65,20 @@ DeviceMemory& device() {
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "pretended CUDA: %s\n", what);
   std::abort();
+}
+
+cudaError_t copy(void* to, const void* from, size_t bytes) {
+  device().open(true);
+  std::memcpy(to, from, bytes);
+  device().open(false);
+  return cudaSuccess;
+}
+
+cudaError_t fill(void* at, int value, size_t bytes) {
+  device().open(true);
+  std::memset(at, value, bytes);
+  device().open(false);
+  return cudaSuccess;
 }
 
 void expect_place(const void* at, bool on_device) {
@@ -113,6 +133,7 @@ cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
 }
 
 cudaError_t cudaMalloc(void** at, size_t bytes) {
+  if (na_test_forbidden()) return cudaErrorStreamCaptureUnsupported;
   *at = device().take(bytes);
   return *at != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -128,39 +149,30 @@ cudaError_t cudaFreeHost(void* at) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   if (bytes == 0) return cudaSuccess;
   expect_place(to, kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice);
   expect_place(from, kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice);
-  device().open(true);
-  std::memcpy(to, from, bytes);
-  device().open(false);
-  return cudaSuccess;
+  if (na_test_capture(stream, [=] { copy(to, from, bytes); })) return cudaSuccess;
+  return copy(to, from, bytes);
 }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t /*stream*/) {
-  return cudaMemcpy(to, from, bytes, kind);
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  return na_test_forbidden() ? cudaErrorStreamCaptureUnsupported : cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+
+cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t stream) {
+  if (na_test_capture(stream, [=] { fill(at, value, bytes); })) return cudaSuccess;
+  return fill(at, value, bytes);
 }
 
 cudaError_t cudaMemset(void* at, int value, size_t bytes) {
-  device().open(true);
-  std::memset(at, value, bytes);
-  device().open(false);
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t /*stream*/) {
-  return cudaMemset(at, value, bytes);
+  return na_test_forbidden() ? cudaErrorStreamCaptureUnsupported : cudaMemsetAsync(at, value, bytes, nullptr);
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) {
   static uintptr_t last = 0x5000;
   *stream = reinterpret_cast<cudaStream_t>(++last);
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamIsCapturing(cudaStream_t /*stream*/, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 

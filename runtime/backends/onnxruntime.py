@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
 import re
 import threading
 import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.backends.model_bytes import in_memory
+from na_deploy.runtime.backends.onnxruntime_graphs import (
+    GPU_CALLS,
+    CudaGraphs,
+    check_places,
+    check_version,
+    refusal,
+)
+from na_deploy.runtime.backends.onnxruntime_values import run_session
+from na_deploy.runtime.graph_figures import GraphFigures
 from na_deploy.runtime.native_libraries import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -53,6 +60,13 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
             f"device {options.device} is a GPU, and onnxruntime is to run on {', '.join(providers)} here; "
             "remove device, or install onnxruntime-gpu"
         )
+    if options.cuda_graphs:
+        if providers[0] != CUDA_PROVIDER:
+            raise UsageError(
+                f"cuda_graphs is for {CUDA_PROVIDER}, and onnxruntime is to run on {', '.join(providers)} here; "
+                "remove cuda_graphs, or install onnxruntime-gpu"
+            )
+        check_version(onnxruntime.__version__)
     library = (options.library or onnxruntime_library()) if options.custom_operators else None
     settings = _settings(onnxruntime, options)
     if library is not None:
@@ -72,25 +86,30 @@ def open_session(path: Path, options: SessionOptions) -> OnnxRuntimeSession:
                 names, buffers = list(content.weights), list(content.weights.values())
                 settings.add_external_initializers_from_files_in_memory(names, buffers, [len(data) for data in buffers])
             source = str(path) if content.model is None else content.model
-            active_on = _on_device(providers, options.device)
-            try:
-                session = onnxruntime.InferenceSession(source, settings, providers=active_on)
-            except Exception as error:
-                if "float8e4m3fn" not in str(error):
-                    raise
-                # Its fusions take fp8 for int8 (1.31); without them fp8 is computed in float.
-                settings.add_session_config_entry("session.disable_quant_qdq", "1")
-                session = onnxruntime.InferenceSession(source, settings, providers=active_on)
+            # The class itself would make a session without graphs where one with graphs is refused.
+            further = {"enable_fallback": 0} if options.cuda_graphs else {}
+            arguments: dict[str, Any] = {"providers": _on_device(providers, options)} | further
+            with _gpu_call(providers):
+                try:
+                    session = onnxruntime.InferenceSession(source, settings, **arguments)
+                except Exception as error:
+                    if "float8e4m3fn" not in str(error):
+                        raise
+                    # Its fusions take fp8 for int8 (1.31); without them fp8 is computed in float.
+                    settings.add_session_config_entry("session.disable_quant_qdq", "1")
+                    session = onnxruntime.InferenceSession(source, settings, **arguments)
     except NaDeployError:
         raise
     except Exception as error:
         raise NaDeployError(_loading_failure(path, error)) from error
     active = session.get_providers()
-    if (options.providers or options.device is not None) and providers[0] not in active:
+    if (options.providers or options.device is not None or options.cuda_graphs) and providers[0] not in active:
         raise NaDeployError(
             f"onnxruntime could not start {providers[0]} on this machine; it offers {', '.join(active)}"
         )
-    return OnnxRuntimeSession(path, session, library)
+    if options.cuda_graphs:
+        check_places(path.name, session)
+    return OnnxRuntimeSession(path, session, library, options)
 
 
 def _has_kernels(library: Path, provider: str) -> bool:
@@ -107,11 +126,17 @@ def _expect_launches(library: Path, device: int) -> None:
         )
 
 
-def _on_device(providers: list[str], device: int | None) -> list[Any]:
-    """Return the providers with the GPU's number for the one that runs on it."""
-    if device is None:
-        return list(providers)
-    return [(name, {"device_id": device}) if name == CUDA_PROVIDER else name for name in providers]
+def _on_device(providers: list[str], options: SessionOptions) -> list[Any]:
+    """Return the providers, with the GPU's number and graphs for the one that runs on it."""
+    own: dict[str, Any] = {} if options.device is None else {"device_id": options.device}
+    if options.cuda_graphs:
+        own["enable_cuda_graph"] = "1"
+    return [(name, own) if own and name == CUDA_PROVIDER else name for name in providers]
+
+
+def _gpu_call(providers: Sequence[str]) -> AbstractContextManager[None]:
+    """Keep captures of graphs away from a call on the CUDA provider."""
+    return GPU_CALLS.shared() if CUDA_PROVIDER in providers else nullcontext()
 
 
 def _settings(onnxruntime: Any, options: SessionOptions) -> Any:
@@ -129,7 +154,7 @@ class OnnxRuntimeSession(Session):
 
     backend = "onnxruntime"
 
-    def __init__(self, path: Path, session: Any, library: Path | None) -> None:
+    def __init__(self, path: Path, session: Any, library: Path | None, options: SessionOptions) -> None:
         self.path = path
         self.library = library
         self.inputs = tuple(_spec(path, argument) for argument in session.get_inputs())
@@ -139,6 +164,15 @@ class OnnxRuntimeSession(Session):
         self.device = self.providers[0].removesuffix("ExecutionProvider")
         self._lock = threading.Lock()
         self._session: Any | None = session
+        self.cuda_graphs = options.cuda_graphs or 0
+        self._graphs: CudaGraphs | None = None
+        if self.cuda_graphs:
+            self._graphs = CudaGraphs(session, path.name, self.outputs, options.device or 0, self.cuda_graphs)
+
+    @property
+    def graph_figures(self) -> list[GraphFigures]:
+        """Counts of CUDA graphs; empty where none are kept."""
+        return [] if self._graphs is None else [self._graphs.figures]
 
     def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
         with self._lock:
@@ -146,9 +180,12 @@ class OnnxRuntimeSession(Session):
         if session is None:
             raise UsageError(f"the session of {self.path.name} is closed; load the model again")
         try:
-            if any(spec.dtype == "bfloat16" for spec in self.inputs + self.outputs):
-                return _run_bfloat16(session, inputs, outputs)
-            return dict(zip(outputs, session.run(outputs, inputs), strict=True))
+            if self._graphs is not None:
+                return self._graphs.run(inputs, outputs)
+            with _gpu_call(self.providers):
+                return dict(zip(outputs, run_session(session, inputs, outputs), strict=True))
+        except NaDeployError:
+            raise
         except Exception as error:
             raise NaDeployError(f"onnxruntime could not run {self.path.name}: {first_line(error)}") from error
 
@@ -156,6 +193,8 @@ class OnnxRuntimeSession(Session):
         """Release the model once calls in progress have finished."""
         with self._lock:
             self._session = None
+        if self._graphs is not None:
+            self._graphs.close()
 
 
 def first_line(error: BaseException) -> str:
@@ -182,6 +221,8 @@ def _choose_providers(available: list[str], wanted: tuple[str, ...] | None) -> l
 
 def _loading_failure(path: Path, error: Exception) -> str:
     kind = type(error).__name__
+    if (sentence := refusal(path.name, str(error))) is not None:
+        return sentence
     if path.stat().st_size == 0:
         return f"{path} is empty; export the model again"
     if kind in ("InvalidProtobuf", "NoModel") or "Protobuf parsing failed" in str(error):
@@ -196,28 +237,3 @@ def _spec(path: Path, argument: Any) -> TensorSpec:
         raise NaDeployError(f"{path}: {argument.name} is of type {argument.type}, which sessions do not handle")
     shape = (f"{argument.name}.{axis}" if size is None else size for axis, size in enumerate(argument.shape))
     return TensorSpec(argument.name, _DTYPES[argument.type], tuple(shape))
-
-
-def _run_bfloat16(session: Any, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
-    # NumPy has no bfloat16 of its own: values go in and come out as OrtValues over ml_dtypes' type.
-    import ml_dtypes
-    from onnx import TensorProto
-    from onnxruntime import OrtValue
-
-    def wrap(array: Array) -> Any:
-        array = np.ascontiguousarray(array)
-        if array.dtype == ml_dtypes.bfloat16:
-            return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), TensorProto.BFLOAT16)
-        return OrtValue.ortvalue_from_numpy(array)
-
-    def unwrap(value: Any) -> Array:
-        if value.data_type() == "tensor(bfloat16)":
-            raw = ctypes.string_at(value.data_ptr(), 2 * math.prod(value.shape()))
-            return np.frombuffer(raw, ml_dtypes.bfloat16).reshape(value.shape())
-        array: Array = value.numpy()
-        return array
-
-    feeds = {name: wrap(array) for name, array in inputs.items()}
-    return {
-        name: unwrap(value) for name, value in zip(outputs, session.run_with_ort_values(outputs, feeds), strict=True)
-    }

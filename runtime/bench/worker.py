@@ -86,7 +86,8 @@ class Worker:
             self.inputs, self.metadata, self.usual = session.inputs, session.metadata, session.usual_shapes
             self.run = session.run
             self.is_reference = (session.backend, session.device, session.library) == ("onnxruntime", "CPU", None)
-            return f"{session.backend} {session.device}, {session.attention}"
+            graphs = f", up to {session.cuda_graphs} CUDA graphs" if session.cuda_graphs else ""
+            return f"{session.backend} {session.device}, {session.attention}{graphs}"
 
         return prepare
 

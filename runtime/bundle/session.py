@@ -76,7 +76,7 @@ class BundleSession(Session):
         self.inputs, self.outputs = session.inputs, session.outputs
         self.metadata, self.backend, self.device = session.metadata, session.backend, session.device
         self.library, self.batches = session.library, session.batches
-        self.precision = session.precision
+        self.precision, self.cuda_graphs = session.precision, session.cuda_graphs
         self.usual_shapes = {name: profile.optimum for name, profile in bundle.manifest.profiles.items()}
         self._bundle = bundle
         self._session = session

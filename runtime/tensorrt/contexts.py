@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from na_deploy.closeable import Closeable
 from na_deploy.errors import NaDeployError
 from na_deploy.model_file.tensors import format_shape
+from na_deploy.runtime.graph_figures import GraphFigures
 from na_deploy.runtime.tensorrt.cuda import Cuda, OutOfDeviceMemoryError
 from na_deploy.runtime.tensorrt.engine import Engine
 from na_deploy.runtime.tensorrt.memory import DeviceBuffer
@@ -22,23 +22,6 @@ from na_deploy.runtime.tensorrt.profiles import EngineProfile, Shapes
 
 _RUNS_BEFORE_RECORDING = 2
 """Calls with the same addresses before a graph is recorded: addresses that come only once need none."""
-
-
-@dataclass
-class GraphFigures:
-    """Counts of CUDA graphs so far.
-
-    Attributes:
-        captured: graphs that were recorded.
-        launched: launches of a graph.
-        dropped: graphs that were given up, for other shapes or addresses.
-        refusal: the reason why no more are recorded; ``None`` while some may be.
-    """
-
-    captured: int = 0
-    launched: int = 0
-    dropped: int = 0
-    refusal: str | None = None
 
 
 class ShapeContext(Closeable):

@@ -14,12 +14,12 @@ import numpy as np
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array, check_inputs
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.graph_figures import GraphFigures
 from na_deploy.runtime.native_libraries import tensorrt_library
 from na_deploy.runtime.session import Session, SessionOptions
 from na_deploy.runtime.tensorrt.api import FLAVORS, RTX, TENSORRT, Flavor, load_module
 from na_deploy.runtime.tensorrt.arrays import DeviceArray, as_device_array, is_device_array
 from na_deploy.runtime.tensorrt.compatibility import check_manifest
-from na_deploy.runtime.tensorrt.contexts import GraphFigures
 from na_deploy.runtime.tensorrt.cuda import Cuda, load_cuda
 from na_deploy.runtime.tensorrt.engine import Engine, load_engine, named_like
 from na_deploy.runtime.tensorrt.probe import probe_engine
@@ -102,13 +102,14 @@ class TensorRTSession(Session):
         self.device = f"{cuda.device_name(self._number)} (device {self._number})"
         self._cuda = cuda
         self._engine = engine
+        self.cuda_graphs = SHAPES_KEPT if options.cuda_graphs is None else options.cuda_graphs
         self._pool = StreamPool(
             engine,
             cuda,
             self._number,
             STREAMS if options.contexts is None else options.contexts,
-            SHAPES_KEPT if options.cuda_graphs is None else max(1, options.cuda_graphs),
-            options.cuda_graphs != 0,
+            max(1, self.cuda_graphs),
+            self.cuda_graphs != 0,
         )
         self._closing = threading.Lock()
 

@@ -15,8 +15,9 @@ import numpy as np
 from na_deploy.closeable import Closeable
 from na_deploy.errors import UsageError
 from na_deploy.model_file.tensors import Array, format_shape, numpy_type
+from na_deploy.runtime.graph_figures import GraphFigures
 from na_deploy.runtime.tensorrt.arrays import DeviceArray
-from na_deploy.runtime.tensorrt.contexts import GraphFigures, ShapeContext, ShapeContexts
+from na_deploy.runtime.tensorrt.contexts import ShapeContext, ShapeContexts
 from na_deploy.runtime.tensorrt.cuda import Cuda, OutOfDeviceMemoryError
 from na_deploy.runtime.tensorrt.engine import Engine
 from na_deploy.runtime.tensorrt.memory import DeviceBuffer, PinnedBuffer, bytes_of

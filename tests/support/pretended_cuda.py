@@ -1,8 +1,8 @@
 """ONNX Runtime's real CUDA provider over a CUDA runtime that pretends to have a GPU.
 
 The provider comes from the wheel of onnxruntime-gpu, in a folder of its own; the libraries that it links are made here:
-plugins/tests/pretended_cudart.cpp, and functions that do nothing for the rest. Where the wheel or CUDA's headers cannot
-be had, the tests that need them are skipped, saying so.
+plugins/tests/pretended_cudart.cpp and pretended_graphs.cpp, and functions that do nothing for the rest. Where the wheel
+or CUDA's headers cannot be had, the tests that need them are skipped, saying so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import pytest
 from wheels import install
 
 WHEEL = "onnxruntime-gpu==1.31.1"
-SOURCE = Path(__file__).parents[2] / "plugins" / "tests" / "pretended_cudart.cpp"
+SOURCES = [
+    Path(__file__).parents[2] / "plugins" / "tests" / name for name in ("pretended_cudart.cpp", "pretended_graphs.cpp")
+]
 LIBRARIES = {
     "cublasLt": "libcublasLt.so.13",
     "cublas": "libcublas.so.13",
@@ -49,7 +51,7 @@ def _make_libraries(provider: Path, folder: Path) -> None:
         ["readelf", "--dyn-syms", "-W", provider], capture_output=True, text=True, check=True
     ).stdout
     asked = re.findall(r" UND ((?:__cuda|cu)\w+)(?:@+(\S+))?", listed)
-    written = set(re.findall(r"\b((?:__)?cuda\w+)\(", SOURCE.read_text()))
+    written = {name for source in SOURCES for name in re.findall(r"\b((?:__)?cuda\w+)\(", source.read_text())}
     owned: dict[str, list[tuple[str, str]]] = {kind: [] for kind in LIBRARIES}
     for name, version in asked:
         kind = next((kind for kind in LIBRARIES if version.startswith(f"lib{kind}.so")), "cuda")
@@ -60,8 +62,10 @@ def _make_libraries(provider: Path, folder: Path) -> None:
         stubs.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in missing))
         parts = [str(stubs)]
         if kind == "cudart":
-            parts += [str(folder / "written.o"), "-lstdc++"]
-            _compile("nvcc", "-std=c++17", "-O1", "-Xcompiler", "-fPIC", "-c", str(SOURCE), "-o", parts[1])
+            objects = [str(folder / f"{source.stem}.o") for source in SOURCES]
+            for source, made in zip(SOURCES, objects, strict=True):
+                _compile("nvcc", "-std=c++17", "-O1", "-Xcompiler", "-fPIC", "-c", str(source), "-o", made)
+            parts += [*objects, "-lstdc++"]
         script = folder / f"{kind}.map"
         script.write_text("".join(f"{version} {{ global: *; }};\n" for version in {v for _, v in functions if v}))
         options = [f"-Wl,--version-script={script}"] if script.stat().st_size else []
