@@ -70,6 +70,15 @@ def device_option() -> Callable[[AnyCommand], AnyCommand]:
     return click.option("--device", type=click.IntRange(min=0), help="Number of the GPU to run on.")
 
 
+def cuda_graphs_option(text: str) -> Callable[[AnyCommand], AnyCommand]:
+    """Return ``--cuda-graphs``, a number of shapes.
+
+    Args:
+        text: its help.
+    """
+    return click.option("--cuda-graphs", metavar="SHAPES", type=click.IntRange(min=0), help=text)
+
+
 def threads_option() -> Callable[[AnyCommand], AnyCommand]:
     """Return ``--threads``."""
     return click.option(

@@ -10,6 +10,7 @@ import click
 
 from na_deploy.cli.arguments import (
     backends_option,
+    cuda_graphs_option,
     device_option,
     paths_and_candidates,
     precision_option,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @backends_option()
 @precision_option()
 @device_option()
+@cuda_graphs_option("Also measure each model with CUDA graphs, kept for so many shapes.")
 @threads_option()
 @click.option("--duration", default=5.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds per row.")
 @click.option(
@@ -55,6 +57,7 @@ def command(
     backends: str | None,
     precision: str | None,
     device: int | None,
+    cuda_graphs: int | None,
     threads: int | None,
     duration: float,
     compare_to: tuple[str, ...],
@@ -72,7 +75,14 @@ def command(
     from na_deploy.runtime.bench.compare import measure
 
     chosen, left_out = choose_targets(
-        targets, compare_to, checkpoint, arch, backends=backends, precision=precision, device=device
+        targets,
+        compare_to,
+        checkpoint,
+        arch,
+        backends=backends,
+        precision=precision,
+        device=device,
+        cuda_graphs=cuda_graphs,
     )
     for sentence in left_out:
         click.echo(f"note: {sentence}", err=True)
@@ -104,6 +114,7 @@ def choose_targets(
     backends: str | None = None,
     precision: str | None = None,
     device: int | None = None,
+    cuda_graphs: int | None = None,
 ) -> tuple[list[Target], list[str]]:
     """Return what to measure, each with a label of its own, and sentences on backends that are left out.
 
@@ -118,10 +129,13 @@ def choose_targets(
     targets: list[Target] = []
     asked, left_out = paths_and_candidates(paths, backends, precision, kinds=".onnx files or bundles", each="target")
     for path, name, candidates in asked:
-        if candidates is None:
-            targets.append(Target(name, "session", path, running, path))
-        for candidate in candidates or ():
-            targets.append(Target(f"{name}, {candidate}", "session", path, candidate.options | running, path))
+        labels = [(name, running)] if candidates is None else []
+        labels += [(f"{name}, {candidate}", candidate.options | running) for candidate in candidates or ()]
+        for label, options in labels:
+            targets.append(Target(label, "session", path, options, path))
+            if cuda_graphs and options.get("backend") != "openvino":
+                graphs = options | {"cuda_graphs": cuda_graphs}
+                targets.append(Target(f"{label}, CUDA graphs", "session", path, graphs, path))
         if "bodies" in compare_to:
             targets.append(Target(f"{name}, function bodies", "session", path, BODIES, path))
     if "torch" in compare_to:

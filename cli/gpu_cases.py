@@ -15,7 +15,8 @@ import numpy as np
 from na_deploy.cli.gpu_check import Bench, Case, Skipped
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.runtime.bundle import open_bundle, read_manifest
-from na_deploy.runtime.native_libraries import tensorrt_library
+from na_deploy.runtime.native_libraries import CUDA_PROVIDER, tensorrt_library
+from na_deploy.runtime.session import load
 from na_deploy.runtime.tensorrt.example import compile_example, find_cuda
 
 _FUZZED = 24
@@ -100,6 +101,24 @@ def cuda_graphs(bench: Bench) -> str:
     if figures.refusal or not figures.launched:
         raise NaDeployError(f"no graph was launched: {figures}")
     return f"{figures.captured} recorded, launched {figures.launched} times, {figures.dropped} dropped for others"
+
+
+def onnxruntime_graphs(bench: Bench) -> str:
+    """Capture and launch graphs of ONNX Runtime for several shapes in turn, beyond the bound, with the right results."""
+    import onnxruntime
+
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        raise Skipped("onnxruntime-gpu is not installed")
+    worst = 0.0
+    with load(bench.model(), device=bench.device, cuda_graphs=2) as session:
+        for call, batch in enumerate((8, 1, 2, 8, 1, 2, 8, 1, 2, 1, 1, 8)):
+            array = bench.images(batch, seed=call)
+            worst = max(worst, bench.difference(session.run(array)["scores"], array))
+        (figures,) = session.graph_figures
+        where = session.attention
+    if not figures.launched:
+        raise NaDeployError(f"no graph was launched: {figures}")
+    return f"{figures.captured} captured, launched {figures.launched} times; {worst:.1e} from the CPU; attention: {where}"
 
 
 def arrays_on_the_gpu(bench: Bench) -> str:
@@ -304,6 +323,7 @@ CASES: dict[str, Case] = {
     "bfloat16": bfloat16,
     "optimization profiles": profiles,
     "CUDA graphs": cuda_graphs,
+    "CUDA graphs in ONNX Runtime": onnxruntime_graphs,
     "arrays on the GPU": arrays_on_the_gpu,
     "threads": threads,
     "out of memory": out_of_memory,

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--input", "inputs", multiple=True, metavar="1x3x224x224", help="Input size for warm-up, where free, or name=size."
 )
-@click.option("--cuda-graphs", is_flag=True, help="Capture CUDA graphs (tensorrt).")
+@click.option("--cuda-graphs", is_flag=True, help="Capture CUDA graphs (tensorrt; python on a gpu).")
 @click.option("--cache", is_flag=True, help="Answer repeated requests from Triton's response cache.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names; by default the model's.")
 @click.option("--preprocess", is_flag=True, help="Also write a model that takes JPEG or PNG files.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from na_deploy.cli.arguments import RUNNING, grouped, running_options
+from na_deploy.cli.arguments import RUNNING, cuda_graphs_option, grouped, running_options
 from na_deploy.cli.output import print_json
 from na_deploy.optional_dependencies import serve_libraries
 
@@ -22,7 +22,7 @@ _MIB = 1 << 20
 _GROUPS = {
     "Addresses": ("host", "port", "grpc_port", "no_grpc", "allowed_hosts"),
     "Models": ("versions", "poll", "allow_model_control", "labels"),
-    "Running": ("max_batch", "batch_delay_ms", "instances", *RUNNING, "no_custom_operators"),
+    "Running": ("max_batch", "batch_delay_ms", "instances", *RUNNING, "cuda_graphs", "no_custom_operators"),
     "Limits": (
         "queue_limit",
         "max_request_bytes",
@@ -61,6 +61,7 @@ _GROUPS = {
 @click.option("--instances", default=1, show_default=True, type=click.IntRange(1, 256), help="Runs at the same time.")
 @click.option("--queue-limit", default=100, show_default=True, type=click.IntRange(1), help="Requests that may wait.")
 @running_options(with_torch=False)
+@cuda_graphs_option("Keep CUDA graphs of so many shapes; by default 4 of engines, none of ONNX Runtime.")
 @click.option("--versions", default=1, show_default=True, type=click.IntRange(1), help="Newest versions to serve.")
 @click.option(
     "--poll",

@@ -172,9 +172,17 @@ def _set_backend(config: Config, source: ModelSource, options: PackageOptions, l
         config.optimization.cuda.output_copy_stream = True
         if options.threads is not None:
             raise UsageError("TensorRT computes on the GPU; --threads is for the onnxruntime and python backends")
-    if options.cuda_graphs:
+    if options.cuda_graphs and options.backend == "python" and options.device == "gpu":
+        # Our session keeps one for each size that Triton batches.
+        config.parameters[SETTING + "cuda_graphs"].string_value = str(max(1, config.max_batch_size))
+    elif options.cuda_graphs:
+        if options.backend == "onnxruntime":
+            raise UsageError(
+                "Triton's onnxruntime backend gives each request memory of its own, which a CUDA graph would not read; "
+                "use --backend python --device gpu, or an engine for the tensorrt backend"
+            )
         if options.backend != "tensorrt":
-            raise UsageError(f"CUDA graphs are for the tensorrt backend, this is packaged for {options.backend}")
+            raise UsageError("CUDA graphs are for models on a GPU; give --device gpu, or leave --cuda-graphs out")
         config.optimization.cuda.graphs = True
         for batch in batches(config):
             graph = config.optimization.cuda.graph_spec.add(batch_size=batch)

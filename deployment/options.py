@@ -39,7 +39,7 @@ class PackageOptions:
         gpus: numbers of the GPUs; none leaves the choice to Triton.
         threads: threads inside one operator, for the onnxruntime and python backends.
         warm_up: run the model before it is ready.
-        cuda_graphs: capture CUDA graphs; for the tensorrt backend.
+        cuda_graphs: capture CUDA graphs; for the tensorrt backend, and the python backend on a GPU.
         cache: let Triton answer repeated requests from its response cache.
         labels: a file of class names; ``None`` takes those in the model.
         versions: the versions that are served: ``latest:N``, ``all`` or ``1,3``; ``None`` keeps what is set.

@@ -62,6 +62,7 @@ def open_model(source: Source, options: ServeOptions) -> OpenedModel:
         options.backend,
         precision=options.precision,
         device=options.device,
+        cuda_graphs=options.cuda_graphs,
         threads=options.threads,
         custom_operators=options.custom_operators,
     )

@@ -22,6 +22,7 @@ class ServeOptions:
         backend: the runtime; ``None`` takes each model's own.
         precision: arithmetic of OpenVINO, "f32" or "bf16".
         device: number of the GPU.
+        cuda_graphs: combinations of shapes whose CUDA graph is kept; ``None`` leaves the choice to the backend.
         threads: threads inside one operator; ``None`` leaves the choice to the runtime.
         custom_operators: use our operator library where it is installed.
         labels: class names for models that bring none.
@@ -46,6 +47,7 @@ class ServeOptions:
     backend: str | None = None
     precision: str | None = None
     device: int | None = None
+    cuda_graphs: int | None = None
     threads: int | None = None
     custom_operators: bool = True
     labels: Path | None = None

@@ -28,7 +28,7 @@ class TritonPythonModel:
         check_arrays(pb_utils)
         config = json.loads(args["model_config"])
         settings = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
-        threads = settings.get("na_deploy.threads")
+        threads, graphs = settings.get("na_deploy.threads"), settings.get("na_deploy.cuda_graphs")
         folder = Path(args["model_repository"]) / args["model_version"]
         bundle = folder / "model.bundle"
         path = bundle if bundle.is_dir() else folder / "model.onnx"
@@ -38,6 +38,7 @@ class TritonPythonModel:
             settings.get("na_deploy.backend"),
             precision=settings.get("na_deploy.precision"),
             threads=None if threads is None else int(threads),
+            cuda_graphs=None if graphs is None else int(graphs),
         )
         pb_utils.Logger.log_info(
             f"{args['model_name']} runs on {self.session.device}, attention on {self.session.attention}"

@@ -231,6 +231,13 @@ def test_bench_takes_every_backend_and_precision(model: Path):
     assert {target.reference for target in targets} == {model}
     (target,), _ = choose_targets((model,), (), None, None, backends="openvino", precision="bf16", device=1)
     assert target.options == {"backend": "openvino", "precision": "bf16", "device": 1}
+    both, _ = choose_targets((model,), (), None, None, backends="onnxruntime,openvino:f32", cuda_graphs=3)
+    assert [target.label for target in both] == [
+        "small.onnx, onnxruntime",
+        "small.onnx, onnxruntime, CUDA graphs",
+        "small.onnx, openvino f32",
+    ]
+    assert both[1].options == {"backend": "onnxruntime", "cuda_graphs": 3}
     everything, left_out = choose_targets((model,), (), None, None, backends="all")
     assert len(everything) + len(left_out) == 3
     for backends in (None, "all", "openvino:f32"):

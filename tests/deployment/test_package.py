@@ -197,6 +197,10 @@ def test_the_python_backend_gets_the_model_or_the_whole_bundle(free: Path, repos
     assert files(repository / "free" / "1") == {"model.py", "model.onnx"}
     assert files(repository / "bundled" / "1") >= {"model.py", "model.bundle/manifest.json", "model.bundle/model.onnx"}
     assert config_of(repository, "free").parameters["na_deploy.threads"].string_value == "2"
+    assert "na_deploy.cuda_graphs" not in config_of(repository, "free").parameters
+    graphs = PackageOptions(backend="python", name="graphs", device="gpu", max_batch=6, cuda_graphs=True)
+    package([free], repository, graphs)
+    assert config_of(repository, "graphs").parameters["na_deploy.cuda_graphs"].string_value == "6"
 
 
 def test_an_archive_is_packaged_as_a_folder_is(free: Path, repository: Path, tmp_path: Path) -> None:
@@ -262,7 +266,8 @@ def test_an_engine_is_held_to_what_was_recorded_of_it(repository: Path, tmp_path
     ("options", "sentence"),
     [
         (PackageOptions(backend="tensorrt"), "for tensorrt-rtx, which Triton's tensorrt backend cannot run"),
-        (PackageOptions(backend="onnxruntime", cuda_graphs=True), "CUDA graphs are for the tensorrt backend"),
+        (PackageOptions(backend="python", cuda_graphs=True), "CUDA graphs are for models on a GPU; give --device gpu"),
+        (PackageOptions(backend="onnxruntime", cuda_graphs=True), "gives each request memory of its own"),
     ],
 )
 def test_what_an_rtx_bundle_cannot_be_packaged_for_is_said(

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import pretended_cuda
 import pytest
 
 from na_deploy.runtime.native_libraries import onnxruntime_library, why_missing
@@ -38,3 +39,11 @@ def native_build() -> Path:
 @pytest.fixture(scope="session")
 def cpu(native_build: Path):
     return cpu_library.CpuLibrary(native_build)
+
+
+@pytest.fixture(scope="session")
+def gpu(native_build: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that has a GPU, and our library for it."""
+    library = native_build / "plugins/tests/libna_deploy_ort_with_gpu.so"
+    made = pretended_cuda.environment(tmp_path_factory.mktemp("pretended_cuda"))
+    return made | {"NA_DEPLOY_ORT_LIBRARY": str(library)}

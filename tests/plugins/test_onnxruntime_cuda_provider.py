@@ -16,7 +16,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-import pretended_cuda
 import pytest
 from node_models import (
     PACKED_CASES,
@@ -92,14 +91,6 @@ assert value.device_name() == "cuda" and (value.numpy() == 1).all()
 print("copied", flush=True)
 ctypes.string_at(value.data_ptr(), 4)
 """
-
-
-@pytest.fixture(scope="module")
-def gpu(native_build: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process that has a GPU, and our library for it."""
-    library = native_build / "plugins/tests/libna_deploy_ort_with_gpu.so"
-    made = pretended_cuda.environment(tmp_path_factory.mktemp("pretended_cuda"))
-    return made | {"NA_DEPLOY_ORT_LIBRARY": str(library)}
 
 
 def run(gpu: dict[str, str], folder: Path, model: onnx.ModelProto, feeds: Arrays) -> tuple[dict[str, Any], Arrays]:

@@ -196,6 +196,17 @@ def test_wrong_requests_are_refused(write_model: WriteModel, tmp_path: Path):
         na_deploy.load(path, providers="CPUExecutionProvider")  # type: ignore[arg-type]
 
 
+def test_cuda_graphs_are_refused_where_nothing_runs_on_cuda(write_model: WriteModel):
+    path = write_model()
+    with pytest.raises(UsageError, match=r"cuda_graphs is for CUDA.*, and onnxruntime is to run on .*CPU.*; remove"):
+        na_deploy.load(path, cuda_graphs=2, providers=["CPUExecutionProvider"])
+    for backend in ("openvino", "torch"):
+        with pytest.raises(UsageError, match=f"engines on a GPU, not for {backend}; remove it"):
+            na_deploy.load(path, backend, cuda_graphs=2)
+    with na_deploy.load(path, cuda_graphs=0) as session:
+        assert (session.cuda_graphs, session.graph_figures) == (0, [])
+
+
 def test_a_gpu_that_onnxruntime_cannot_use_is_refused(write_model, monkeypatch: pytest.MonkeyPatch):
     path = write_model()
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])

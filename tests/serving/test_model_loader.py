@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from na_deploy.errors import UsageError
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.serving.model_loader import open_model
 from na_deploy.serving.options import ServeOptions
@@ -37,6 +38,12 @@ def test_models_run_on_the_backend_that_was_asked_for_and_share_runs(model: Path
     with open_model(source, ServeOptions(backend="openvino", threads=1)).session as session:
         assert session.precision == "f32"
     assert "bf16" not in caplog.text
+
+
+def test_cuda_graphs_are_asked_of_the_session(model: Path):
+    source = find_sources([model])["small"][1]
+    with pytest.raises(UsageError, match="cuda_graphs is for CUDA"):
+        open_model(source, ServeOptions(cuda_graphs=2, threads=1))
 
 
 def test_a_model_of_fixed_batch_is_warmed_up_and_one_of_unknown_sizes_is_not(

@@ -31,7 +31,8 @@ def test_every_case_runs_on_a_pretended_gpu(machine, plugin_library, monkeypatch
     outcomes = {outcome.name: outcome for outcome in run_cases(cases, 0, lambda _: None)}
     assert list(outcomes) == list(cases)
     not_passed = {name: outcome.detail for name, outcome in outcomes.items() if outcome.status != "passed"}
-    assert set(not_passed) == {"arrays on the GPU", "C++ example"}, not_passed  # they need a GPU's own libraries
+    own = {"arrays on the GPU", "C++ example", "CUDA graphs in ONNX Runtime"}  # they need a GPU's own libraries
+    assert set(not_passed) == own & set(cases), not_passed
     assert all(outcome.status != "failed" for outcome in outcomes.values())
     assert "tactics pluginv3_kernel" in outcomes["plugin in TensorRT"].detail
     assert "recorded, launched" in outcomes["CUDA graphs"].detail
