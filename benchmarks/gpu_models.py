@@ -6,8 +6,12 @@
 Random weights of seed 0 at the published size, batch left free, exported here. Each file is timed in a process of its
 own: images, weights and scores lie on the GPU, a call ends when the GPU has ended, candidates take turns, medians.
 Candidates: the provider's defaults with the library, the same captured as a CUDA graph, function bodies, and the graph
-with attention replaced by a copy of its value, which is what the network costs beside attention. PyTorch runs our own
+with attention replaced by a copy of its value, which is what the network costs beside attention. "load" and "load with
+graphs" are what users get: sessions of ``na_deploy.load``, images and scores as NumPy arrays. PyTorch runs our own
 modules, attention on tiles, uncompiled; NATTEN is not needed.
+
+The session with graphs is also asked batch after batch in turn, other images every time, so that several graphs live in
+it and every answer has to be its own images'; "in turn differs" is the largest difference of all those calls.
 
 Differences are relative to the largest score of the float32 file on the CPU. Float32 products are TF32's in the
 provider unless it is told otherwise, hence the column without. ``--provider CPUExecutionProvider`` tries the script.
@@ -26,6 +30,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from attention_free import floor_of
@@ -35,13 +40,24 @@ from whole_networks import CELLS, MISSING, Cells, show_rows
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = {CPU: "cpu", CUDA: "cuda"}
 LIBRARY, GRAPH, BODIES, FLOOR = "library, ms", "CUDA graph, ms", "bodies, ms", "no attention, ms"
+LOADED, KEPT = "load, ms", "load with graphs, ms"
 PYTORCH, RATE = "PyTorch, ms", "images/s"
-DIFFERENCES = {LIBRARY: "library differs", GRAPH: "graph differs", BODIES: "bodies differ", PYTORCH: "PyTorch differs"}
-EXACT, WHERE = "without TF32", "attention ran on"
+DIFFERENCES = {
+    LIBRARY: "library differs",
+    GRAPH: "graph differs",
+    BODIES: "bodies differ",
+    LOADED: "load differs",
+    KEPT: "load with graphs differs",
+    PYTORCH: "PyTorch differs",
+}
+EXACT, IN_TURN, WHERE = "without TF32", "in turn differs", "attention ran on"
 COLUMNS = (
-    *("model", "type", "batch", LIBRARY, GRAPH, BODIES, FLOOR, PYTORCH, RATE),
-    *(*DIFFERENCES.values(), EXACT, WHERE),
+    *("model", "type", "batch", LIBRARY, GRAPH, BODIES, FLOOR, LOADED, KEPT, PYTORCH, RATE),
+    *(*DIFFERENCES.values(), EXACT, IN_TURN, WHERE),
 )
+TURNS = 5
+"""Calls of every batch in turn: the first runs as usual, the second is captured, the others launch the graph."""
+FAILED = "FAILED"
 COMPARED = 8
 """Images of a batch whose scores are compared with the CPU's."""
 Array = np.ndarray[Any, Any]
@@ -134,6 +150,65 @@ class Bound:
         return found
 
 
+class Loaded:
+    """A session of ``na_deploy.load`` with images, which takes and gives NumPy arrays.
+
+    Args:
+        session: the session.
+        images: (B, C, H, W).
+    """
+
+    def __init__(self, session: Any, images: Array) -> None:
+        self._session, self._images = session, images
+        for _ in range(3):  # algorithms are chosen in the first, graphs captured in the second
+            self()
+
+    def __call__(self) -> None:
+        """Run, and wait for the scores."""
+        (self._scores,) = self._session.run(self._images).values()
+
+    def scores(self) -> Array:
+        """Return the last call's scores."""
+        found: Array = self._scores
+        return found
+
+
+def load_session(path: Path, library: Path, provider: str, graphs: int) -> Any:
+    """Open a model as users do, with the library, on the provider alone."""
+    import na_deploy
+
+    providers = [provider] if provider == CPU else [provider, CPU]
+    with mock.patch.dict(os.environ, NA_DEPLOY_ORT_LIBRARY=str(library)):
+        session = na_deploy.load(path, "onnxruntime", providers=providers, cuda_graphs=graphs)
+    if session.library is None:
+        raise RuntimeError(f"na_deploy.load did not take {library}")
+    return session
+
+
+def ask_in_turn(session: Any, images: Array, expected: Array, batches: Sequence[int]) -> str:
+    """Return the largest difference of calls with other images each, batch after batch in turn.
+
+    Args:
+        session: a session of ``na_deploy.load``.
+        images: (I, C, H, W) to choose from.
+        expected: their scores on the CPU.
+        batches: sizes that take turns.
+
+    Raises:
+        RuntimeError: a session with graphs has none for a batch, or launched none.
+    """
+    random, worst = np.random.default_rng(11), 0.0
+    for _ in range(TURNS):
+        for batch in batches:
+            chosen = random.integers(0, len(images), batch)
+            (found,) = session.run(images[chosen]).values()
+            worst = max(worst, float(relative(found, expected[chosen])))
+    for figures in session.graph_figures:
+        if figures.captured < len(batches) or figures.launched < (TURNS - 2) * len(batches):
+            raise RuntimeError(f"not every batch was launched as a graph: {figures}")
+    return f"{worst:.1e}"
+
+
 def look_closely(path: Path, provider: str, library: Path, expected: Array, images: Array) -> Cells:
     """Return the difference without TF32, and the providers that ran attention."""
     profile = path.with_suffix(".profile")
@@ -157,6 +232,8 @@ def time_file(
     shape = exact.get_inputs()[0].shape[1:]
     images = random_images(shape, COMPARED)
     expected = exact.run(None, {"image": images})[0]
+    others = np.ascontiguousarray(images[:, :, ::-1])
+    more = exact.run(None, {"image": others})[0]
     del exact
     close = attempt("without TF32", lambda: look_closely(path, provider, library, expected, images)) or {}
     openers: dict[str, Callable[[], Any]] = {
@@ -166,14 +243,28 @@ def time_file(
     }
     if provider == CUDA:
         openers[GRAPH] = lambda: open_session(path, provider, library, own={"enable_cuda_graph": "1"})
+    openers[LOADED] = lambda: load_session(path, library, provider, 0)
+    if provider == CUDA:
+        openers[KEPT] = lambda: load_session(path, library, provider, len(batches))
     sessions = {name: attempt(f"{path.name}, {name}", opener) for name, opener in openers.items()}
+    asked = sessions.get(KEPT) or sessions[LOADED]
+    if asked is not None:
+        pool, scores = np.concatenate([images, others]), np.concatenate([expected, more])
+        worst = attempt(f"{path.name}, in turn", lambda: ask_in_turn(asked, pool, scores, batches))
+        close |= {IN_TURN: FAILED if worst is None else worst}
     for number, batch in enumerate(batches, start=1):
         images = random_images(shape, batch)
-        calls: dict[str, Bound] = {}
+        calls: dict[str, Bound | Loaded] = {}
         for name, session in sessions.items():
             graph = number if name == GRAPH else None
             what = f"{path.name}, batch {batch}, {name}"
-            call = attempt(what, lambda: Bound(session, images, DEVICES[provider], graph)) if session else None  # noqa: B023
+
+            def prepare() -> Bound | Loaded:
+                if name in (LOADED, KEPT):  # noqa: B023
+                    return Loaded(session, images)  # noqa: B023
+                return Bound(session, images, DEVICES[provider], graph)  # noqa: B023
+
+            call = attempt(what, prepare) if session else None
             if call is not None:
                 calls[name] = call
         found = attempt(f"{path.name}, batch {batch}", lambda: timed(calls, expected, rounds, seconds))  # noqa: B023
@@ -182,7 +273,7 @@ def time_file(
         yield {"batch": str(batch), **close, **(found or {}), **rate}
 
 
-def timed(calls: Mapping[str, Bound], expected: Array, rounds: int, seconds: float) -> Cells:
+def timed(calls: Mapping[str, Bound | Loaded], expected: Array, rounds: int, seconds: float) -> Cells:
     """Return medians, and the differences of the scores that the last calls left."""
     times = time_interleaved(calls, rounds, 1, seconds) if calls else {}
     differences = {DIFFERENCES[name]: relative(calls[name].scores(), expected) for name in times if name in DIFFERENCES}
@@ -292,7 +383,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Cells]:
 
 
 def main() -> int:
-    """Measure, and print the table; return 1 where a file was not measured with the library."""
+    """Measure, and print the table; return 1 where a file was not measured with the library, or wrong in turn."""
 
     def names(text: str) -> list[str]:
         return text.split(",")
@@ -322,7 +413,7 @@ def main() -> int:
     print(describe_machine(os.cpu_count() or 1))
     if arguments.provider == CUDA and shutil.which("nvidia-smi"):
         subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], check=False)
-    return int(any(row[LIBRARY] == MISSING for row in rows))
+    return int(any(row[LIBRARY] == MISSING or row[IN_TURN] in (MISSING, FAILED) for row in rows))
 
 
 if __name__ == "__main__":

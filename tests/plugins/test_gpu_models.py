@@ -30,17 +30,21 @@ def test_a_model_is_timed_at_every_batch_and_compared(benchmark: Any, write_mode
     assert [row["batch"] for row in rows] == ["1", "3"]
     for row in rows:
         assert row[benchmark.WHERE] == "CPU"
-        for column in (benchmark.LIBRARY, benchmark.BODIES, benchmark.FLOOR, benchmark.RATE):
+        for column in (benchmark.LIBRARY, benchmark.BODIES, benchmark.FLOOR, benchmark.LOADED, benchmark.RATE):
             assert float(row[column]) >= 0
-        for column in (benchmark.DIFFERENCES[benchmark.LIBRARY], benchmark.EXACT):
+        compared = (benchmark.DIFFERENCES[benchmark.LIBRARY], benchmark.DIFFERENCES[benchmark.LOADED])
+        for column in (*compared, benchmark.EXACT, benchmark.IN_TURN):
             assert float(row[column]) < 1e-5
 
 
 def test_other_scores_are_seen(benchmark: Any, write_model: Callable[..., Path]):
     path, other = write_model("a.onnx", batch="batch"), write_model("b.onnx", batch="batch", seed=1)
     for row in measured(benchmark, path, other, onnxruntime_library()):
-        for name in (benchmark.LIBRARY, benchmark.BODIES):
-            assert float(row[benchmark.DIFFERENCES[name]]) > 0.1
+        for column in (
+            *(benchmark.DIFFERENCES[name] for name in (benchmark.LIBRARY, benchmark.BODIES)),
+            benchmark.IN_TURN,
+        ):
+            assert float(row[column]) > 0.1
 
 
 def test_a_candidate_that_fails_leaves_the_others(
