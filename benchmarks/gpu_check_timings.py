@@ -16,6 +16,8 @@ PLAIN = 1
 FULL = "full attention, SDPA"
 COPY = "copy of as many bytes"
 DEVICE = "cuda"
+DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
+"""Numbers of types in plugins/core/na_params.h."""
 LEAST_BYTES = 3e8
 """Bytes that launches move before they meet the same tensors again, six times the second cache of an H100."""
 MOST_SETS = 32
@@ -24,7 +26,7 @@ LEAST_LAUNCHES = 8
 
 @dataclass(frozen=True)
 class Case:
-    """A problem to time: (B, *X, H, D) in float16."""
+    """A problem to time: (B, *X, H, D)."""
 
     name: str
     batch: int
@@ -36,6 +38,7 @@ class Case:
     stride: tuple[int, ...] = ()
     bias: bool = False
     published_ms: str = ""
+    dtype: str = "float16"
 
 
 def family_a(batches: Sequence[int]) -> list[Case]:
@@ -56,8 +59,10 @@ def other_windows() -> list[Case]:
         for side, heads in ((56, 2), (28, 4))
         for k in (3, 5, 9, 11, 13)
     ]
+    float32 = [replace(case, name=f"{case.name}, float32", dtype="float32") for case in family_a((64,))]
     return [
         *maps,
+        *float32,
         Case("56², 64 channels", 64, (56, 56), 2, 64, (7, 7), bias=True),
         Case("28², 16 channels", 64, (28, 28), 8, 16, (7, 7), bias=True),
         Case("96², 6 heads, window 11×11", 16, (96, 96), 6, 32, (11, 11), bias=True),
@@ -151,13 +156,15 @@ def prepare(case: Case) -> tuple[Any, list[Any]]:
     from cpu_library import Params, _sizes
 
     rank = len(case.lengths)
-    qkv = torch.randn(case.batch, *case.lengths, 3, case.heads, case.head_dim, device=DEVICE).half()
-    output = torch.empty(case.batch, *case.lengths, case.heads, case.head_dim, device=DEVICE, dtype=torch.half)
-    bias = torch.randn(case.heads, *(2 * k - 1 for k in case.kernel_size), device=DEVICE).half() if case.bias else None
+    kind = getattr(torch, case.dtype)
+    qkv = torch.randn(case.batch, *case.lengths, 3, case.heads, case.head_dim, device=DEVICE).to(kind)
+    output = torch.empty(case.batch, *case.lengths, case.heads, case.head_dim, device=DEVICE, dtype=kind)
+    sides = [2 * k - 1 for k in case.kernel_size]
+    bias = torch.randn(case.heads, *sides, device=DEVICE).to(kind) if case.bias else None
     params = Params(
         rank=rank,
         packed=1,
-        dtype=1,
+        dtype=DTYPES[case.dtype],
         batch=case.batch,
         length=_sizes(case.lengths),
         heads=case.heads,
@@ -233,7 +240,7 @@ def peers_of(case: Case, inputs: Sequence[Any]) -> dict[str, Callable[[int], Any
     heads_first = [[p.flatten(1, rank).transpose(1, 2).contiguous() for p in qkv.unbind(-3)] for qkv in inputs]
     found: dict[str, Callable[[int], Any]] = {FULL: lambda n: F.scaled_dot_product_attention(*heads_first[n])}
     if case.batch * case.heads * tokens**2 * 2 < 8e9:
-        mask = torch.zeros(case.batch, case.heads, tokens, tokens, device=DEVICE, dtype=torch.half)
+        mask = torch.zeros(case.batch, case.heads, tokens, tokens, device=DEVICE, dtype=heads_first[0][0].dtype)
         found["dense mask, SDPA"] = lambda n: F.scaled_dot_product_attention(*heads_first[n], attn_mask=mask)
     if rank == 2 and case.batch * case.heads * tokens * prod(case.kernel_size) * case.head_dim < 8e9:
         found["unfold, borders of zeros"] = lambda n: unfolded(case, *heads_first[n])
