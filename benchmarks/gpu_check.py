@@ -30,8 +30,6 @@ from gpu_check_timings import FAMILY_B, NARROW, family_a, other_windows, time_ca
 ROOT = Path(__file__).parents[1]
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZED_PROBLEMS = 3
-PEERS_UNTIL = 300.0
-"""Seconds after which peers are no longer timed: compiling them takes longest, and the whole run has 8 minutes."""
 
 
 def import_ours() -> None:
@@ -186,15 +184,15 @@ def report(arguments: argparse.Namespace) -> bool:
         wrong += disagrees
         numbers: dict[str, Any] = {"wrong": wrong}
         for title, cases in (
-            ("NATTEN's published problems, and with 64 channels", [*FAMILY_B, *NARROW]),
             ("NAT's and DiNAT's stages", family_a((1, 16, 128))),
+            ("NATTEN's published problems, and with 64 channels", [*FAMILY_B, *NARROW]),
             ("Other windows and maps", other_windows()),
         ):
             rows = []
             for case in cases:
-                peers = arguments.peers and time.monotonic() - start < PEERS_UNTIL
-                print(f"{title}, {case.name}, batch {case.batch}{'' if peers else ', without peers'}", flush=True)
-                rows.append(time_case(kernels, case, peers))
+                flex = time.monotonic() - start < arguments.flex_seconds
+                print(f"{title}, {case.name}, batch {case.batch}", flush=True)
+                rows.append(time_case(kernels, case, arguments.peers, flex))
                 numbers[title] = rows
                 (arguments.output / "gpu_check.json").write_text(json.dumps(numbers, indent=1))
             text.append(show(title, rows))
@@ -208,6 +206,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("gpu_check"), help="folder for the table and the numbers")
     parser.add_argument("--problems", type=int, default=120, help="random problems for correctness")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="time ours alone")
+    parser.add_argument(
+        "--flex-seconds",
+        type=float,
+        default=240.0,
+        help="seconds after which flex attention is left out: compiling it takes longest",
+    )
     parser.add_argument("--emulate", type=Path, metavar="LIBRARY", help="correctness alone, on the emulated GPU")
     parser.add_argument("--library", type=Path, help="correctness alone, of kernels compiled before, on the GPU")
     arguments = parser.parse_args()

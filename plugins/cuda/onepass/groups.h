@@ -107,11 +107,13 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
       uint32_t mask = 0;
       NA_NO_UNROLL
       for (int c = 0; c < first_chunk(group + 1, whole) - first; ++c) {
+        uint32_t own = 0;
         NA_UNROLL
         for (int i = 0; i < 8; ++i) {
           const uint32_t key = listed((first + c) * kChunk + i / 4 * 8 + lane() % 4 * 2 + i % 2);
-          mask |= (sees(rows[i % 4 / 2], {key, 0, 0, 0}) ? 1U : 0U) << (c * 8 + i);
+          if (sees(rows[i % 4 / 2], {key, 0, 0, 0})) own |= 1U << i;
         }
+        mask |= own << (c * 8);
       }
       dev::shared_object<uint32_t>(masks_at(group)) = mask;
     }
@@ -122,15 +124,15 @@ class GroupedKernel : public Turns<T, kDim, GroupedKernel<T, kDim>> {
     const T* const from = static_cast<const T*>(p_.rel_pos_bias) + head * bias_numbers(p_);
     const float share = 1.0F / p_.scale;
     for (int n = dev::thread() - plan_.biases_below; n < plan_.biases - plan_.biases_below; n += dev::threads()) {
-      int32_t rest = n;
+      int32_t at[kAxes] = {larger(n, 0), 0, 0};
+      at[1] = divide(at[0], plan_.by_bias_pitch[0]);
+      at[2] = divide(at[1], plan_.by_bias_pitch[1]);
       int32_t index = 0;
       bool exists = n >= 0;
       NA_UNROLL
       for (int a = 0; a < kAxes; ++a) {
-        const int32_t at = rest / plan_.bias_pitch[a];
-        rest -= at * plan_.bias_pitch[a];
-        exists = exists && at < 2 * p_.axis[a].kernel_size - 1;
-        index += at * p_.bias_distance[a];
+        exists = exists && at[a] < 2 * p_.axis[a].kernel_size - 1;
+        index += at[a] * p_.bias_distance[a];
       }
       const float own = exists ? dev::to_float(dev::load_global2(from + index)) * share : 0.0F;
       dev::shared_object<float>(room_.biases + n * kBiasBytes) = own;

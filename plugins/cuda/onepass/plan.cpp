@@ -249,6 +249,7 @@ void finish(const CudaProblem& p, int dim, Plan& plan) {
   }
   plan.by_pitch[0] = make_divisor(plan.pitch[0]);
   plan.by_pitch[1] = make_divisor(plan.pitch[1]);
+  for (int a = 0; a < 2; ++a) plan.by_bias_pitch[a] = make_divisor(plan.bias_pitch[a]);
   plan.by_image_pitch = make_divisor(plan.image_pitch);
   plan.grid = make_tile_grid(p, plan.tile);
   plan.grid.blocks = p.batch > 0 ? plan.grid.blocks / p.batch : 0;

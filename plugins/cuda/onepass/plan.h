@@ -134,6 +134,7 @@ struct Plan {
   Divisor by_pitch[2];
   Divisor by_image_pitch;
   Divisor by_span[kAxes];
+  Divisor by_bias_pitch[2];
   TileGrid grid;
   Room room;
 };
