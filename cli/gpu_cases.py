@@ -97,7 +97,7 @@ def cuda_graphs(bench: Bench) -> str:
         for batch in (8, 1, 2, 1, 2, 1, 2, 3, 3, 3, 1, 1, 1):
             array = bench.images(batch, seed=batch)
             bench.difference(session.run(array)["scores"], array)
-        (figures,) = _inner(session).graph_figures
+        (figures,) = session.graph_figures
     if figures.refusal or not figures.launched:
         raise NaDeployError(f"no graph was launched: {figures}")
     return f"{figures.captured} recorded, launched {figures.launched} times, {figures.dropped} dropped for others"
@@ -290,10 +290,6 @@ def _microseconds(session: Any, array: Any, on_device: bool = False) -> float:
         call(array)
         times.append(perf_counter() - started)
     return 1e6 * float(np.median(times))
-
-
-def _inner(session: Any) -> Any:
-    return session._session
 
 
 def _need_plugin() -> None:

@@ -23,6 +23,7 @@ from na_deploy.model_file.tensors import Array, TensorSpec, check_inputs, random
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.backend_names import AUTO, ENGINE_BACKENDS, SESSION_BACKENDS
 from na_deploy.runtime.bundle.archive import is_bundle
+from na_deploy.runtime.graph_figures import GraphFigures
 
 if TYPE_CHECKING:
     from na_deploy.runtime.bundle.manifest import Manifest
@@ -107,6 +108,11 @@ class Session(Closeable):
     def attention(self) -> str:
         """The part that computes neighborhood attention, in words."""
         return "operator library" if self.library else "function bodies"
+
+    @property
+    def graph_figures(self) -> list[GraphFigures]:
+        """Counts of CUDA graphs, one for each stream; empty for sessions that keep none."""
+        return []
 
     def run(self, inputs: Mapping[str, Any] | Any, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run the model once.

@@ -171,7 +171,7 @@ class OnnxRuntimeSession(Session):
 
     @property
     def graph_figures(self) -> list[GraphFigures]:
-        """Counts of CUDA graphs; empty where none are kept."""
+        """Counts of CUDA graphs, in one entry; empty where none are kept."""
         return [] if self._graphs is None else [self._graphs.figures]
 
     def _run(self, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:

@@ -16,6 +16,7 @@ from na_deploy.model_file.tensors import Array
 from na_deploy.runtime.backend_names import ENGINE_BACKENDS, SESSION_BACKENDS
 from na_deploy.runtime.bundle.archive import Bundle, open_bundle
 from na_deploy.runtime.bundle.manifest import Manifest
+from na_deploy.runtime.graph_figures import GraphFigures
 from na_deploy.runtime.session import Session, SessionOptions, check_backend_options, open_session
 
 
@@ -80,6 +81,11 @@ class BundleSession(Session):
         self.usual_shapes = {name: profile.optimum for name, profile in bundle.manifest.profiles.items()}
         self._bundle = bundle
         self._session = session
+
+    @property
+    def graph_figures(self) -> list[GraphFigures]:
+        """Counts of CUDA graphs, one for each stream."""
+        return self._session.graph_figures
 
     def run_on_device(
         self,

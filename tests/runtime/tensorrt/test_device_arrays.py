@@ -227,7 +227,7 @@ def test_addresses_that_change_drop_the_graph_and_stay_right(bundle, machine, on
         places = [on_gpu(make_images(2, seed)) for seed in range(2)]
         for _ in range(4):
             session.run(places[0])
-        figures = session._session.graph_figures[0]
+        figures = session.graph_figures[0]
         assert (figures.captured, figures.launched) == (1, 2)
         for seed in (1, 0, 1):
             result = session.run(places[seed])["logits"]

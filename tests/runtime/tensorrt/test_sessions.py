@@ -57,7 +57,7 @@ def test_a_second_call_records_a_graph_and_the_third_launches_it(bundle, make_im
     arrays = [make_images(2, seed) for seed in range(5)]
     with na_deploy.load(bundle, contexts=1) as session:
         results = [session.run(array)["logits"] for array in arrays]
-        (figures,) = session._session.graph_figures
+        (figures,) = session.graph_figures
     assert (figures.captured, figures.launched, figures.refusal) == (1, 3, None)
     for array, result in zip(arrays, results, strict=True):
         np.testing.assert_allclose(result, expected(bundle, array), rtol=1e-5, atol=1e-6)
@@ -66,6 +66,7 @@ def test_a_second_call_records_a_graph_and_the_third_launches_it(bundle, make_im
 def test_each_combination_of_shapes_has_its_graph_and_the_oldest_goes(bundle, make_images: Images):
     with na_deploy.load(bundle, contexts=1, cuda_graphs=2) as session:
         inner = session._session
+        assert session.cuda_graphs == 2
         session.run(make_images(8))  # buffers grow once, here
         for batch in (1, 2, 1, 2, 1, 2):
             session.run(make_images(batch))
@@ -83,7 +84,7 @@ def test_graphs_can_be_switched_off(bundle, make_images: Images):
     with na_deploy.load(bundle, contexts=1, cuda_graphs=0) as session:
         for _ in range(4):
             session.run(make_images(2))
-        (figures,) = session._session.graph_figures
+        (figures,) = session.graph_figures
     assert (figures.captured, figures.refusal) == (0, "switched off")
 
 
@@ -92,7 +93,7 @@ def test_an_engine_that_cannot_be_recorded_runs_without_graphs(bundle, machine, 
     array = make_images(2)
     with na_deploy.load(bundle, contexts=1) as session:
         results = [session.run(array)["logits"] for _ in range(5)]
-        (figures,) = session._session.graph_figures
+        (figures,) = session.graph_figures
     assert figures.captured == 0
     assert "not permitted when stream is capturing" in figures.refusal
     for result in results:
