@@ -17,6 +17,9 @@ __attribute__((weak)) bool na_test_capture(na_cuda_stream stream, const std::fun
 
 namespace {
 
+// CUDA's answer to what a stream that is captured does not take; only launches that are captured get it.
+constexpr int32_t kNotCaptured = 900;
+
 // Conditions of the next calls, and arguments of the last launch.
 void* given_stream = nullptr;
 bool refuses_stream = false;
@@ -46,8 +49,12 @@ extern "C" int32_t na_launch(const na_params* params, int32_t tactic, na_cuda_st
   last_stream = stream;
   last_tactic = tactic;
   last_bias = params->rel_pos_bias;
-  if (next_error != 0) return next_error;
   const na_params kept = *params;
+  if (next_error == kNotCaptured) {
+    if (na_test_capture != nullptr && na_test_capture(stream, [] {})) return next_error;
+  } else if (next_error != 0) {
+    return next_error;
+  }
   if (na_test_capture != nullptr && na_test_capture(stream, [kept, tactic] { launch(kept, tactic); })) return 0;
   return launch(kept, tactic);
 }

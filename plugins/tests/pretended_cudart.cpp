@@ -1,6 +1,6 @@
 // A CUDA runtime that pretends to have one GPU, for ONNX Runtime's real CUDA provider in tests: streams are numbers,
-// and device memory is host memory that only copies and the emulated kernels may touch. It launches no kernel. Its graphs
-// are pretended_graphs.cpp's.
+// and device memory is host memory that only copies and the emulated kernels may touch. It launches no kernel. Its
+// graphs are pretended_graphs.cpp's.
 //
 // Functions that are missing here are added by tests/support/pretended_cuda.py; they do nothing and succeed.
 #include <cuda_runtime_api.h>

@@ -1,5 +1,6 @@
-// Graphs of the pretended CUDA runtime: a stream that is captured keeps the launches of emulated kernels and its copies,
-// and a graph repeats them. While one is captured in CUDA's global mode, calls that CUDA refuses then are refused.
+// Graphs of the pretended CUDA runtime: a stream that is captured keeps the launches of emulated kernels and its
+// copies, and a graph repeats them. While one is captured in CUDA's global mode, calls that CUDA refuses then are
+// refused.
 #include <cuda_runtime_api.h>
 
 #include <atomic>

@@ -14,14 +14,9 @@ from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec
 from na_deploy.models.metadata import ModelMetadata
 from na_deploy.runtime.backends.model_bytes import in_memory
-from na_deploy.runtime.backends.onnxruntime_graphs import (
-    GPU_CALLS,
-    CudaGraphs,
-    check_places,
-    check_version,
-    refusal,
-)
+from na_deploy.runtime.backends.onnxruntime_graphs import CudaGraphs, check_places, check_version, refusal
 from na_deploy.runtime.backends.onnxruntime_values import run_session
+from na_deploy.runtime.gpu_calls import GPU_CALLS
 from na_deploy.runtime.graph_figures import GraphFigures
 from na_deploy.runtime.native_libraries import (
     CPU_PROVIDER,
@@ -118,7 +113,8 @@ def _has_kernels(library: Path, provider: str) -> bool:
 
 
 def _expect_launches(library: Path, device: int) -> None:
-    reason = try_gpu_kernels(library, device)
+    with GPU_CALLS.shared():
+        reason = try_gpu_kernels(library, device)
     if reason:
         raise NaDeployError(
             f"the GPU kernels of {library} do not run on GPU {device}: {reason}; they are compiled for compute "
@@ -191,10 +187,10 @@ class OnnxRuntimeSession(Session):
 
     def close(self) -> None:
         """Release the model once calls in progress have finished."""
-        with self._lock:
-            self._session = None
         if self._graphs is not None:
             self._graphs.close()
+        with _gpu_call(self.providers), self._lock:
+            self._session = None
 
 
 def first_line(error: BaseException) -> str:

@@ -4,22 +4,21 @@ The provider (1.31) keeps a captured graph for as long as the session lives, for
 writes the addresses that were bound then, and gives the memory between inputs and outputs back for other runs. So the
 session's runs, captured or not, all happen in one thread; inputs are copied into tensors that stay; and once as many
 graphs are kept as asked for, other shapes run without. Captures forbid other threads' calls that wait or allocate on
-the GPU, so no other session of this backend runs or loads meanwhile.
+the GPU, so none is made while another session runs or loads.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 from na_deploy.closeable import Closeable
 from na_deploy.errors import MissingDependencyError, NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array, TensorSpec, format_shape
 from na_deploy.runtime.backends.onnxruntime_values import empty, run_session, unwrap, wrap
+from na_deploy.runtime.gpu_calls import GPU_CALLS
 from na_deploy.runtime.graph_figures import GraphFigures
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -32,48 +31,11 @@ OLDEST = (1, 31)
 _REMEMBERED = 256
 """Combinations of shapes that were run once and may come again."""
 
+_PATIENCE_S = 0.05
+"""Seconds that a capture waits for other calls, which wait for it; then it is left to a later call."""
+
 _WITHOUT = -1
 """The graph's number in runs without one."""
-
-
-class GpuCalls:
-    """Lets any number of calls use GPUs at the same time, or one capture alone."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._running = 0
-        self._captures = False
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Use a GPU; waits for the end of a capture."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._captures)
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Capture; waits for the end of other calls, and has later ones wait."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._captures)
-            self._captures = True
-            self._changed.wait_for(lambda: self._running == 0)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._captures = False
-                self._changed.notify_all()
-
-
-GPU_CALLS = GpuCalls()
-"""The calls of this process's sessions on the CUDA provider."""
 
 
 def check_version(version: str) -> None:
@@ -204,7 +166,9 @@ class CudaGraphs(Closeable):
             return answers
         known = self._seen.get(shapes)
         if known is not None and len(self._graphs) < self._limit:
-            return self._capture(shapes, inputs, known, outputs)
+            with GPU_CALLS.alone(_PATIENCE_S) as is_alone:
+                if is_alone:
+                    return self._capture(shapes, inputs, known, outputs)
         with GPU_CALLS.shared():
             found = run_session(self._session, inputs, self._outputs, self._without)
         answers = dict(zip(self._outputs, found, strict=True))
@@ -219,17 +183,15 @@ class CudaGraphs(Closeable):
         self, shapes: Shapes, inputs: Mapping[str, Array], known: Layouts, outputs: Sequence[str]
     ) -> dict[str, Array]:
         self._numbers += 1  # a number is never used twice, since a capture that failed may leave something
-        with GPU_CALLS.alone():
-            try:
-                graph = _Graph(self._session, self._numbers, self._device, layouts(inputs), known)
-                answers = graph.run(inputs, outputs)
-            except Exception as error:
-                given = ", ".join(f"{name} {format_shape(array.shape)}" for name, array in inputs.items())
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise NaDeployError(
-                    f"{self._name} could not be captured as a CUDA graph for {given}: {reason}; "
-                    "load it without cuda_graphs"
-                ) from error
+        try:
+            graph = _Graph(self._session, self._numbers, self._device, layouts(inputs), known)
+            answers = graph.run(inputs, outputs)
+        except Exception as error:
+            given = ", ".join(f"{name} {format_shape(array.shape)}" for name, array in inputs.items())
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Error in execution: ")
+            raise NaDeployError(
+                f"{self._name} could not be captured as a CUDA graph for {given}: {reason}; load it without cuda_graphs"
+            ) from error
         self._graphs[shapes] = graph
         del self._seen[shapes]
         self.figures.captured += 1

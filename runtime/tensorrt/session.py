@@ -14,6 +14,7 @@ import numpy as np
 from na_deploy.errors import NaDeployError, UsageError
 from na_deploy.model_file.tensors import Array, check_inputs
 from na_deploy.models.metadata import ModelMetadata
+from na_deploy.runtime.gpu_calls import GPU_CALLS
 from na_deploy.runtime.graph_figures import GraphFigures
 from na_deploy.runtime.native_libraries import tensorrt_library
 from na_deploy.runtime.session import Session, SessionOptions
@@ -67,8 +68,9 @@ def _open_engine(path: Path, options: SessionOptions, flavor: Flavor) -> TensorR
             # No hash is known for this file, and the library may end the process over a damaged one.
             probe_engine(path, flavor, device, library)
             host_code = False
-        engine = load_engine(path, module, flavor, library=library, host_code_allowed=host_code)
-        return TensorRTSession(engine, cuda, options, library)
+        with GPU_CALLS.shared():
+            engine = load_engine(path, module, flavor, library=library, host_code_allowed=host_code)
+            return TensorRTSession(engine, cuda, options, library)
 
 
 def open_bundle_engine(bundle: Bundle, device: int | None = None) -> TensorRTSession:
@@ -158,7 +160,7 @@ class TensorRTSession(Session):
 
     def close(self) -> None:
         """Release the engine once calls in progress have finished. Arrays left on the GPU stay valid."""
-        with self._closing:
+        with GPU_CALLS.shared(), self._closing:
             self._pool.close()
             self._engine.close()
 

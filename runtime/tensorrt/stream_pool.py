@@ -15,6 +15,7 @@ import numpy as np
 from na_deploy.closeable import Closeable
 from na_deploy.errors import UsageError
 from na_deploy.model_file.tensors import Array, format_shape, numpy_type
+from na_deploy.runtime.gpu_calls import GPU_CALLS
 from na_deploy.runtime.graph_figures import GraphFigures
 from na_deploy.runtime.tensorrt.arrays import DeviceArray
 from na_deploy.runtime.tensorrt.contexts import ShapeContext, ShapeContexts
@@ -194,7 +195,7 @@ class StreamPool(Closeable):
         Raises:
             UsageError: the pool is closed.
         """
-        with self._cuda.on_device(self._device):
+        with GPU_CALLS.shared(), self._cuda.on_device(self._device):
             stream = self._take()
             try:
                 yield stream

@@ -23,7 +23,8 @@ from onnx import TensorProto, helper
 
 from na_deploy.attention.schema import PACKED_OPERATOR
 from na_deploy.errors import MissingDependencyError
-from na_deploy.runtime.backends.onnxruntime_graphs import GpuCalls, check_version
+from na_deploy.runtime.backends.onnxruntime_graphs import check_version
+from na_deploy.runtime.gpu_calls import GpuCalls
 
 pytestmark = pytest.mark.native
 WINDOW = {"kernel_size": (3, 3)}
@@ -124,6 +125,21 @@ def test_other_sessions_wait_for_the_end_of_a_capture(called):
     assert report["ran after it"]
 
 
+def test_a_capture_beside_a_call_that_takes_long_is_left_to_a_later_run(called):
+    report, _ = called
+    assert report["captured beside another call"] == 0
+
+
+def test_a_capture_that_fails_is_one_sentence_and_the_session_goes_on(called):
+    report, answers = called
+    found = report["not captured"]
+    assert found.startswith("float32.onnx could not be captured as a CUDA graph for qkv 2×5×4×3×2×8: ")
+    assert found.endswith("with error 900, an emulated error; load it without cuda_graphs")
+    arrays, answer = {"qkv": given(2, 50)}, {"output": answers["after a failure"]}
+    expect_reference(answer, PACKED_OPERATOR, arrays, WINDOW, "float32", 2e-6)
+    assert report["captured after a failure"] == 1
+
+
 def test_models_that_a_graph_would_not_hold_are_refused(called):
     report, _ = called
     for name, words in {
@@ -149,8 +165,8 @@ def test_a_capture_waits_for_calls_and_holds_later_ones_back():
 
     def capture() -> None:
         started.set()
-        with calls.alone():
-            order.append("capture")
+        with calls.alone(10.0) as is_alone:
+            order.append("capture" if is_alone else "given up")
 
     with calls.shared():
         with calls.shared():
@@ -162,3 +178,14 @@ def test_a_capture_waits_for_calls_and_holds_later_ones_back():
     with calls.shared():
         order.append("later call")
     assert order == ["call", "capture", "later call"]
+
+
+def test_a_capture_that_is_given_up_holds_nobody_back():
+    calls = GpuCalls()
+    with calls.shared():
+        with calls.alone(0.001) as is_alone:
+            assert not is_alone
+        with calls.shared():
+            pass
+    with calls.alone(0.001) as is_alone:
+        assert is_alone

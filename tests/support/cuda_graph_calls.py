@@ -21,12 +21,14 @@ import numpy as np
 
 import na_deploy
 from na_deploy.errors import NaDeployError
-from na_deploy.runtime.backends.onnxruntime_graphs import GPU_CALLS
+from na_deploy.runtime.gpu_calls import GPU_CALLS
 from na_deploy.runtime.native_libraries import onnxruntime_library
 
 TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 CALLS = {"float32": (1, 2, 3, 1, 2, 3, 1, 2, 3, 0, 0, 0), "bfloat16": (2, 2, 2, 2)}
 """Batches of the calls, in order, with two graphs at most."""
+NOT_CAPTURED = 900
+"""CUDA's error where a stream that is captured does not take what it is given."""
 SHARED = (1, 2, 1, 2, 2, 1, 3, 3)
 """Batches of calls from threads of their own, after those."""
 
@@ -75,11 +77,25 @@ def main(folder: Path) -> None:
     with na_deploy.load(folder / "float32.onnx", device=0) as usual:
         done = threading.Event()
         thread = threading.Thread(target=lambda: (usual.run({"qkv": given(1, 0)}), done.set()))
-        with GPU_CALLS.alone():
+        with GPU_CALLS.alone(1.0):
             thread.start()
             report["ran during a capture"] = done.wait(0.1)
         thread.join()
         report["ran after it"] = done.is_set()
+    with na_deploy.load(folder / "float32.onnx", cuda_graphs=1) as session:
+        inputs = {"qkv": given(2, 50)}
+        session.run(inputs)
+        with GPU_CALLS.shared():  # as another session's call that takes long
+            session.run(inputs)
+        report["captured beside another call"] = session.graph_figures[0].captured
+        kernels.na_test_error(NOT_CAPTURED)
+        try:
+            session.run(inputs)
+        except NaDeployError as error:
+            report["not captured"] = str(error)
+        kernels.na_test_error(0)
+        answers["after a failure"] = session.run(inputs)["output"]
+        report["captured after a failure"] = session.graph_figures[0].captured
     report["refused"] = {path.stem: refused(path) for path in (folder / "refused").iterdir()}
     np.savez(folder / "answers.npz", **answers)
     (folder / "report.json").write_text(json.dumps(report))
