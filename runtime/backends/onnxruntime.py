@@ -124,7 +124,7 @@ def _expect_launches(library: Path, device: int) -> None:
 
 def _on_device(providers: list[str], options: SessionOptions) -> list[Any]:
     """Return the providers, with the GPU's number and graphs for the one that runs on it."""
-    own: dict[str, Any] = {} if options.device is None else {"device_id": options.device}
+    own: dict[str, Any] = {"device_id": options.device} if options.device else {}  # naming 0 makes 1.31 warn
     if options.cuda_graphs:
         own["enable_cuda_graph"] = "1"
     return [(name, own) if own and name == CUDA_PROVIDER else name for name in providers]

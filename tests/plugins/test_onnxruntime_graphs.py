@@ -71,6 +71,7 @@ def called(gpu: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tup
     command = [sys.executable, cuda_graph_calls.__file__, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=gpu, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "[W:onnxruntime" not in done.stderr
     answers = dict(np.load(folder / "answers.npz"))
     stored = {name: array.view(ml_dtypes.bfloat16) for name, array in answers.items() if array.dtype.kind == "V"}
     return json.loads((folder / "report.json").read_text()), answers | stored
