@@ -29,6 +29,13 @@ LONGEST_FIRST = (
     "model_file/test_flatten.py",
     "exporter/",
     "examples/",
+    "serving/",
+    "deployment/test_triton_server.py",
+    "test_documents.py",
+    "runtime/tensorrt/",
+    "test_public_api.py",
+    "cli/",
+    "models/",
 )
 """Files whose tests take longest, for processes that share the work to end together."""
 
