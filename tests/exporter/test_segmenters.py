@@ -136,7 +136,7 @@ def test_free_batch_and_sizes_follow_the_image(kind: str, exports: Exports) -> N
         ("maskformer", {"dtype": "fp16"}),
         ("mask2former", {}),
         pytest.param("mask2former", {"dynamic": "batch,spatial"}, marks=pytest.mark.slow),
-        ("oneformer", {"dtype": "fp16"}),
+        pytest.param("oneformer", {"dtype": "fp16"}, marks=pytest.mark.slow),
     ],
 )
 def test_tensorrt_rtx_builds_it(kind: str, options: dict[str, str], exports: Exports) -> None:
@@ -147,7 +147,9 @@ def test_tensorrt_rtx_builds_it(kind: str, options: dict[str, str], exports: Exp
     assert built.engine_bytes > 0.9 * report.size
 
 
-@pytest.mark.parametrize("kind", [pytest.param("upernet", marks=pytest.mark.slow), "maskformer", "oneformer"])
+@pytest.mark.parametrize(
+    "kind", ["maskformer", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("upernet", "oneformer"))]
+)
 def test_half_precision_keeps_softmax_and_mask_products_in_float32(kind: str, exports: Exports) -> None:
     report = exports(kind, dtype="fp16")
     assert report.difference < 5e-3

@@ -60,7 +60,7 @@ def build(loaded: LoadedModel, folder: Path, profiles: Any = None, **options: An
     ("name", "dtype"),
     [
         ("nat_mini", "fp32"),
-        ("dinat_mini", "fp16"),
+        pytest.param("dinat_mini", "fp16", marks=pytest.mark.slow),
         ("dinat_s_tiny", "fp16"),
         pytest.param("nat_mini", "fp16", marks=pytest.mark.slow),
         pytest.param("dinat_mini", "fp32", marks=pytest.mark.slow),
