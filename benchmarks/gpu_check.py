@@ -25,7 +25,7 @@ from typing import Any
 
 from gpu_check_build import NAMES, Kernels, build_library, tactics_of
 from gpu_check_onnxruntime import build_and_check
-from gpu_check_timings import FAMILY_B, NARROW, family_a, other_windows, time_case
+from gpu_check_timings import FAMILY_B, NARROW, Case, family_a, other_windows, prepare, time_case
 
 ROOT = Path(__file__).parents[1]
 SANITIZERS = ("memcheck", "racecheck")
@@ -125,15 +125,9 @@ def sanitize(library: Path) -> list[str]:
 def graph_replays(kernels: Kernels) -> str:
     """Capture a launch, change the input, replay, and compare with a fresh launch."""
     import torch
-    from cpu_library import Params, _sizes
 
-    qkv = torch.randn(2, 28, 28, 3, 4, 32, device="cuda").half()
-    captured, fresh = (torch.empty(2, 28, 28, 4, 32, device="cuda", dtype=torch.half) for _ in range(2))
-    params = Params(
-        rank=2, packed=1, dtype=1, batch=2, length=_sizes((28, 28)), heads=4, key_heads=4, head_dim=32, value_dim=32,
-        kernel_size=_sizes((7, 7)), dilation=_sizes((2, 2)), stride=_sizes((1, 1)), is_causal=_sizes((0, 0)),
-        query=qkv.data_ptr(), output=captured.data_ptr(),
-    )  # fmt: skip
+    params, (qkv, captured, _) = prepare(Case("replay", 2, (28, 28), 4, 32, (7, 7), (2, 2)))
+    fresh = torch.empty_like(captured)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kernels.launch(params, 0)

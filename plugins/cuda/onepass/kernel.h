@@ -230,7 +230,6 @@ class OnePassKernel : public Turns<T, kDim, OnePassKernel<T, kDim, kChunks>> {
     write(own, stage, sums, total, image);
   }
 
-  float all_ = 0.0F;             // the sum of all results: no number if one of them is none
   bool all_chunks_ = false;      // the warp's hull has more than kFew chunks
   uint32_t rows_at_[kChunks];    // places from a stage of the rows that the lane addresses for a chunk: the key's in
                                  // 16 low bits, a sixteenth of the value's in the high ones

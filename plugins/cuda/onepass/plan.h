@@ -88,8 +88,8 @@ struct Room {
   int32_t start;      // starts of scores that are not in registers
   int32_t pieces;     // PieceOfQuery and PieceOfKey of the threads
   int32_t tile;
-  int32_t
-      slots;  // of the kernel with groups: bytes from a hull's corner to each key's row, a group's for a lane together
+  // Of the kernel with groups:
+  int32_t slots;   // bytes from a hull's corner to each key's row, a group's for a lane together
   int32_t pairs;   // the same for the bias of each second key
   int32_t masks;   // a bit for each score of a group, by warp and lane
   int32_t biases;  // a head's biases / scale, each beside the next; the place of index 0
